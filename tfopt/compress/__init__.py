@@ -1,0 +1,1 @@
+"""Techniques that make a Keras model smaller; each is one module, none imports another."""

@@ -1,0 +1,263 @@
+"""Magnitude pruning: the smallest weights become zero and stay zero while the rest trains on.
+
+Zhu and Gupta, "To prune, or not to prune", https://arxiv.org/abs/1710.01878. Masks are computed
+between steps, from the weights that the optimizer has just written, and live outside the model: it
+stays the plain Keras model it was, with nothing to strip.
+"""
+
+import dataclasses
+import logging
+import math
+from typing import Any
+
+import numpy as np
+
+from tfopt import keras_api
+from tfopt.compress.base import Patterns, Prepared, Selection, Skipped
+from tfopt.errors import InputError
+from tfopt.keras_api import Weight
+from tfopt.numerics.masked_assign import MaskedAssign
+from tfopt.numerics.masks import Structure, magnitude_masks, parse_structure
+from tfopt.schedules import ConstantSparsity, PolynomialDecay, SparsitySchedule, check_sparsity
+
+_log = logging.getLogger(__name__)
+
+# As in tensorflow-model-optimization: lookup tables and depthwise kernels only when asked for.
+KERNEL_NAMES = frozenset({"kernel", "recurrent_kernel", "pointwise_kernel"})
+
+
+@dataclasses.dataclass(frozen=True)
+class PruneConfig:
+    """What `prepare` needs to know; see `MagnitudePruning` for the meaning of each field."""
+
+    schedule: SparsitySchedule
+    structure: str = "unstructured"
+    scope: str = "layer"
+    include: Patterns = None
+    exclude: Patterns = None
+
+
+def prepare(model: Any, config: PruneConfig) -> Prepared:
+    """The model unchanged, with the callback that prunes it during `fit`."""
+    keras_api.check_model(model)
+    _, skipped = prunable(model, config.include, config.exclude, parse_structure(config.structure))
+    callback = MagnitudePruning(
+        config.schedule, config.structure, config.scope, config.include, config.exclude
+    )
+    return Prepared(model, [callback], skipped)
+
+
+def finish(model: Any) -> Any:
+    """The model as it is: pruning leaves nothing behind but zeros."""
+    return model
+
+
+def prune(
+    model: Any,
+    sparsity: float,
+    structure: str = "unstructured",
+    scope: str = "layer",
+    include: Patterns = None,
+    exclude: Patterns = None,
+) -> Any:
+    """Prunes the model's weights once, in place, and returns the model.
+
+    Args:
+        model: a built model of either Keras generation.
+        sparsity: share of the weights to remove, in [0, 1); with "n:m" it must be 1 - n/m.
+        structure: "unstructured", "n:m" (n kept of every m along the input axis) or "RxC" blocks.
+        scope: "layer" ranks each kernel on its own, "global" ranks all of them together.
+        include: name patterns, layer class names or classes; only what matches is pruned.
+        exclude: likewise; what matches is left alone.
+
+    Returns:
+        The same model object.
+
+    Raises:
+        InputError: a bad argument or a weight that is not finite; the model is then unchanged.
+    """
+    keras_api.check_model(model)
+    check_sparsity(sparsity)
+    pruner = Pruner(model, structure, scope, include, exclude)
+    pruner.check_pattern_sparsity(sparsity)
+    pruner.update(sparsity)
+    pruner.apply()
+    return model
+
+
+def prunable(
+    model: Any, include: Patterns = None, exclude: Patterns = None, structure: Structure | None = None
+) -> tuple[list[Weight], list[Skipped]]:
+    """The weights that pruning would touch, and the other matrices with the reason why not."""
+    selection = Selection(model, include, exclude)
+    chosen, skipped = [], []
+    for weight in selection.weights:
+        if len(weight.variable.shape) < 2:
+            continue
+        reason = selection.reason_to_skip(weight)
+        if reason is None and weight.name not in KERNEL_NAMES and not selection.included_by_name(weight):
+            reason = f"{type(weight.layer).__name__}.{weight.name} is no kernel; name it in include to prune it"
+        if reason is None and structure and structure.kind != "unstructured" and matrix_shape(weight) is None:
+            reason = "its input and output axes are mixed, so it has no rows for this structure"
+        if reason is None:
+            chosen.append(weight)
+        else:
+            skipped.append(Skipped(weight.path, reason))
+    return chosen, skipped
+
+
+def matrix_shape(weight: Weight) -> tuple[int, ...] | None:
+    """The shape in which the second to last axis is the input and the last the output axis.
+
+    A convolution kernel keeps its shape; an einsum kernel is flattened to (inputs, outputs). None if
+    the axes of an einsum kernel are interleaved.
+    """
+    shape = tuple(int(d) for d in weight.variable.shape)
+    equation = getattr(weight.layer, "equation", None)
+    if equation is None:
+        return shape
+    operands, _, result = equation.replace(" ", "").partition("->")
+    labels = operands.split(",")[1]
+    is_output = [label in result for label in labels]
+    if is_output != sorted(is_output):
+        return None
+    inputs = is_output.count(False)
+    return math.prod(shape[:inputs]), math.prod(shape[inputs:])
+
+
+class Pruner:
+    """Masks for the kernels of one model: `update` computes them, `apply` writes the zeros.
+
+    Args:
+        model: a built model.
+        structure, scope, include, exclude: as for `prune`.
+    """
+
+    def __init__(
+        self, model: Any, structure: str, scope: str, include: Patterns = None, exclude: Patterns = None
+    ) -> None:
+        self._structure = parse_structure(structure)
+        _check_scope(scope, self._structure)
+        self._across = scope == "global"
+        self.weights, self.skipped = prunable(model, include, exclude, self._structure)
+        if not self.weights:
+            reasons = "; ".join(f"{s.path}: {s.reason}" for s in self.skipped[:3]) or "it has no matrices"
+            raise InputError(f"nothing to prune in model {model.name!r} ({reasons})")
+        self._assign = MaskedAssign([keras_api.tf_variable(w.variable) for w in self.weights])
+
+    def check_pattern_sparsity(self, sparsity: float) -> None:
+        """An n:m pattern fixes the sparsity; a different request is a mistake worth an error."""
+        kind, kept, group = self._structure
+        if kind == "n:m" and not math.isclose(sparsity, 1 - kept / group, abs_tol=1e-6):
+            raise InputError(f"structure {kept}:{group} has sparsity {1 - kept / group:g}, got {sparsity:g}")
+
+    def update(self, sparsity: float) -> None:
+        """Computes new masks from the weights as they are now.
+
+        Raises:
+            InputError: a weight holds NaN or infinity (the tensor is named).
+        """
+        arrays = [self._as_matrix(w) for w in self.weights]
+        masks = magnitude_masks(arrays, sparsity, self._structure, self._across)
+        shapes = [tuple(w.variable.shape) for w in self.weights]
+        self._assign.set_masks([m.reshape(s) for m, s in zip(masks, shapes, strict=True)])
+
+    def apply(self) -> None:
+        """Writes zeros where the masks say so, on every replica."""
+        self._assign()
+
+    def sparsity(self) -> float:
+        """Share of zeros over all pruned kernels together."""
+        arrays = [keras_api.to_numpy(w.variable) for w in self.weights]
+        return 1.0 - sum(np.count_nonzero(a) for a in arrays) / sum(a.size for a in arrays)
+
+    def _as_matrix(self, weight: Weight) -> np.ndarray:
+        array = keras_api.to_numpy(weight.variable)
+        if array.dtype not in (np.float32, np.float64):
+            array = array.astype(np.float32)
+        if not np.isfinite(array.max() - array.min()):
+            raise InputError(f"weight {weight.path!r} holds NaN or infinity; it cannot be ranked for pruning")
+        if self._structure.kind == "unstructured":
+            return array
+        return array.reshape(matrix_shape(weight))
+
+
+class MagnitudePruning(keras_api.Callback):
+    """Keras callback that prunes a model while it trains, in either Keras generation.
+
+    Masks are recomputed at the schedule's steps and applied after every optimizer step (after every
+    execution where `steps_per_execution` is above 1). The reached sparsity appears in `logs` as
+    "sparsity" at the end of each epoch. Put it before callbacks that save the model.
+
+    Args:
+        schedule: `schedules.PolynomialDecay`, `schedules.ConstantSparsity`, an object of
+            tensorflow-model-optimization, or any callable from step to (update now, sparsity).
+        structure: "unstructured", "n:m" or "RxC"; see `prune`.
+        scope: "layer" or "global".
+        include: name patterns, layer class names or classes; only what matches is pruned.
+        exclude: likewise; what matches is left alone.
+
+    Raises:
+        InputError: a bad argument; while training, a pruned weight that is not finite.
+    """
+
+    def __init__(
+        self,
+        schedule: SparsitySchedule,
+        structure: str = "unstructured",
+        scope: str = "layer",
+        include: Patterns = None,
+        exclude: Patterns = None,
+    ) -> None:
+        if not callable(schedule):
+            raise InputError(f"schedule must be a sparsity schedule, got {schedule!r}")
+        _check_scope(scope, parse_structure(structure))
+        self._schedule = schedule
+        self._settings = (structure, scope, include, exclude)
+        self._supports_tf_logs = True  # tf_keras then does not wait for the loss at every step
+        self._pruner: Pruner | None = None
+        self._seen_step = -1
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        self._pruner, self._seen_step = None, -1
+        if self.model.built:
+            self._catch_up()
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        self._catch_up()
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        if self._pruner is not None and isinstance(logs, dict):
+            logs["sparsity"] = self._pruner.sparsity()
+
+    def on_train_end(self, logs: Any = None) -> None:
+        if self._pruner is None:
+            return
+        self._pruner.apply()  # another callback may have restored earlier weights
+        end = getattr(self._schedule, "end_step", None)
+        if isinstance(self._schedule, PolynomialDecay) and end is not None and self._seen_step < end:
+            _log.warning(
+                "training ended at step %d, before the schedule's end_step %d: sparsity is %.4f, not %.4f",
+                self._seen_step, end, self._pruner.sparsity(), self._schedule.final_sparsity,
+            )  # fmt: skip
+
+    def _catch_up(self) -> None:
+        """Does what the schedule asked for at every step since the last call, at most once."""
+        if self._pruner is None:
+            self._pruner = Pruner(self.model, *self._settings)
+            if isinstance(self._schedule, ConstantSparsity):
+                self._pruner.check_pattern_sparsity(self._schedule.target_sparsity)
+            self._seen_step = keras_api.learning_step(self.model) - 1
+        step = keras_api.learning_step(self.model)
+        due = [s for s in range(self._seen_step + 1, step + 1) if bool(self._schedule(s)[0])]
+        self._seen_step = step
+        if due:
+            self._pruner.update(float(self._schedule(due[-1])[1]))
+        self._pruner.apply()
+
+
+def _check_scope(scope: str, structure: Structure) -> None:
+    if scope not in ("layer", "global"):
+        raise InputError(f"scope must be 'layer' or 'global', got {scope!r}")
+    if scope == "global" and structure.kind == "n:m":
+        raise InputError("scope 'global' cannot be combined with an n:m structure, which ranks within groups")

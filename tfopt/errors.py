@@ -1,0 +1,47 @@
+"""Everything tfopt raises on purpose: a small family, each also a fitting built-in exception."""
+
+
+class TfoptError(Exception):
+    """Base of every error raised on purpose by tfopt."""
+
+
+class InputError(TfoptError, ValueError):
+    """An argument, a recipe or a data file is wrong; the message says what to change."""
+
+
+class MissingFileError(InputError, FileNotFoundError):
+    """A file or folder that was asked for does not exist."""
+
+    def __str__(self) -> str:  # OSError would print only its errno fields
+        return str(self.args[0]) if self.args else ""
+
+
+class DataError(InputError):
+    """Data that cannot be used: damaged, empty, mislabelled or not text."""
+
+
+class ModelFileError(InputError):
+    """A file that is not a model, or one that is not safe to load."""
+
+
+class WorkFailedError(TfoptError, RuntimeError):
+    """The input was right but the work failed (training diverged, a converter gave up)."""
+
+
+class VerificationError(WorkFailedError):
+    """A written artifact failed one of its checks.
+
+    Attributes:
+        check: name of the failed check, for example ``"max_abs_error"``.
+    """
+
+    def __init__(self, check: str, message: str) -> None:
+        super().__init__(f"check '{check}' failed: {message}")
+        self.check = check
+
+    def __reduce__(self) -> tuple[type, tuple[str, str]]:
+        return type(self), (self.check, str(self).split(" failed: ", 1)[1])
+
+
+class MissingDependencyError(TfoptError, ImportError):
+    """An optional package is not installed; the message names the command that installs it."""

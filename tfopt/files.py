@@ -1,0 +1,126 @@
+"""Files that appear whole or not at all: temporary sibling, flush to disk, rename."""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tfopt.errors import MissingFileError
+
+
+def existing(path: str | os.PathLike[str], what: str = "file") -> Path:
+    """Returns `path` as a Path, or raises MissingFileError that says what was looked for."""
+    found = Path(path)
+    if not found.exists():
+        raise MissingFileError(f"{what} not found: {found}")
+    return found
+
+
+@contextlib.contextmanager
+def replacing(target: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yields a temporary path next to `target`; on success it is flushed and renamed over `target`.
+
+    The caller creates a file or a folder at the yielded path. If the block raises, or nothing was
+    created, `target` stays as it was and the temporary is removed. A folder cannot be renamed over
+    another, so the old one steps aside first; should the process die between the two renames, the
+    next call brings the old one back.
+    """
+    target = Path(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    aside = target.with_name(f".{target.name}.old")
+    if aside.exists() and not target.exists():
+        aside.rename(target)
+    # The suffix is kept: several writers choose their format by it.
+    temporary = target.with_name(f".{uuid.uuid4().hex[:8]}.tmp.{target.name}")
+    try:
+        yield temporary
+        if not temporary.exists():
+            raise MissingFileError(f"nothing was written for {target}")
+        _flush(temporary)
+        if temporary.is_dir() and target.exists():
+            _remove(aside)
+            target.rename(aside)
+        elif target.is_dir():
+            _remove(target)
+        temporary.rename(target)
+        _flush_folder(target.parent)
+        _remove(aside)
+    finally:
+        _remove(temporary)
+
+
+def write_text(target: str | os.PathLike[str], text: str) -> Path:
+    """Writes UTF-8 text so that `target` holds either its old content or all of the new one."""
+    return write_bytes(target, text.encode("utf-8"))
+
+
+def write_bytes(target: str | os.PathLike[str], data: bytes) -> Path:
+    """Writes bytes so that `target` holds either its old content or all of the new one."""
+    with replacing(target) as temporary:
+        temporary.write_bytes(data)
+    return Path(target)
+
+
+def write_json(target: str | os.PathLike[str], value: Any) -> Path:
+    """Writes `value` as indented JSON; NaN and infinities are refused, JSON has no such numbers."""
+    return write_text(target, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def files_below(path: str | os.PathLike[str]) -> list[Path]:
+    """Every regular file at or below `path`, sorted, leftovers of interrupted writes excluded."""
+    root = Path(path)
+    if root.is_file():
+        return [root]
+    found = (p for p in root.rglob("*") if p.is_file())
+    return sorted(p for p in found if not any(_is_leftover(part) for part in p.relative_to(root).parts))
+
+
+def size_of(path: str | os.PathLike[str]) -> int:
+    """Bytes of a file, or of all files below a folder."""
+    return sum(p.stat().st_size for p in files_below(path))
+
+
+def sha256(path: str | os.PathLike[str]) -> str:
+    """SHA-256 of a file as hexadecimal."""
+    with Path(path).open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def tree_digest(path: str | os.PathLike[str]) -> str:
+    """One SHA-256 over the names and contents of all files at or below `path`."""
+    root, digest = Path(path), hashlib.sha256()
+    for file in files_below(root):
+        digest.update(f"{file.relative_to(root)}\0{sha256(file)}\n".encode())
+    return digest.hexdigest()
+
+
+def _is_leftover(name: str) -> bool:
+    return name.startswith(".") and (".tmp." in name or name.endswith(".old"))
+
+
+def _flush(path: Path) -> None:
+    for file in [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file()]:
+        with file.open("rb") as handle:
+            os.fsync(handle.fileno())
+
+
+def _flush_folder(path: Path) -> None:
+    if os.name == "nt":  # Windows cannot open a folder for flushing
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

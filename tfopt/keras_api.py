@@ -1,0 +1,276 @@
+"""Both Keras generations behind one set of functions; the only module that imports either of them.
+
+A model's generation is read from its class, never from the environment: ``"tf_keras"`` is Keras 2
+(the package tf_keras), ``"keras"`` is Keras 3 running on TensorFlow.
+"""
+
+import functools
+import importlib
+import json
+import sys
+import zipfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, cast
+
+import numpy as np
+
+from tfopt.errors import InputError, ModelFileError
+from tfopt.files import existing, replacing
+
+Generation = Literal["tf_keras", "keras"]
+GENERATIONS: tuple[Generation, ...] = ("tf_keras", "keras")
+
+
+class Weight(NamedTuple):
+    """One variable of one layer.
+
+    Attributes:
+        layer_path: names from the model down to the layer, joined by "/".
+        layer: the Keras layer that owns the variable.
+        name: last part of the variable's own name, for example "kernel".
+        variable: the Keras variable (a tf.Variable in tf_keras).
+    """
+
+    layer_path: str
+    layer: Any
+    name: str
+    variable: Any
+
+    @property
+    def path(self) -> str:
+        return f"{self.layer_path}/{self.name}"
+
+
+def keras_module(generation: str) -> Any:
+    """The module `tf_keras` or `keras`; Keras 3 must run on TensorFlow.
+
+    Raises:
+        InputError: an unknown generation, or Keras 3 on another backend.
+    """
+    if generation not in GENERATIONS:
+        raise InputError(f"generation must be 'tf_keras' or 'keras', got {generation!r}")
+    module = importlib.import_module(generation)
+    if generation == "keras" and module.backend.backend() != "tensorflow":
+        raise InputError(
+            f"Keras 3 must run on TensorFlow, but its backend is {module.backend.backend()!r}: "
+            "start Python with KERAS_BACKEND=tensorflow or edit ~/.keras/keras.json"
+        )
+    return module
+
+
+def generation_of(obj: Any) -> Generation:
+    """The generation of a model, layer, optimizer or callback, told from its classes.
+
+    Raises:
+        InputError: the object belongs to neither.
+    """
+    for base in type(obj).__mro__:
+        package = base.__module__.partition(".")[0]
+        if package in GENERATIONS:
+            return cast(Generation, package)
+    raise InputError(f"expected a tf_keras or Keras 3 object, got {type(obj).__module__}.{type(obj).__name__}")
+
+
+def is_model(obj: Any) -> bool:
+    """Whether `obj` is a model of either generation."""
+    return any(g in sys.modules and isinstance(obj, sys.modules[g].Model) for g in GENERATIONS)
+
+
+def check_model(obj: Any, name: str = "model") -> Any:
+    """Returns `obj` if it is a built Keras model, else raises InputError."""
+    if not is_model(obj):
+        raise InputError(f"{name} must be a tf_keras or Keras 3 model, got {type(obj).__name__}")
+    if not obj.built:
+        raise InputError(f"{name} {obj.name!r} has no weights yet: build it or call it on data first")
+    return obj
+
+
+def sublayers(layer: Any) -> list[Any]:
+    """The layers that `layer` holds directly, in the order in which they were made."""
+    return list(layer._flatten_layers(recursive=False, include_self=False))
+
+
+def walk(layer: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields (path, layer) for every layer below `layer`, depth first, each layer once."""
+    seen: set[int] = set()
+
+    def visit(parent: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+        for child in sublayers(parent):
+            if id(child) in seen:
+                continue
+            seen.add(id(child))
+            child_path = f"{prefix}/{child.name}" if prefix else child.name
+            yield child_path, child
+            yield from visit(child, child_path)
+
+    yield from visit(layer, path)
+
+
+def own_variables(layer: Any) -> list[Any]:
+    """The variables that the layer made itself, those of its sublayers excluded."""
+    if generation_of(layer) == "tf_keras":
+        return list(layer._trainable_weights) + list(layer._non_trainable_weights)
+    return list(layer._trainable_variables) + list(layer._non_trainable_variables)
+
+
+def weights(model: Any) -> list[Weight]:
+    """Every variable of the model with the layer that owns it; a shared variable comes once."""
+    found, seen = [], set()
+    for path, layer in [("", model), *walk(model)]:
+        for variable in own_variables(layer):
+            if id(variable) not in seen:
+                seen.add(id(variable))
+                name = variable.name.rpartition("/")[2].partition(":")[0]
+                found.append(Weight(path or model.name, layer, name, variable))
+    return found
+
+
+def tf_variable(variable: Any) -> Any:
+    """The TensorFlow variable behind a Keras variable of either generation."""
+    return variable.value if type(variable).__module__.startswith("keras.") else variable
+
+
+def to_numpy(variable: Any) -> np.ndarray:
+    """The variable's value as an array."""
+    return np.asarray(tf_variable(variable))
+
+
+def learning_step(model: Any) -> int:
+    """Optimizer steps taken so far; the only count that `steps_per_execution` does not distort."""
+    return int(to_numpy(model.optimizer.iterations))
+
+
+class Callback:
+    """Base of callbacks that work in `fit` of either generation.
+
+    An instance also derives from the `Callback` class of every generation that is loaded (a model's
+    generation is, by the time somebody makes a callback for it), so no needless Keras is imported.
+    """
+
+    _model: Any = None
+
+    @property
+    def model(self) -> Any:
+        return self._model
+
+    @model.setter  # Keras 3 has no setter and tf_keras assigns: one property that suits both
+    def model(self, model: Any) -> None:
+        self._model = model
+
+    def set_model(self, model: Any) -> None:
+        self._model = model
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> "Callback":
+        loaded = tuple(g for g in GENERATIONS if g in sys.modules)
+        return object.__new__(_callback_class(cls, loaded or ("tf_keras",)))
+
+
+@functools.cache
+def _callback_class(cls: type, loaded: tuple[str, ...]) -> type:
+    bases = tuple(keras_module(g).callbacks.Callback for g in loaded)
+    bases = tuple(b for b in bases if not issubclass(cls, b))
+    return type(cls.__name__, (cls, *bases), {"__module__": cls.__module__, "__init__": _init_all(cls, bases)})
+
+
+def _init_all(cls: type, bases: tuple[type, ...]) -> Any:
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        for base in bases:
+            base.__init__(self)  # type: ignore[misc]
+        cls.__init__(self, *args, **kwargs)  # type: ignore[misc]
+
+    return __init__
+
+
+def save_model(model: Any, path: str | Path) -> Path:
+    """Saves the model in the `.keras` format, without optimizer; the file appears whole or not at all."""
+    path = Path(path)
+    if path.suffix != ".keras":
+        raise InputError(f"a Keras model file must end in .keras, got {path.name!r}")
+    with replacing(path) as temporary:
+        # Neither generation can leave the optimizer's state (twice the weights) out of this format.
+        optimizer, model.optimizer = getattr(model, "optimizer", None), None
+        try:
+            model.save(temporary)
+        finally:
+            model.optimizer = optimizer
+    return path
+
+
+def load_model(path: str | Path) -> Any:
+    """Loads a `.keras` or `.h5` file in the generation that wrote it, without running code from it.
+
+    Raises:
+        MissingFileError: no such file.
+        ModelFileError: not a Keras model, damaged, or holding a Lambda layer.
+    """
+    path = existing(path, "model file")
+    config, generation = _read_config(path)
+    _refuse_code(config, path)
+    keras = keras_module(generation)
+    try:
+        return keras.models.load_model(path, compile=False)
+    except (ValueError, OSError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelFileError(f"cannot load {path} with {generation}: {reason}") from error
+
+
+def _read_config(path: Path) -> tuple[dict[str, Any], str]:
+    """The model's configuration and generation, read without building anything."""
+    if path.is_file() and zipfile.is_zipfile(path):
+        try:
+            with zipfile.ZipFile(path) as archive:
+                config = json.loads(archive.read("config.json"))
+                version = json.loads(archive.read("metadata.json"))["keras_version"]
+        except (KeyError, ValueError, zipfile.BadZipFile) as error:
+            raise ModelFileError(f"not a Keras model file: {path} ({error})") from error
+        return config, "tf_keras" if str(version).startswith("2.") else "keras"
+    if path.is_file():
+        return _read_hdf5_config(path)
+    raise ModelFileError(f"not a Keras model file: {path}")
+
+
+def _read_hdf5_config(path: Path) -> tuple[dict[str, Any], str]:
+    import h5py
+
+    if not h5py.is_hdf5(path):
+        raise ModelFileError(f"not a Keras model file: {path} (neither a .keras archive nor HDF5)")
+    with h5py.File(path, "r") as handle:
+        text, version = handle.attrs.get("model_config"), handle.attrs.get("keras_version", "2")
+        if text is None:
+            raise ModelFileError(f"not a Keras model file: {path} (weights only, no model configuration)")
+        links: list[str] = []
+        handle.visititems_links(lambda name, link: _note_external(name, link, links))
+    if links:
+        raise ModelFileError(f"{path} points into other files ({links[0]}); such a file is not loaded")
+    text = text.decode() if isinstance(text, bytes) else text
+    version = version.decode() if isinstance(version, bytes) else version
+    return json.loads(text), "tf_keras" if str(version).startswith("2") else "keras"
+
+
+def _note_external(name: str, link: Any, found: list[str]) -> None:
+    import h5py
+
+    if isinstance(link, h5py.ExternalLink):
+        found.append(name)
+
+
+def _refuse_code(config: Any, path: Path) -> None:
+    """A Lambda layer carries Python code, and tf_keras would run it while loading."""
+    for node in _nodes(config):
+        if node.get("class_name") in ("Lambda", "__lambda__"):
+            name = (node.get("config") or {}).get("name") if isinstance(node.get("config"), dict) else None
+            raise ModelFileError(
+                f"{path} holds a Lambda layer ({name or 'unnamed'}), which is code that would run while "
+                "loading: rebuild the model without it, or load it yourself and pass the model object"
+            )
+
+
+def _nodes(value: Any) -> Iterator[dict[str, Any]]:
+    if isinstance(value, dict):
+        yield value
+        value = value.values()
+    elif not isinstance(value, list):
+        return
+    for item in cast(Iterable[Any], value):
+        yield from _nodes(item)

@@ -1,0 +1,110 @@
+"""Schedules: a training step in, what to do at that step out. Pure functions, no TensorFlow.
+
+Argument names and values follow tensorflow-model-optimization's `PolynomialDecay` and
+`ConstantSparsity`, whose own objects are accepted wherever these are: both are called with a step
+and return the pair (update the masks now, sparsity).
+"""
+
+import dataclasses
+from typing import Any, Protocol
+
+from tfopt.errors import InputError
+
+
+class SparsitySchedule(Protocol):
+    """Anything that maps a step to (update masks now, sparsity in [0, 1))."""
+
+    def __call__(self, step: Any) -> tuple[Any, Any]: ...
+
+
+def check_sparsity(value: float, name: str = "sparsity") -> float:
+    """Returns `value` if it is a sparsity in [0, 1), else raises InputError."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0.0 <= value < 1.0:
+        raise InputError(f"{name} must be in [0, 1), got {value!r}")
+    return float(value)
+
+
+def _check_steps(begin_step: int, end_step: int, frequency: int) -> None:
+    if begin_step < 0:
+        raise InputError(f"begin_step must be 0 or more, got {begin_step}")
+    if end_step != -1 and end_step < begin_step:
+        raise InputError(f"end_step must not come before begin_step, got begin {begin_step}, end {end_step}")
+    if frequency < 1:
+        raise InputError(f"frequency must be 1 or more, got {frequency}")
+
+
+def _is_update(step: int, begin_step: int, end_step: int, frequency: int) -> bool:
+    if step < begin_step or (end_step != -1 and step > end_step):
+        return False
+    # The toolkit skips end_step when it is no multiple of frequency, and then never reaches the
+    # final sparsity; here the last step always counts.
+    return (step - begin_step) % frequency == 0 or step == end_step
+
+
+@dataclasses.dataclass(frozen=True)
+class PolynomialDecay:
+    """Sparsity grows from initial to final along `1 - (1 - progress) ** power`.
+
+    Zhu and Gupta, "To prune, or not to prune", https://arxiv.org/abs/1710.01878.
+
+    Args:
+        initial_sparsity: sparsity at `begin_step`, in [0, 1).
+        final_sparsity: sparsity from `end_step` on, in [0, 1).
+        begin_step: first optimizer step at which masks are computed.
+        end_step: last step at which masks are computed, after `begin_step`.
+        power: exponent of the polynomial; 3 prunes fast first, slowly near the end.
+        frequency: masks are recomputed every that many steps.
+
+    Raises:
+        InputError: a value outside its range.
+    """
+
+    initial_sparsity: float
+    final_sparsity: float
+    begin_step: int
+    end_step: int
+    power: float = 3
+    frequency: int = 100
+
+    def __post_init__(self) -> None:
+        check_sparsity(self.initial_sparsity, "initial_sparsity")
+        check_sparsity(self.final_sparsity, "final_sparsity")
+        if self.end_step == -1:
+            raise InputError("end_step of PolynomialDecay must be a step, got -1")
+        _check_steps(self.begin_step, self.end_step, self.frequency)
+
+    def __call__(self, step: int) -> tuple[bool, float]:
+        span = max(self.end_step - self.begin_step, 1)
+        progress = min(max((step - self.begin_step) / span, 0.0), 1.0)
+        if self.end_step == self.begin_step:
+            progress = 1.0
+        remaining = (1.0 - progress) ** self.power
+        sparsity = self.final_sparsity + (self.initial_sparsity - self.final_sparsity) * remaining
+        return _is_update(step, self.begin_step, self.end_step, self.frequency), sparsity
+
+
+@dataclasses.dataclass(frozen=True)
+class ConstantSparsity:
+    """The same sparsity from `begin_step` on.
+
+    Args:
+        target_sparsity: sparsity in [0, 1).
+        begin_step: first optimizer step at which masks are computed.
+        end_step: last such step, or -1 for no end.
+        frequency: masks are recomputed every that many steps.
+
+    Raises:
+        InputError: a value outside its range.
+    """
+
+    target_sparsity: float
+    begin_step: int
+    end_step: int = -1
+    frequency: int = 100
+
+    def __post_init__(self) -> None:
+        check_sparsity(self.target_sparsity, "target_sparsity")
+        _check_steps(self.begin_step, self.end_step, self.frequency)
+
+    def __call__(self, step: int) -> tuple[bool, float]:
+        return _is_update(step, self.begin_step, self.end_step, self.frequency), self.target_sparsity
