@@ -4,6 +4,8 @@ Names are resolved on first use, so that importing the package loads no TensorFl
 """
 
 import importlib
+import sys
+import types
 from typing import Any
 
 __version__ = "0.1.0"
@@ -16,7 +18,7 @@ _HOME = {
     "Recipe": "tfopt.recipe",
     "Report": "tfopt.report",
     "TfoptError": "tfopt.errors",
-    "compare": "tfopt.measure",
+    "compare": "tfopt.compare",
     "export": "tfopt.export",
     "inspect": "tfopt.measure.inspection",
     "measure": "tfopt.measure",
@@ -26,6 +28,18 @@ _HOME = {
 _MODULES = ("callbacks", "errors", "models", "schedules")
 
 __all__ = [*_HOME, *_MODULES]
+
+
+class _Package(types.ModuleType):
+    """Keeps `tfopt.export` and `tfopt.measure` the functions: importing the folders of the same name
+    would otherwise put the folders in their place."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _HOME and isinstance(value, types.ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
 
 
 def __getattr__(name: str) -> Any:

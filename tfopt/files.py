@@ -31,7 +31,7 @@ def replacing(target: str | os.PathLike[str]) -> Iterator[Path]:
     next call brings the old one back.
     """
     target = Path(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
+    made = _make_folders(target.parent)
     aside = target.with_name(f".{target.name}.old")
     if aside.exists() and not target.exists():
         aside.rename(target)
@@ -52,6 +52,9 @@ def replacing(target: str | os.PathLike[str]) -> Iterator[Path]:
         _remove(aside)
     finally:
         _remove(temporary)
+        for folder in made:  # only those that this call made and that stayed empty
+            with contextlib.suppress(OSError):
+                folder.rmdir()
 
 
 def write_text(target: str | os.PathLike[str], text: str) -> Path:
@@ -101,6 +104,13 @@ def tree_digest(path: str | os.PathLike[str]) -> str:
 
 def _is_leftover(name: str) -> bool:
     return name.startswith(".") and (".tmp." in name or name.endswith(".old"))
+
+
+def _make_folders(folder: Path) -> list[Path]:
+    """Makes the folder and its parents; returns those that were missing, innermost first."""
+    missing = [p for p in (folder, *folder.parents) if not p.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    return missing
 
 
 def _flush(path: Path) -> None:

@@ -133,7 +133,7 @@ def tf_variable(variable: Any) -> Any:
 
 def to_numpy(variable: Any) -> np.ndarray:
     """The variable's value as an array."""
-    return np.asarray(tf_variable(variable))
+    return np.asarray(tf_variable(variable).numpy())  # asarray alone fails on mirrored variables
 
 
 def learning_step(model: Any) -> int:

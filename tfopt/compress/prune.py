@@ -169,7 +169,7 @@ class Pruner:
     def sparsity(self) -> float:
         """Share of zeros over all pruned kernels together."""
         arrays = [keras_api.to_numpy(w.variable) for w in self.weights]
-        return 1.0 - sum(np.count_nonzero(a) for a in arrays) / sum(a.size for a in arrays)
+        return float(1.0 - sum(np.count_nonzero(a) for a in arrays) / sum(a.size for a in arrays))
 
     def _as_matrix(self, weight: Weight) -> np.ndarray:
         array = keras_api.to_numpy(weight.variable)

@@ -1,0 +1,238 @@
+"""Packs labelled texts into sharded TFRecord with a manifest that counts and hashes them."""
+
+import dataclasses
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tfopt.data.readers import Texts, label_ids
+from tfopt.data.tfrecord import encode_records, scan_records
+from tfopt.data.tokenizers import Encoded, OnLong, encode, save_tokenizer
+from tfopt.errors import DataError, InputError
+from tfopt.files import existing, replacing, sha256, write_json
+
+SPLIT = "data"
+_MANIFEST_SUFFIX = ".manifest.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """One TFRecord file: its name, records, bytes and SHA-256."""
+
+    file: str
+    records: int
+    bytes: int
+    sha256: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Manifest:
+    """What a packed folder holds.
+
+    Attributes:
+        records: records in all shards.
+        tokens: token ids in all records.
+        max_length: tokens of the longest record.
+        length_limit: most tokens that a record could have.
+        labels: names of the classes, in the order of their ids; empty for unlabelled text.
+        class_counts: records of each class.
+        too_long: texts that had more tokens than `length_limit`.
+        on_long: what was done with them: "truncate" or "drop".
+        longest: tokens of the longest text before that.
+        shards: the files.
+        schema: version of this layout.
+    """
+
+    records: int
+    tokens: int
+    max_length: int
+    length_limit: int
+    labels: list[str]
+    class_counts: list[int]
+    too_long: int
+    on_long: str
+    longest: int
+    shards: list[Shard]
+    schema: int = 1
+
+
+def pack(
+    data: Texts,
+    tokenizer: Any,
+    out: str | Path,
+    max_length: int,
+    labels: list[str] | None = None,
+    shards: int = 1,
+    on_long: OnLong = "error",
+    seed: int = 0,
+) -> Manifest:
+    """Writes the folder `out` with shuffled records, their manifest and the tokenizer.
+
+    The folder appears whole or not at all; one that holds a pack is replaced, any other is refused.
+
+    Args:
+        out: folder to create.
+        data, tokenizer, max_length, labels, shards, on_long, seed: as for `write_pack`.
+
+    Raises:
+        InputError: `out` is a folder with something else in it.
+        DataError: an unknown label, or texts that are too long.
+    """
+    out = Path(out)
+    if out.is_file() or (out.is_dir() and any(out.iterdir()) and not splits(out)):
+        raise InputError(f"{out} is not empty and holds no pack; choose another folder")
+    with replacing(out) as folder:
+        folder.mkdir()
+        manifest = write_pack(folder, SPLIT, data, tokenizer, max_length, labels, shards, on_long, seed)
+        save_tokenizer(tokenizer, folder / "tokenizer.json")
+    return manifest
+
+
+def write_pack(
+    folder: Path,
+    split: str,
+    data: Texts,
+    tokenizer: Any,
+    max_length: int,
+    labels: list[str] | None = None,
+    shards: int = 1,
+    on_long: OnLong = "error",
+    seed: int = 0,
+) -> Manifest:
+    """Writes one split into an existing folder: its shards and its manifest.
+
+    Args:
+        folder: an existing folder.
+        split: name of the split, the first part of every file name.
+        data: texts, with labels if `labels` is given.
+        tokenizer: see `tfopt.data.tokenizers`.
+        max_length: most tokens of one record.
+        labels: names of the classes, from `label_names` of the training data; None for no labels.
+        shards: files to write; never more than there are records.
+        on_long: what happens to texts that are too long; see `encode`.
+        seed: seed of the shuffle that spreads the classes over the shards.
+
+    Raises:
+        DataError: an unknown label, or texts that are too long.
+    """
+    if shards < 1:
+        raise InputError(f"shards must be 1 or more, got {shards}")
+    ids = None if labels is None else np.array(label_ids(data, labels), np.int64)
+    encoded = encode(tokenizer, data.texts, max_length, on_long, data.source)
+    ids = None if ids is None else ids[encoded.kept]
+    files = _write_shards(folder, split, encoded, ids, shards, seed)
+    manifest = Manifest(
+        records=int(encoded.lengths.size), tokens=int(encoded.lengths.sum()),
+        max_length=int(encoded.lengths.max()), length_limit=max_length, labels=labels or [],
+        class_counts=[] if labels is None or ids is None else np.bincount(ids, minlength=len(labels)).tolist(),
+        too_long=encoded.too_long, on_long=on_long, longest=encoded.longest, shards=files,
+    )  # fmt: skip
+    write_json(folder / f"{split}{_MANIFEST_SUFFIX}", dataclasses.asdict(manifest))
+    return manifest
+
+
+def splits(folder: str | Path) -> list[str]:
+    """Names of the splits that a folder holds."""
+    return sorted(p.name.removesuffix(_MANIFEST_SUFFIX) for p in Path(folder).glob(f"*{_MANIFEST_SUFFIX}"))
+
+
+def _write_shards(
+    folder: Path, split: str, data: Encoded, ids: np.ndarray | None, shards: int, seed: int
+) -> list[Shard]:
+    order = np.random.default_rng(seed).permutation(data.lengths.size)
+    starts = np.cumsum(data.lengths) - data.lengths
+    lengths = data.lengths[order]
+    within = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    tokens = data.tokens[np.repeat(starts[order], lengths) + within]
+    content, ends = encode_records(tokens, lengths, None if ids is None else ids[order])
+    shards = min(shards, lengths.size)
+    cuts = np.linspace(0, lengths.size, shards + 1).astype(int)
+    offsets = np.concatenate([[0], ends])[cuts]
+    files = []
+    for index in range(shards):
+        path = folder / f"{split}-{index:05d}-of-{shards:05d}.tfrecord"
+        path.write_bytes(content[offsets[index] : offsets[index + 1]])
+        records = int(cuts[index + 1] - cuts[index])
+        files.append(Shard(path.name, records, path.stat().st_size, sha256(path)))
+    return files
+
+
+def read_manifest(folder: str | Path, split: str = SPLIT) -> Manifest:
+    """Reads the manifest of one split of a packed folder.
+
+    Raises:
+        MissingFileError: no such folder, or no manifest in it.
+        DataError: the manifest cannot be read.
+    """
+    path = existing(existing(folder, "packed data folder") / f"{split}{_MANIFEST_SUFFIX}", "data manifest")
+    try:
+        raw = json.loads(path.read_text("utf-8"))
+        raw["shards"] = [Shard(**shard) for shard in raw["shards"]]
+        return Manifest(**raw)
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path} is not a data manifest: {error}") from error
+
+
+def check_shards(folder: str | Path, manifest: Manifest) -> None:
+    """Compares every shard with the manifest: a file cut at a record boundary looks healthy alone.
+
+    Raises:
+        DataError: a shard is missing, cut or damaged; it is named.
+    """
+    for shard in manifest.shards:
+        path = Path(folder) / shard.file
+        if not path.exists():
+            raise DataError(f"shard {path} is missing; the manifest lists it with {shard.records} records")
+        size = path.stat().st_size
+        if size != shard.bytes:
+            raise DataError(f"shard {path} is cut or changed: {size} bytes, the manifest says {shard.bytes}")
+        if sha256(path) != shard.sha256:
+            raise DataError(f"shard {path} is damaged: its SHA-256 differs from the manifest")
+
+
+def verify(path: str | Path) -> dict[str, int]:
+    """Reads a packed folder, or one TFRecord file, to its last byte.
+
+    Returns:
+        Counts: "files", "records" and "bytes".
+
+    Raises:
+        DataError: damage, or a disagreement with a manifest; the file is named.
+    """
+    path = existing(path, "packed data")
+    expected: dict[Path, int | None] = {}
+    if path.is_file():
+        expected[path] = None
+    for split in splits(path) if path.is_dir() else []:
+        manifest = read_manifest(path, split)
+        check_shards(path, manifest)
+        expected |= {path / shard.file: shard.records for shard in manifest.shards}
+    if not expected:
+        raise DataError(f"{path} holds no pack (no *{_MANIFEST_SUFFIX})")
+    total = 0
+    for file, records in expected.items():
+        count = sum(1 for _ in scan_records(file))
+        if not count or records not in (None, count):
+            raise DataError(f"{file} holds {count} records, the manifest says {records}")
+        total += count
+    return {"files": len(expected), "records": total, "bytes": sum(f.stat().st_size for f in expected)}
+
+
+def describe(folder: str | Path) -> dict[str, Any]:
+    """The manifests of a packed folder as plain values, with a histogram of record lengths each."""
+    from tfopt.data.batches import record_lengths
+
+    found = {}
+    for split in splits(existing(folder, "packed data folder")):
+        manifest = read_manifest(folder, split)
+        histogram = Counter(-(-int(n) // 16) * 16 for n in record_lengths(folder, manifest))
+        found[split] = {
+            **dataclasses.asdict(manifest),
+            "length_histogram": {f"<= {k}": histogram[k] for k in sorted(histogram)},
+        }
+    if not found:
+        raise DataError(f"{folder} holds no pack (no *{_MANIFEST_SUFFIX})")
+    return found

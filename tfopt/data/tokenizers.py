@@ -1,0 +1,141 @@
+"""Tokenizers: loaded from a folder, or trained (byte-level BPE) on the texts at hand."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from tfopt.errors import DataError, InputError, ModelFileError
+from tfopt.files import existing, replacing
+
+SPECIAL_TOKENS = ("[PAD]", "[CLS]", "[SEP]")
+OnLong = Literal["error", "truncate", "drop"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoded:
+    """Token ids of many texts.
+
+    Attributes:
+        tokens: all ids one after another, int64.
+        lengths: tokens of each kept text, int64.
+        kept: index of each kept text in the input, int64.
+        too_long: texts that had more tokens than allowed.
+        longest: tokens of the longest text before anything was cut.
+    """
+
+    tokens: np.ndarray
+    lengths: np.ndarray
+    kept: np.ndarray
+    too_long: int
+    longest: int
+
+
+def load_tokenizer(path: str | Path) -> Any:
+    """Loads `tokenizer.json` (a file, or a folder that holds it) with its own cutting and padding off.
+
+    Raises:
+        MissingFileError: no such file.
+        ModelFileError: the file is not a tokenizer.
+    """
+    import tokenizers
+
+    path = existing(path, "tokenizer")
+    if path.is_dir():
+        path = existing(path / "tokenizer.json", "tokenizer")
+    try:
+        tokenizer = tokenizers.Tokenizer.from_file(str(path))
+    except Exception as error:  # noqa: BLE001  the package raises bare Exception
+        raise ModelFileError(f"{path} is not a tokenizer: {error}") from error
+    # Published files often cut silently; here `encode` counts what is too long.
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def train_bpe(texts: Sequence[str], vocab_size: int) -> Any:
+    """Trains a byte-level BPE tokenizer that puts [CLS] before and [SEP] after each text.
+
+    Args:
+        texts: training texts.
+        vocab_size: rows of the vocabulary, at least 260 (256 bytes and the special tokens).
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+
+    if vocab_size < 256 + len(SPECIAL_TOKENS) + 1:
+        raise InputError(f"vocab_size must be 260 or more, got {vocab_size}")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=list(SPECIAL_TOKENS),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    start, end = tokenizer.token_to_id("[CLS]"), tokenizer.token_to_id("[SEP]")
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", start), ("[SEP]", end)]
+    )
+    return tokenizer
+
+
+def save_tokenizer(tokenizer: Any, path: str | Path) -> None:
+    """Writes `tokenizer.json`."""
+    with replacing(path) as temporary:
+        tokenizer.save(str(temporary))
+
+
+def encode(
+    tokenizer: Any,
+    texts: Sequence[str],
+    max_length: int,
+    on_long: OnLong = "error",
+    source: str = "texts",
+) -> Encoded:
+    """Token ids of the texts, with what the tokenizer adds at both ends.
+
+    Args:
+        tokenizer: from `load_tokenizer` or `train_bpe`.
+        texts: the texts.
+        max_length: most tokens that the model takes.
+        on_long: what happens to longer texts: "error", "truncate" (the end is cut, the last special
+            token stays) or "drop".
+        source: name of the texts in messages.
+
+    Raises:
+        DataError: texts are too long and `on_long` is "error", or nothing is left.
+    """
+    encodings = tokenizer.encode_batch(list(texts))
+    full = [e.ids for e in encodings]
+    lengths = np.fromiter(map(len, full), np.int64, len(full))
+    longest = int(lengths.max(initial=0))
+    over = lengths > max_length
+    if over.any() and on_long == "error":
+        raise DataError(
+            f"{source}: {int(over.sum())} of {len(full)} texts are longer than the {max_length} tokens the "
+            f"model takes (the longest has {longest}); set data.on_long to 'truncate' or 'drop', or raise "
+            "data.max_length"
+        )
+    if on_long == "truncate":
+        for index in np.flatnonzero(over):
+            full[index] = _cut(encodings[index], max_length)
+    kept = np.flatnonzero(~over) if on_long == "drop" else np.arange(len(full))
+    if not kept.size:
+        raise DataError(f"{source}: no text has {max_length} tokens or fewer")
+    rows = [full[i] for i in kept]
+    tokens = np.concatenate([np.asarray(row, np.int64) for row in rows])
+    return Encoded(tokens, np.minimum(lengths[kept], max_length), kept, int(over.sum()), longest)
+
+
+def _cut(encoding: Any, max_length: int) -> list[int]:
+    """The first `max_length` ids, the special tokens that close the text kept at the end."""
+    closing = 0
+    mask = encoding.special_tokens_mask
+    while closing < len(mask) and mask[-1 - closing] and closing < max_length - 1:
+        closing += 1
+    ids = list(encoding.ids)
+    return ids[: max_length - closing] + (ids[len(ids) - closing :] if closing else [])

@@ -1,0 +1,138 @@
+"""`export`: one call from a Keras model to a verified artifact."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tfopt import keras_api
+from tfopt.errors import InputError
+from tfopt.export.artifact import Artifact
+from tfopt.export.saved_model import write_saved_model
+from tfopt.export.signatures import MASK, check_lengths, check_samples
+from tfopt.export.tflite import write_tflite
+from tfopt.export.verify import check_contents, check_outputs
+from tfopt.files import replacing
+from tfopt.keras_io import Inputs, call, inputs_of
+
+FORMATS = ("saved_model", "tflite")
+QUANTIZATIONS = (None, "float16", "dynamic_int8")
+_RANDOM_ROWS = 8
+
+
+def export(
+    model: Any,
+    path: str | Path,
+    format: str = "saved_model",
+    quantization: str | None = None,
+    jit_compile: bool = False,
+    representative: dict[str, np.ndarray] | None = None,
+    lengths: Sequence[int] | None = None,
+    batch_size: int = 1,
+    input_signature: Any = None,
+) -> Artifact:
+    """Writes the model for another runtime and verifies what was written.
+
+    The artifact appears at `path` only after every check has passed; whatever was there before stays
+    until then.
+
+    Args:
+        model: a built model of either Keras generation; it is not changed.
+        path: a `.tflite` file, or the folder of a SavedModel.
+        format: "saved_model" or "tflite".
+        quantization: for TFLite, None (float32), "float16" or "dynamic_int8".
+        jit_compile: for SavedModels, compile with XLA wherever the artifact is loaded.
+        representative: inputs by name, for the comparison with the Keras model; random ones if None,
+            which show a broken conversion but say little about classes.
+        lengths: for models that take sequences of any length, the lengths to export; shorter inputs are
+            padded when the artifact is used. By default 32, 64 and 128 where the model has an
+            "attention_mask". A SavedModel without `jit_compile` takes any length and ignores this.
+        batch_size: for TFLite, the rows per call.
+        input_signature: for subclassed models, ``{name: tf.TensorSpec}`` or one TensorSpec.
+
+    Returns:
+        The artifact with every check that it passed.
+
+    Raises:
+        InputError: a bad argument.
+        WorkFailedError: the converter gave up.
+        VerificationError: a check failed; it is named.
+    """
+    keras_api.check_model(model)
+    path = Path(path)
+    _check_arguments(path, format, quantization, jit_compile, batch_size)
+    inputs = inputs_of(model, input_signature)
+    flexible = format == "saved_model" and not jit_compile
+    chosen = () if flexible else check_lengths(inputs, lengths)
+    samples = _samples(model, inputs, representative, max(chosen, default=16))
+    with replacing(path) as temporary:
+        if format == "tflite":
+            write_tflite(model, temporary, inputs, chosen, batch_size, quantization)
+        else:
+            write_saved_model(model, temporary, inputs, chosen, jit_compile=jit_compile)
+        checks = check_contents(temporary, format, quantization, jit_compile)
+        reference = {name: value.numpy() for name, value in call(model, inputs, samples).items()}
+        more, error, agreement = check_outputs(temporary, samples, reference, quantization)
+    return Artifact(path, format, quantization, jit_compile, chosen, error, agreement, (*checks, *more))
+
+
+def _check_arguments(
+    path: Path, format: str, quantization: str | None, jit_compile: bool, batch_size: int
+) -> None:
+    if format not in FORMATS:
+        raise InputError(f"format must be one of {', '.join(FORMATS)}, got {format!r}")
+    if quantization not in QUANTIZATIONS:
+        names = ", ".join(str(q) for q in QUANTIZATIONS)
+        raise InputError(f"quantization must be one of {names}, got {quantization!r}")
+    if format == "saved_model" and quantization is not None:
+        raise InputError(f"quantization={quantization!r} needs format='tflite'; a SavedModel keeps float weights")
+    if format == "tflite" and jit_compile:
+        raise InputError("jit_compile needs format='saved_model'; TFLite files are not compiled by XLA")
+    if (path.suffix == ".tflite") != (format == "tflite"):
+        wanted = "end in .tflite" if format == "tflite" else "be a folder, without .tflite"
+        raise InputError(f"the path of format {format!r} must {wanted}, got {path.name!r}")
+    if batch_size < 1:
+        raise InputError(f"batch_size must be 1 or more, got {batch_size}")
+
+
+def _samples(model: Any, inputs: Inputs, given: dict[str, np.ndarray] | None, longest: int) -> dict[str, Any]:
+    """The samples to compare with, no longer than what is exported."""
+    if given is not None:
+        samples = check_samples(inputs, given)
+        if inputs.has_length and not any(
+            None not in tuple(s.shape)[1:] and len(s.shape) > 1 for s in inputs.specs.values()
+        ):
+            samples = {name: value[:, :longest] for name, value in samples.items()}
+        return samples
+    rng = np.random.default_rng(0)
+    shapes = inputs.with_sizes(_RANDOM_ROWS, longest)
+    vocabulary = _usable_ids(model, inputs, shapes)
+    samples = {}
+    for name, spec in shapes.items():
+        shape = tuple(spec.shape)
+        if name == MASK:
+            samples[name] = np.ones(shape)
+        elif spec.dtype.is_integer:
+            samples[name] = rng.integers(0, vocabulary, shape)
+        else:
+            samples[name] = rng.standard_normal(shape)
+        samples[name] = samples[name].astype(spec.dtype.as_numpy_dtype)
+    return samples
+
+
+def _usable_ids(model: Any, inputs: Inputs, shapes: dict[str, tf.TensorSpec]) -> int:
+    """The most ids that every integer input takes: the rows of the largest lookup table that none exceeds."""
+    tables = [w.variable for w in keras_api.weights(model) if w.name == "embeddings"]
+    for rows in sorted({int(t.shape[0]) for t in tables}, reverse=True):
+        probe = {
+            n: tf.ones(s.shape, s.dtype) * (1 if n == MASK or not s.dtype.is_integer else rows - 1)
+            for n, s in shapes.items()
+        }
+        try:
+            call(model, inputs, probe)
+        except tf.errors.InvalidArgumentError:
+            continue
+        return rows
+    return 2

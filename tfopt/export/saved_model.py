@@ -1,0 +1,65 @@
+"""Writes SavedModels with named signatures."""
+
+from pathlib import Path
+from typing import Any
+
+import tensorflow as tf
+
+from tfopt import keras_api
+from tfopt.keras_io import Inputs, call
+
+DEFAULT_SIGNATURE = "serving_default"
+
+
+def length_signature(length: int) -> str:
+    """Name of the signature for inputs of exactly this length."""
+    return f"serving_{length}"
+
+
+def write_saved_model(
+    model: Any,
+    path: Path,
+    inputs: Inputs,
+    lengths: tuple[int, ...] = (),
+    batch: int | None = None,
+    jit_compile: bool = False,
+) -> None:
+    """Writes a SavedModel: `serving_default` for any length, and one signature per entry of `lengths`.
+
+    Args:
+        model: a Keras model of either generation.
+        path: the folder to create.
+        inputs: the model's inputs.
+        lengths: fixed lengths. With a fixed `batch` there is no flexible signature beside them.
+        batch: the only batch size, or None for any.
+        jit_compile: mark the functions to be compiled by XLA wherever they are loaded.
+    """
+    module = tf.Module()
+    # The variables are tracked one by one: of a Keras 3 model that is only an attribute, a converter
+    # freezes none, and the file it writes computes NaN.
+    module.model_variables = [keras_api.tf_variable(w.variable) for w in keras_api.weights(model)]
+    signatures = {}
+    if not lengths or batch is None:
+        signatures[DEFAULT_SIGNATURE] = _function(model, inputs, batch, None, jit_compile)
+    for length in lengths:
+        signatures[length_signature(length)] = _function(model, inputs, batch, length, jit_compile)
+    for name, function in signatures.items():
+        setattr(module, name, function)
+    tf.saved_model.save(module, str(path), signatures=signatures)
+
+
+def _function(model: Any, inputs: Inputs, batch: int | None, length: int | None, jit_compile: bool) -> Any:
+    @tf.function(input_signature=[inputs.with_sizes(batch, length)], jit_compile=jit_compile, autograph=False)
+    def serve(named: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        return call(model, inputs, named)
+
+    return serve
+
+
+def must_compile(path: Path) -> bool:
+    """Whether the functions of a SavedModel are marked to be compiled by XLA."""
+    from tensorflow.core.protobuf import saved_model_pb2
+
+    proto = saved_model_pb2.SavedModel.FromString((path / "saved_model.pb").read_bytes())
+    functions = proto.meta_graphs[0].graph_def.library.function
+    return any(f.attr["_XlaMustCompile"].b for f in functions)

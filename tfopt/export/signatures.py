@@ -1,0 +1,60 @@
+"""What an export needs to know about shapes: the lengths it writes and the samples it checks with."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from tfopt.errors import InputError
+from tfopt.keras_io import Inputs
+
+DEFAULT_LENGTHS = (32, 64, 128)
+MASK = "attention_mask"
+
+
+def check_lengths(inputs: Inputs, lengths: Sequence[int] | None) -> tuple[int, ...]:
+    """The lengths to export: those given, a default for models with a mask, none without an axis for it.
+
+    Raises:
+        InputError: lengths for a model without such an axis, or none for one that cannot be padded.
+    """
+    if not inputs.has_length:
+        if lengths:
+            raise InputError(f"the model has no unknown axis, so lengths={list(lengths)} mean nothing")
+        return ()
+    if lengths is None:
+        if MASK not in inputs.specs:
+            raise InputError(
+                "the model takes sequences of any length but no 'attention_mask', so shorter ones cannot be "
+                "padded: pass lengths=[...] with every length that you need"
+            )
+        return DEFAULT_LENGTHS
+    chosen = tuple(sorted({int(n) for n in lengths}))
+    if not chosen or chosen[0] < 1:
+        raise InputError(f"lengths must be positive, got {list(lengths)}")
+    return chosen
+
+
+def check_samples(inputs: Inputs, samples: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The model's inputs out of `samples`, with the model's dtypes.
+
+    Raises:
+        InputError: an input is missing, empty, misshapen, or not finite.
+    """
+    chosen, rows = {}, None
+    for name, spec in inputs.specs.items():
+        if name not in samples:
+            raise InputError(f"representative data lacks input {name!r}; it has {sorted(samples)}")
+        value = np.asarray(samples[name])
+        shape = tuple(spec.shape)
+        fits = value.ndim == len(shape) and all(
+            want in (None, have) for want, have in zip(shape[1:], value.shape[1:], strict=True)
+        )
+        if not fits or not len(value):
+            raise InputError(f"representative input {name!r} must have shape {shape}, got {value.shape}")
+        if rows not in (None, len(value)):
+            raise InputError(f"representative inputs differ in rows: {rows} and {len(value)} ({name!r})")
+        if not np.isfinite(value).all():
+            raise InputError(f"representative input {name!r} holds NaN or infinity")
+        rows = len(value)
+        chosen[name] = value.astype(spec.dtype.as_numpy_dtype)
+    return chosen

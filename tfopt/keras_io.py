@@ -1,0 +1,100 @@
+"""A Keras model's inputs and outputs by name, whichever way it was built."""
+
+import dataclasses
+from typing import Any
+
+import tensorflow as tf
+
+from tfopt.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """Inputs of a model in the order of their names.
+
+    Attributes:
+        specs: name -> TensorSpec; an unknown size is None.
+        single: the model takes the tensor itself instead of a dictionary.
+    """
+
+    specs: dict[str, tf.TensorSpec]
+    single: bool
+
+    @property
+    def has_length(self) -> bool:
+        """Whether an axis other than the batch is unknown."""
+        return any(None in tuple(spec.shape)[1:] for spec in self.specs.values())
+
+    def with_sizes(self, batch: int | None, length: int | None) -> dict[str, tf.TensorSpec]:
+        """The same inputs with the batch and, if given, every unknown later axis fixed."""
+        return {
+            name: tf.TensorSpec([batch, *(d if d is not None else length for d in tuple(spec.shape)[1:])],
+                                spec.dtype, name=name)
+            for name, spec in self.specs.items()
+        }  # fmt: skip
+
+    def arguments(self, named: dict[str, Any]) -> Any:
+        """What the model is called with, from values by name."""
+        return next(iter(named.values())) if self.single else named
+
+
+def inputs_of(model: Any, given: Any = None) -> Inputs:
+    """The inputs of a functional or sequential model, or those that the caller names.
+
+    Args:
+        model: a Keras model.
+        given: for subclassed models, ``{name: TensorSpec}`` or one TensorSpec, batch axis included.
+
+    Raises:
+        InputError: the model does not tell its inputs and none were given.
+    """
+    if isinstance(given, tf.TensorSpec):
+        return Inputs({"inputs": given}, single=True)
+    if given is not None:
+        return Inputs(dict(given), single=False)
+    declared = getattr(model, "_inputs_struct", None)  # Keras 3
+    if declared is None:
+        declared = getattr(model, "_nested_inputs", None)  # tf_keras
+    if declared is None:
+        declared = getattr(model, "inputs", None)
+    if isinstance(declared, list | tuple) and len(declared) == 1:
+        declared = declared[0]
+    if declared is None:
+        raise InputError(
+            f"model {model.name!r} does not tell its inputs: pass input_signature={{name: tf.TensorSpec(...)}}"
+        )
+    if isinstance(declared, dict):
+        return Inputs({name: _spec(t, name) for name, t in declared.items()}, single=False)
+    if isinstance(declared, list | tuple):
+        raise InputError(
+            f"model {model.name!r} takes a list of inputs, which has no names to call it by: build it with "
+            "keras.Model({name: input, ...}, outputs)"
+        )
+    name = str(declared.name).partition(":")[0]
+    return Inputs({name: _spec(declared, name)}, single=True)
+
+
+def _spec(tensor: Any, name: str) -> tf.TensorSpec:
+    return tf.TensorSpec(tuple(tensor.shape), tf.as_dtype(tensor.dtype), name=name)
+
+
+def named_outputs(model: Any, value: Any) -> dict[str, tf.Tensor]:
+    """Outputs by name: a dictionary keeps its names, others take those of the output layers."""
+    if isinstance(value, dict):
+        return {name: tf.identity(v, name=name) for name, v in value.items()}
+    values = list(value) if isinstance(value, list | tuple) else [value]
+    names = output_names(model, len(values))
+    return {name: tf.identity(v, name=name) for name, v in zip(names, values, strict=True)}
+
+
+def output_names(model: Any, count: int) -> list[str]:
+    """Names for outputs that are not a dictionary: those of the output layers if they are distinct."""
+    names = [str(name).rpartition("/")[2] for name in getattr(model, "output_names", None) or []]
+    if len(names) == count == len(set(names)):
+        return names
+    return ["outputs"] if count == 1 else [f"output_{i}" for i in range(count)]
+
+
+def call(model: Any, inputs: Inputs, named: dict[str, Any]) -> dict[str, tf.Tensor]:
+    """The model's outputs by name, in inference mode."""
+    return named_outputs(model, model(inputs.arguments(named), training=False))

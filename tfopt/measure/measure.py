@@ -1,0 +1,121 @@
+"""Every figure of one artifact, or of several timed in turns."""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tfopt.child import run_in_child
+from tfopt.files import size_of
+from tfopt.measure import latency, quality, size
+from tfopt.measure.results import Measurement
+from tfopt.runtime import Predictor
+
+Log = Callable[[str], None]
+
+
+def measure(
+    target: str | Path | Predictor,
+    data: Iterable[Any] | None = None,
+    inputs: Mapping[str, np.ndarray] | None = None,
+    name: str | None = None,
+    threads: int | None = None,
+    rounds: int = 50,
+) -> Measurement:
+    """Measures one artifact.
+
+    Args:
+        target: an artifact's path, or a loaded Predictor.
+        data: held-out batches of (inputs, labels); no quality without it.
+        inputs: one row for timing, several rows for throughput; no timing without it.
+        name: name in the result; by default the file's.
+        threads: threads of the runtime.
+        rounds: timed calls.
+    """
+    label = name or Path(target.path if isinstance(target, Predictor) else target).stem
+    found = compare_artifacts({label: target}, data, inputs, threads=threads, rounds=rounds)
+    return dataclasses.replace(found[0], speedup=None, shrink=None, agreement=None)
+
+
+def compare_artifacts(
+    targets: Mapping[str, str | Path | Predictor],
+    data: Iterable[Any] | None = None,
+    inputs: Mapping[str, np.ndarray] | None = None,
+    threads: int | None = None,
+    rounds: int = 50,
+    errors: Mapping[str, float] | None = None,
+    log: Log = lambda line: None,
+) -> list[Measurement]:
+    """Measures several artifacts; the first target is the baseline of the rest.
+
+    Args:
+        targets: name -> artifact.
+        data, inputs, threads, rounds: as for `measure`.
+        errors: name -> largest difference from the Keras model, as export found it.
+        log: told what is being measured.
+    """
+    predictors = {
+        name: target if isinstance(target, Predictor) else Predictor.load(target, threads)
+        for name, target in targets.items()
+    }
+    found = {name: _stored(name, predictor) for name, predictor in predictors.items()}
+    if inputs is not None:
+        log(f"timing {len(predictors)} artifacts in turns")
+        _add_timing(found, predictors, inputs, threads, rounds, log)
+    if data is not None:
+        _add_quality(found, predictors, data, log)
+    baseline = next(iter(found.values()))
+    return [
+        dataclasses.replace(m, shrink=baseline.bytes / m.bytes, max_abs_error=(errors or {}).get(m.name))
+        for m in found.values()
+    ]
+
+
+def _stored(name: str, predictor: Predictor) -> Measurement:
+    weights = predictor.weights()
+    return Measurement(
+        name, predictor.format, str(predictor.path), size_of(predictor.path),
+        bytes_gzip=size.gzip_bytes(predictor.path), sparsity=size.sparsity(weights),
+        kernel_sparsity=size.sparsity([w for w in weights if w.is_kernel]),
+        weight_bits=size.weight_bits(weights),
+    )  # fmt: skip
+
+
+def _add_timing(
+    found: dict[str, Measurement],
+    predictors: Mapping[str, Predictor],
+    inputs: Mapping[str, np.ndarray],
+    threads: int | None,
+    rounds: int,
+    log: Log,
+) -> None:
+    one = {name: value[:1] for name, value in inputs.items()}
+    timings = latency.interleaved(list(predictors.values()), one, rounds)
+    for (name, predictor), timing in zip(predictors.items(), timings, strict=True):
+        log(f"throughput and memory of {name}")
+        found[name] = dataclasses.replace(
+            found[name],
+            latency_ms=timing.latency,
+            latency_spread=timing.spread,
+            speedup=latency.speedup(timings[0], timing),
+            throughput_per_s=latency.throughput(predictor, inputs),
+            peak_memory_bytes=run_in_child(predictor.path, one, threads).peak_memory_bytes,
+        )
+
+
+def _add_quality(
+    found: dict[str, Measurement], predictors: Mapping[str, Predictor], data: Iterable[Any], log: Log
+) -> None:
+    batches = list(data)
+    reference = None
+    for name, predictor in predictors.items():
+        log(f"accuracy of {name} on held-out data")
+        predicted, true = quality.classify(predictor, batches)
+        reference = predicted if reference is None else reference
+        found[name] = dataclasses.replace(
+            found[name],
+            quality={"accuracy": quality.accuracy(predicted, true)},
+            agreement=quality.accuracy(predicted, reference),
+        )

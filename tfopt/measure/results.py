@@ -1,0 +1,55 @@
+"""What measuring gives: frozen values, nothing that was not measured."""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Latency:
+    """Milliseconds per call with one row: median and tails over all timed calls."""
+
+    p50: float
+    p95: float
+    p99: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Measurement:
+    """Figures of one artifact; None stands for "not measured".
+
+    Attributes:
+        name: name in the comparison.
+        format: "keras", "saved_model" or "tflite".
+        path: where the artifact is.
+        bytes: of the file or folder.
+        bytes_gzip: of the same after gzip -6.
+        sparsity: share of zeros among the elements of all weight matrices, as stored.
+        kernel_sparsity: the same without lookup tables, which pruning leaves alone by default.
+        weight_bits: mean bits per element of the weight matrices, as stored.
+        latency_ms: see `Latency`.
+        latency_spread: half the range between quartiles of the timed calls, as a share of the median.
+        speedup: median over paired rounds of the baseline's time by this artifact's.
+        throughput_per_s: rows per second in batches.
+        peak_memory_bytes: largest resident memory of a process that loads and runs it once.
+        quality: metric -> value on held-out data, computed from the artifact's own outputs.
+        max_abs_error: largest difference from the Keras model it was exported from.
+        agreement: share of held-out rows that get the baseline's class.
+        shrink: the baseline's bytes by this artifact's.
+    """
+
+    name: str
+    format: str
+    path: str
+    bytes: int
+    bytes_gzip: int | None = None
+    sparsity: float | None = None
+    kernel_sparsity: float | None = None
+    weight_bits: float | None = None
+    latency_ms: Latency | None = None
+    latency_spread: float | None = None
+    speedup: float | None = None
+    throughput_per_s: float | None = None
+    peak_memory_bytes: int | None = None
+    quality: dict[str, float] | None = None
+    max_abs_error: float | None = None
+    agreement: float | None = None
+    shrink: float | None = None

@@ -1,0 +1,257 @@
+"""Recipes: everything a run does, typed, in TOML. Loads no TensorFlow."""
+
+import difflib
+import importlib.resources
+import os
+import tomllib
+import types
+import typing
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pydantic
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field
+
+from tfopt.errors import InputError, MissingFileError
+from tfopt.schedules import check_sparsity
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+
+class DataSection(_Section):
+    """Where the texts come from and how they become token ids."""
+
+    source: Literal["files", "stdlib_docs"] = "files"
+    train: str | None = None
+    validation: str | None = None
+    text_column: str | None = None
+    label_column: str = "label"
+    max_length: Count = 128
+    on_long: Literal["error", "truncate", "drop"] = "error"
+    tokenizer: str | None = None
+    vocab_size: Annotated[int, Field(ge=260)] = 8192
+    shards: Count = 4
+
+
+class ModelSection(_Section):
+    """The classifier: read from a Hugging Face folder, or built fresh from these sizes."""
+
+    folder: str | None = None
+    hidden_size: Count = 128
+    num_hidden_layers: Count = 2
+    num_attention_heads: Count = 4
+    intermediate_size: Count = 512
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    pooling: Literal["mean", "cls"] = "mean"
+
+
+class TrainSection(_Section):
+    """One training; see `tfopt.train.TrainConfig`."""
+
+    epochs: Count = 3
+    batch_size: Count = 32
+    learning_rate: Annotated[float, Field(gt=0)] = 5e-5
+    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.06
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    clip_norm: Annotated[float, Field(ge=0)] = 1.0
+    jit_compile: bool = False
+
+
+class PruneSection(_Section):
+    """Magnitude pruning during the training of a variant; begin and end are shares of its steps."""
+
+    sparsity: float
+    initial_sparsity: float = 0.0
+    schedule: Literal["polynomial", "constant"] = "polynomial"
+    begin: Share = 0.0
+    end: Share = 0.6
+    frequency: Count = 100
+    structure: str = "unstructured"
+    scope: Literal["layer", "global"] = "layer"
+    include: list[str] | None = None
+    exclude: list[str] | None = None
+
+    @pydantic.field_validator("sparsity", "initial_sparsity")
+    @classmethod
+    def _check_sparsity(cls, value: float, info: pydantic.ValidationInfo) -> float:
+        return check_sparsity(value, info.field_name or "sparsity")
+
+    @pydantic.model_validator(mode="after")
+    def _check_order(self) -> "PruneSection":
+        if self.begin >= self.end:
+            raise ValueError(f"begin must come before end, got begin {self.begin:g}, end {self.end:g}")
+        return self
+
+
+class VariantSection(_Section):
+    """A model made from the trained baseline by compressing and training it on."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
+    prune: PruneSection
+    train: TrainSection = TrainSection()
+
+
+class ExportSection(_Section):
+    """One artifact of the baseline or of each named variant."""
+
+    format: Literal["saved_model", "tflite"]
+    quantization: Literal["float16", "dynamic_int8"] | None = None
+    jit_compile: bool = False
+    of: list[str] | None = None
+
+    @property
+    def suffix(self) -> str:
+        """The part of the artifact's name after the variant's."""
+        kind = "xla" if self.jit_compile else self.format
+        return kind + {None: "", "float16": "_float16", "dynamic_int8": "_int8"}[self.quantization]
+
+    @pydantic.model_validator(mode="after")
+    def _check_kind(self) -> "ExportSection":
+        if self.format == "saved_model" and self.quantization:
+            raise ValueError(f"quantization {self.quantization!r} needs format 'tflite'")
+        if self.format == "tflite" and self.jit_compile:
+            raise ValueError("jit_compile needs format 'saved_model'")
+        return self
+
+
+class MeasureSection(_Section):
+    """How artifacts are timed."""
+
+    rounds: Count = 50
+    threads: Count | None = None
+    length: Count | None = None
+
+
+class Recipe(_Section):
+    """A whole run. `Recipe.load` reads one from TOML or by the name of a built-in recipe."""
+
+    schema_version: Annotated[Literal[1], Field(alias="schema")]
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    generation: Literal["tf_keras", "keras"] = "tf_keras"
+    seed: Annotated[int, Field(ge=0)] = 0
+    replicas: Count = 1
+    lengths: list[Count] | None = None
+    data: DataSection = DataSection()
+    model: ModelSection = ModelSection()
+    train: TrainSection = TrainSection()
+    variants: list[VariantSection] = []
+    exports: list[ExportSection] = []
+    measure: MeasureSection = MeasureSection()
+
+    @pydantic.model_validator(mode="after")
+    def _check_names(self) -> "Recipe":
+        names = ["baseline", *(v.name for v in self.variants)]
+        double = next((n for n in names if names.count(n) > 1), None)
+        if double:
+            raise ValueError(f"two variants are named {double!r} (the trained model itself is 'baseline')")
+        for export in self.exports:
+            for name in export.of or []:
+                if name not in names:
+                    raise ValueError(f"exports.of names {name!r}, but the variants are {', '.join(names)}")
+        if self.lengths and max(self.lengths) < self.data.max_length:
+            raise ValueError(f"lengths must reach data.max_length {self.data.max_length}, got {self.lengths}")
+        return self
+
+    @classmethod
+    def load(cls, source: str | os.PathLike[str]) -> "Recipe":
+        """Reads a TOML file, or a built-in recipe by name.
+
+        Raises:
+            MissingFileError: no such file and no such built-in recipe.
+            InputError: not TOML, an unknown key (the nearest known one is named), or a bad value.
+        """
+        path = Path(source)
+        if path.is_file():
+            return cls.parse(_read(path), str(path))
+        if str(source) in builtin_recipes():
+            text = importlib.resources.files("tfopt").joinpath("recipes", f"{source}.toml").read_text("utf-8")
+            return cls.parse(text, f"built-in recipe {source}")
+        raise MissingFileError(
+            f"no recipe file {str(source)!r}, and the built-in ones are {', '.join(builtin_recipes())}"
+        )
+
+    @classmethod
+    def parse(cls, text: str, source: str = "recipe") -> "Recipe":
+        """Reads a recipe from TOML text; see `load`."""
+        try:
+            return cls.model_validate(tomllib.loads(text))
+        except tomllib.TOMLDecodeError as error:
+            raise InputError(f"{source} is not TOML: {error}") from error
+        except pydantic.ValidationError as error:
+            raise InputError(f"{source}: {_explain(error, cls)}") from None
+
+    def with_changes(self, changes: dict[str, Any]) -> "Recipe":
+        """A copy with dotted keys replaced, for example ``{"data.train": "a.tsv"}``; None changes nothing."""
+        values = self.to_dict()
+        for key, value in changes.items():
+            if value is None:
+                continue
+            *sections, last = key.split(".")
+            target = values
+            for section in sections:
+                target = target.setdefault(section, {})
+            target[last] = value
+        try:
+            return type(self).model_validate(values)
+        except pydantic.ValidationError as error:
+            raise InputError(_explain(error, type(self))) from None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values; what is unset is absent."""
+        return self.model_dump(mode="json", by_alias=True, exclude_none=True)
+
+    def to_toml(self) -> str:
+        """TOML that `parse` reads back to an equal recipe."""
+        return tomli_w.dumps(self.to_dict())
+
+
+def builtin_recipes() -> list[str]:
+    """Names of the recipes that come with tfopt."""
+    folder = importlib.resources.files("tfopt").joinpath("recipes")
+    return sorted(f.name.removesuffix(".toml") for f in folder.iterdir() if f.name.endswith(".toml"))
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 text, so it is no recipe") from error
+
+
+def _explain(error: pydantic.ValidationError, root: type[BaseModel]) -> str:
+    """The first problem in one line."""
+    first = error.errors(include_url=False)[0]
+    place = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        section = _section_at(root, first["loc"][:-1])
+        known = [f.alias or name for name, f in section.model_fields.items()]
+        near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1, cutoff=0.0)
+        return f"unknown key {place!r}; did you mean {near[0]!r}?"
+    if first["type"] == "missing":
+        return f"key {place!r} is missing"
+    message = first["msg"].removeprefix("Value error, ")
+    message = message[:1].lower() + message[1:]
+    got = "" if "got" in message or isinstance(first["input"], dict) else f", got {first['input']!r}"
+    return f"{place}: {message}{got}" if place else message
+
+
+def _section_at(section: type[BaseModel], location: tuple[int | str, ...]) -> type[BaseModel]:
+    for part in location:
+        if isinstance(part, str):
+            fields = {f.alias or name: f for name, f in section.model_fields.items()}
+            section = _model_in(fields[part].annotation)
+    return section
+
+
+def _model_in(annotation: Any) -> type[BaseModel]:
+    if isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias):
+        return annotation
+    return next(
+        _model_in(a) for a in typing.get_args(annotation) if a is not type(None) and not isinstance(a, str)
+    )

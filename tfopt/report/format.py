@@ -1,0 +1,29 @@
+"""Figures as people read them, the same in the terminal and in HTML."""
+
+from tfopt.measure.results import Measurement
+
+COLUMNS = (
+    "artifact", "size", "gzip", "smaller", "bits", "zeros", "latency p50", "p95", "faster", "rows/s", "memory",
+    "accuracy", "agreement", "max error",
+)  # fmt: skip
+
+
+def megabytes(count: int | None) -> str:
+    """Bytes as MB with three significant digits, or nothing."""
+    return "" if count is None else f"{count / 1e6:.3g} MB"
+
+
+def row(m: Measurement) -> list[str]:
+    """One table row in the order of COLUMNS; empty where nothing was measured."""
+
+    def shown(value: float | None, pattern: str) -> str:
+        return "" if value is None else pattern.format(value)
+
+    quality = next(iter(m.quality.values())) if m.quality else None
+    return [
+        m.name, megabytes(m.bytes), megabytes(m.bytes_gzip), shown(m.shrink, "{:.2f}x"),
+        shown(m.weight_bits, "{:.1f}"), shown(m.kernel_sparsity, "{:.0%}"),
+        shown(m.latency_ms and m.latency_ms.p50, "{:.2f} ms"), shown(m.latency_ms and m.latency_ms.p95, "{:.2f} ms"),
+        shown(m.speedup, "{:.2f}x"), shown(m.throughput_per_s, "{:,.0f}"), megabytes(m.peak_memory_bytes),
+        shown(quality, "{:.2%}"), shown(m.agreement, "{:.1%}"), shown(m.max_abs_error, "{:.2g}"),
+    ]  # fmt: skip

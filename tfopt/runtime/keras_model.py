@@ -1,0 +1,38 @@
+"""Keras files, run with `model.predict` as their owners run them."""
+
+from typing import Any
+
+import numpy as np
+
+from tfopt import keras_api
+from tfopt.keras_io import inputs_of, output_names
+from tfopt.runtime.predictor import Predictor, Signature, StoredWeight
+from tfopt.runtime.saved_model import set_threads
+
+
+class KerasPredictor(Predictor):
+    """A `.keras` or `.h5` file of either generation."""
+
+    format = "keras"
+
+    def _open(self, threads: int | None) -> list[Signature]:
+        set_threads(threads)
+        self.model = keras_api.load_model(self.path)
+        self._inputs = inputs_of(self.model)
+        specs = {n: (tuple(s.shape), np.dtype(s.dtype.as_numpy_dtype)) for n, s in self._inputs.specs.items()}
+        return [Signature("predict", specs, {})]
+
+    def _run(self, signature: Signature, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        rows = len(next(iter(inputs.values())))
+        value: Any = self.model.predict(self._inputs.arguments(inputs), batch_size=rows, verbose=0)
+        if isinstance(value, dict):
+            return value
+        values = list(value) if isinstance(value, list | tuple) else [value]
+        return dict(zip(output_names(self.model, len(values)), values, strict=True))
+
+    def weights(self) -> list[StoredWeight]:
+        return [
+            StoredWeight(w.path, array.dtype.itemsize * 8, array, w.name != "embeddings")
+            for w in keras_api.weights(self.model)
+            if (array := keras_api.to_numpy(w.variable)).ndim >= 2
+        ]

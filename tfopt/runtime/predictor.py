@@ -1,0 +1,233 @@
+"""`Predictor`: load any artifact, call it the same way.
+
+Subclasses tell the signatures they have and run one of them; batches, padding and names are handled here.
+"""
+
+import abc
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tfopt.errors import InputError, ModelFileError
+from tfopt.files import existing
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredWeight:
+    """A weight tensor as an artifact stores it.
+
+    Attributes:
+        name: its name in the artifact.
+        bits: bits of one element.
+        array: its values.
+        is_kernel: something is multiplied by it; False for lookup tables and folded constants.
+    """
+
+    name: str
+    bits: int
+    array: np.ndarray = dataclasses.field(repr=False)
+    is_kernel: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Signature:
+    """One way to call an artifact.
+
+    Attributes:
+        key: its name in the artifact.
+        inputs: name -> (shape, dtype); None stands for any size.
+        outputs: name -> shape.
+    """
+
+    key: str
+    inputs: dict[str, tuple[tuple[int | None, ...], np.dtype]]
+    outputs: dict[str, tuple[int | None, ...]]
+
+    @property
+    def batch(self) -> int | None:
+        """The only batch size it takes, or None for any."""
+        return next(iter(self.inputs.values()))[0][0]
+
+    @property
+    def length(self) -> int | None:
+        """The second axis of its inputs if all have one of the same fixed size."""
+        sizes = {shape[1] if len(shape) > 1 else None for shape, _ in self.inputs.values()}
+        return sizes.pop() if len(sizes) == 1 else None
+
+
+class Predictor(abc.ABC):
+    """A loaded artifact.
+
+    Attributes:
+        path: where it was loaded from.
+        format: "keras", "saved_model" or "tflite".
+        signatures: every way to call it, shortest length first.
+    """
+
+    format: str
+
+    def __init__(self, path: str | Path, threads: int | None = None) -> None:
+        if threads is not None and threads < 1:
+            raise InputError(f"threads must be 1 or more, got {threads}")
+        self.path = existing(path, "artifact")
+        self.signatures = sorted(self._open(threads), key=lambda s: s.length or 0)
+
+    @staticmethod
+    def load(path: str | Path, threads: int | None = None) -> "Predictor":
+        """Loads a `.keras` or `.h5` file, a SavedModel folder or a `.tflite` file.
+
+        Args:
+            path: the artifact.
+            threads: threads of one prediction; by default all cores. For Keras models and SavedModels
+                it can only be set before TensorFlow runs its first operation in this process.
+
+        Raises:
+            MissingFileError: nothing is there.
+            ModelFileError: it is no artifact that can be loaded.
+            InputError: a bad number of threads, or too late to set it.
+        """
+        return Predictor.class_for(path)(path, threads)
+
+    @staticmethod
+    def class_for(path: str | Path) -> "type[Predictor]":
+        """The class that loads this artifact; only the runtime that it needs is imported."""
+        path = existing(path, "artifact")
+        if path.suffix == ".tflite":
+            from tfopt.runtime.tflite import TFLitePredictor
+
+            return TFLitePredictor
+        if (path / "saved_model.pb").exists():
+            from tfopt.runtime.saved_model import SavedModelPredictor
+
+            return SavedModelPredictor
+        if path.suffix in (".keras", ".h5"):
+            from tfopt.runtime.keras_model import KerasPredictor
+
+            return KerasPredictor
+        raise ModelFileError(f"{path} is no artifact: expected .keras, .h5, .tflite or a SavedModel folder")
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Sequence lengths with a signature of their own; empty if any length or no length is taken."""
+        fixed = [s.length for s in self.signatures if s.length is not None]
+        return tuple(fixed) if len(self.signatures) > 1 else ()
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        return tuple(self.signatures[0].inputs)
+
+    def predict(
+        self, inputs: Mapping[str, Any] | np.ndarray | Sequence[Any], batch_size: int | None = None
+    ) -> dict[str, np.ndarray]:
+        """Runs the artifact.
+
+        Args:
+            inputs: name -> array with the batch axis first, or one array for a model with one input.
+            batch_size: most rows per run; by default all rows at once where the artifact can.
+
+        Returns:
+            Outputs by name. Rows are those of the inputs; padding that was needed to reach an exported
+            length is cut off again.
+
+        Raises:
+            InputError: a missing or unknown input, rows that differ, a shape the artifact does not take,
+                or a sequence longer than the longest exported length.
+        """
+        if batch_size is not None and batch_size < 1:
+            raise InputError(f"batch_size must be 1 or more, got {batch_size}")
+        named = self._named(inputs)
+        rows = len(next(iter(named.values())))
+        signature, length = self._choose(named)
+        padded = {name: _pad(value, signature.inputs[name][0]) for name, value in named.items()}
+        step = signature.batch or batch_size or rows
+        parts = []
+        for start in range(0, rows, step):
+            part = {name: value[start : start + step] for name, value in padded.items()}
+            missing = (signature.batch or 0) - len(next(iter(part.values())))
+            if missing > 0:  # the last rows are repeated to fill a fixed batch
+                part = {name: np.concatenate([v, np.repeat(v[-1:], missing, 0)]) for name, v in part.items()}
+            parts.append(self._run(signature, part))
+        joined = {name: np.concatenate([p[name] for p in parts])[:rows] for name in parts[0]}
+        return self._cut(joined, signature, length)
+
+    def _named(self, inputs: Any) -> dict[str, np.ndarray]:
+        expected = self.signatures[0].inputs
+        if not isinstance(inputs, Mapping):
+            if len(expected) != 1:
+                raise InputError(f"this artifact takes {len(expected)} inputs by name: {', '.join(expected)}")
+            inputs = {next(iter(expected)): inputs}
+        unknown, missing = set(inputs) - set(expected), set(expected) - set(inputs)
+        if unknown or missing:
+            raise InputError(f"inputs must be {', '.join(expected)}, got {', '.join(map(str, inputs)) or 'none'}")
+        named = {name: np.asarray(inputs[name]).astype(dtype) for name, (_, dtype) in expected.items()}
+        rows = {len(v) if v.ndim else 0 for v in named.values()}
+        if len(rows) != 1 or rows == {0}:
+            raise InputError(f"inputs must have the same number of rows, 1 or more, got {sorted(rows)}")
+        return named
+
+    def _choose(self, named: dict[str, np.ndarray]) -> tuple[Signature, int | None]:
+        """The signature with the shortest length that holds the inputs, and the length that was asked for."""
+        first = next(iter(named.values()))
+        length = first.shape[1] if first.ndim > 1 else None
+        for signature in self.signatures:
+            if all(_holds(signature.inputs[n][0], v.shape, self._can_pad) for n, v in named.items()):
+                return signature, length
+        shapes = ", ".join(f"{name} {shape}" for name, (shape, _) in self.signatures[-1].inputs.items())
+        longest = self.signatures[-1].length
+        if self._can_pad and longest and length and length > longest:
+            raise InputError(f"a sequence of {length} tokens is longer than the longest exported length {longest}")
+        got = ", ".join(f"{n} {v.shape}" for n, v in named.items())
+        raise InputError(f"the artifact takes {shapes}, got {got}")
+
+    @property
+    def _can_pad(self) -> bool:
+        """Padding is only harmless where a mask tells it from content."""
+        return "attention_mask" in self.signatures[0].inputs
+
+    def _cut(
+        self, outputs: dict[str, np.ndarray], signature: Signature, length: int | None
+    ) -> dict[str, np.ndarray]:
+        if length is None or signature.length in (None, length):
+            return outputs
+        return {
+            name: value[:, :length] if self._follows_length(name) else value for name, value in outputs.items()
+        }
+
+    def _follows_length(self, output: str) -> bool:
+        """Whether the second axis of an output is the sequence axis."""
+        fixed = [s for s in self.signatures if s.length is not None]
+        shapes = [(s.outputs[output], s.length) for s in fixed]
+        return all(len(shape) > 1 and shape[1] == length for shape, length in shapes) and (
+            len(fixed) > 1 or len(shapes[0][0]) > 2
+        )
+
+    @abc.abstractmethod
+    def _open(self, threads: int | None) -> list[Signature]:
+        """Loads `self.path` and returns its signatures."""
+
+    @abc.abstractmethod
+    def _run(self, signature: Signature, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Runs one signature on inputs of exactly the shape it takes."""
+
+    @abc.abstractmethod
+    def weights(self) -> list[StoredWeight]:
+        """The weight tensors as the artifact stores them."""
+
+
+def _holds(want: tuple[int | None, ...], have: tuple[int, ...], can_pad: bool) -> bool:
+    if len(want) != len(have):
+        return False
+    for axis, (w, h) in enumerate(zip(want[1:], have[1:], strict=True), 1):
+        if w is not None and w != h and not (can_pad and axis == 1 and h < w):
+            return False
+    return True
+
+
+def _pad(value: np.ndarray, shape: tuple[int | None, ...]) -> np.ndarray:
+    if value.ndim < 2 or shape[1] is None or shape[1] == value.shape[1]:
+        return value
+    short = shape[1] - value.shape[1]
+    return np.pad(value, [(0, 0), (0, short)] + [(0, 0)] * (value.ndim - 2))

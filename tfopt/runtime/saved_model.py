@@ -1,0 +1,74 @@
+"""SavedModel folders in TensorFlow."""
+
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tfopt.errors import InputError, ModelFileError
+from tfopt.runtime.predictor import Predictor, Signature, StoredWeight
+
+
+def set_threads(threads: int | None) -> None:
+    """Limits TensorFlow to so many threads per operation; None leaves it as it is.
+
+    Raises:
+        InputError: TensorFlow has already started with another number.
+    """
+    if threads is None or tf.config.threading.get_intra_op_parallelism_threads() == threads:
+        return
+    try:
+        tf.config.threading.set_intra_op_parallelism_threads(threads)
+        tf.config.threading.set_inter_op_parallelism_threads(threads)
+    except RuntimeError as error:
+        have = tf.config.threading.get_intra_op_parallelism_threads() or "all cores"
+        raise InputError(
+            f"threads={threads} comes too late: TensorFlow already runs with {have}; load this artifact first"
+        ) from error
+
+
+class SavedModelPredictor(Predictor):
+    """A SavedModel, plain or compiled with XLA."""
+
+    format = "saved_model"
+
+    def _open(self, threads: int | None) -> list[Signature]:
+        set_threads(threads)
+        try:
+            self._loaded = tf.saved_model.load(str(self.path))
+        except (OSError, ValueError, KeyError, RuntimeError, tf.errors.OpError) as error:
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise ModelFileError(f"{self.path} is not a SavedModel that loads: {reason}") from error
+        functions = dict(self._loaded.signatures)
+        if not functions:
+            raise ModelFileError(f"{self.path} has no signatures")
+        self._functions: dict[str, Any] = functions
+        found = [_signature(key, function) for key, function in functions.items()]
+        fixed = [s for s in found if s.length is not None]
+        # An XLA artifact has one signature per length; its flexible one would compile for every new shape.
+        return fixed if len(fixed) > 1 else found
+
+    def _run(self, signature: Signature, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        tensors = {name: tf.constant(value) for name, value in inputs.items()}
+        return {name: value.numpy() for name, value in self._functions[signature.key](**tensors).items()}
+
+    def weights(self) -> list[StoredWeight]:
+        found = getattr(self._loaded, "model_variables", [])
+        return [
+            StoredWeight(v.name, v.dtype.size * 8, v.numpy(), "embeddings" not in v.name.rpartition("/")[2])
+            for v in found
+            if len(v.shape) >= 2
+        ]
+
+
+def _signature(key: str, function: Any) -> Signature:
+    inputs = function.structured_input_signature[1]
+    return Signature(
+        key,
+        {name: (tuple(spec.shape), np.dtype(spec.dtype.as_numpy_dtype)) for name, spec in inputs.items()},
+        {name: _shape(spec) for name, spec in function.structured_outputs.items()},
+    )
+
+
+def _shape(spec: Any) -> tuple[int | None, ...]:
+    return tuple(spec.shape) if spec.shape.rank is not None else ()

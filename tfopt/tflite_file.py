@@ -1,0 +1,152 @@
+"""Looks into a `.tflite` file: its constant tensors, their types, and the operators that read them."""
+
+import dataclasses
+import functools
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tfopt.errors import ModelFileError
+from tfopt.files import existing
+
+# Element types of the format: name, bits, NumPy type in which the bytes are stored.
+_TYPES = {
+    0: ("float32", 32, np.float32), 1: ("float16", 16, np.float16), 2: ("int32", 32, np.int32),
+    3: ("uint8", 8, np.uint8), 4: ("int64", 64, np.int64), 6: ("bool", 8, np.bool_),
+    7: ("int16", 16, np.int16), 9: ("int8", 8, np.int8), 10: ("float64", 64, np.float64),
+    17: ("int4", 4, np.uint8),
+}  # fmt: skip
+LOOKUPS = frozenset({"GATHER", "EMBEDDING_LOOKUP"})
+# Operators that multiply by a weight; DEQUANTIZE because float16 kernels reach them through it.
+PRODUCTS = frozenset({
+    "FULLY_CONNECTED", "BATCH_MATMUL", "CONV_2D", "DEPTHWISE_CONV_2D", "CONV_3D", "TRANSPOSE_CONV", "DEQUANTIZE",
+})  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Constant:
+    """A constant tensor.
+
+    Attributes:
+        name: its name in the file.
+        dtype: "float32", "int8", "int4" and so on.
+        bits: bits of one element.
+        shape: its shape.
+        readers: names of the operators that read it, in any signature.
+        data: the stored bytes as an array of `dtype`; int4 is unpacked to int8.
+    """
+
+    name: str
+    dtype: str
+    bits: int
+    shape: tuple[int, ...]
+    readers: frozenset[str]
+    data: np.ndarray = dataclasses.field(repr=False)
+
+    @property
+    def is_lookup(self) -> bool:
+        """Whether rows are looked up in it."""
+        return bool(self.readers & LOOKUPS)
+
+    @property
+    def is_kernel(self) -> bool:
+        """Whether something is multiplied by it."""
+        return bool(self.readers & PRODUCTS) and not self.is_lookup
+
+    @property
+    def is_matrix(self) -> bool:
+        """Whether it is a weight matrix, table or kernel rather than a bias, shape or index."""
+        return len(self.shape) >= 2 and self.dtype not in ("int32", "int64", "bool")
+
+
+@dataclasses.dataclass(frozen=True)
+class TFLiteFile:
+    """What a file holds.
+
+    Attributes:
+        constants: every constant tensor once, however many signatures share it.
+        operators: how often each operator occurs in the first signature's graph.
+        dequantized_tables: names of lookup tables that are widened as a whole before the lookup.
+    """
+
+    constants: tuple[Constant, ...]
+    operators: dict[str, int]
+    dequantized_tables: tuple[str, ...]
+
+
+def read_tflite(path: str | Path) -> TFLiteFile:
+    """Reads a file.
+
+    Raises:
+        MissingFileError: no such file.
+        ModelFileError: it is not a TFLite file, or damaged.
+    """
+    data = existing(path, "TFLite file").read_bytes()
+    if data[4:8] != b"TFL3":
+        raise ModelFileError(f"{path} is not a TFLite file")
+    from ai_edge_litert import schema_py_generated as schema
+
+    try:
+        model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(data))
+        return _describe(model)
+    except (IndexError, ValueError, TypeError, AttributeError, UnicodeDecodeError) as error:
+        raise ModelFileError(f"{path} is damaged: {error}") from error
+    except Exception as error:  # struct.error and the flatbuffers package's own, which derive from Exception
+        raise ModelFileError(f"{path} is damaged: {error}") from error
+
+
+@functools.cache
+def _operator_names() -> dict[int, str]:
+    from ai_edge_litert import schema_py_generated as schema
+
+    return {code: name for name, code in vars(schema.BuiltinOperator).items() if not name.startswith("_")}
+
+
+def _describe(model: Any) -> TFLiteFile:
+    names = _operator_names()
+    codes = [names.get(max(c.builtinCode, c.deprecatedBuiltinCode), "CUSTOM") for c in model.operatorCodes]
+    readers: dict[int, set[str]] = {}
+    first: dict[int, Any] = {}
+    widened: set[str] = set()
+    for graph in model.subgraphs:
+        made_by = {int(t): op for op in graph.operators for t in op.outputs}
+        for op in graph.operators:
+            name = codes[op.opcodeIndex]
+            for index in (int(i) for i in op.inputs if i >= 0):
+                tensor = graph.tensors[index]
+                if _has_data(model, tensor):
+                    readers.setdefault(tensor.buffer, set()).add(name)
+                    first.setdefault(tensor.buffer, tensor)
+                maker = made_by.get(index)
+                if name in LOOKUPS and maker is not None and codes[maker.opcodeIndex] == "DEQUANTIZE":
+                    source = graph.tensors[int(maker.inputs[0])]
+                    if _has_data(model, source):
+                        widened.add(_text(source.name))
+    constants = tuple(
+        _constant(tensor, model.buffers[buffer].data, readers[buffer]) for buffer, tensor in sorted(first.items())
+    )
+    operators = Counter(codes[op.opcodeIndex] for op in model.subgraphs[0].operators)
+    return TFLiteFile(constants, dict(operators), tuple(sorted(widened)))
+
+
+def _has_data(model: Any, tensor: Any) -> bool:
+    data = model.buffers[tensor.buffer].data
+    return data is not None and len(data) > 0
+
+
+def _text(name: Any) -> str:
+    return name.decode("utf-8", "replace") if isinstance(name, bytes) else str(name)
+
+
+def _constant(tensor: Any, data: np.ndarray, readers: set[str]) -> Constant:
+    shape = () if tensor.shape is None else tuple(int(d) for d in tensor.shape)
+    dtype, bits, stored = _TYPES.get(tensor.type, (f"type_{tensor.type}", 8, np.uint8))
+    values = np.frombuffer(bytes(data), stored)
+    if dtype == "int4":  # two per byte, the low half first
+        halves = np.stack([values & 0xF, values >> 4], axis=1).reshape(-1).astype(np.int8)
+        values = np.where(halves > 7, halves - 16, halves)[: int(np.prod(shape))]
+    if values.size == np.prod(shape):
+        values = values.reshape(shape)
+    return Constant(_text(tensor.name), dtype, bits, shape, frozenset(readers), values)
