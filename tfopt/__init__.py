@@ -12,7 +12,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "Artifact": "tfopt.export",
-    "Inspection": "tfopt.measure.inspection",
+    "Inspection": "tfopt.inspection",
     "Measurement": "tfopt.measure",
     "Predictor": "tfopt.runtime",
     "Recipe": "tfopt.recipe",
@@ -20,7 +20,7 @@ _HOME = {
     "TfoptError": "tfopt.errors",
     "compare": "tfopt.compare",
     "export": "tfopt.export",
-    "inspect": "tfopt.measure.inspection",
+    "inspect": "tfopt.inspection",
     "measure": "tfopt.measure",
     "prune": "tfopt.compress.prune",
     "run": "tfopt.pipeline",

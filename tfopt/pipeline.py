@@ -5,10 +5,13 @@ artifacts as one that was never interrupted.
 """
 
 import dataclasses
+import functools
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from tfopt import keras_api
 from tfopt.compress import prune
@@ -110,20 +113,19 @@ class _Run:
         data = self._step("data", ["data"], self._pack)
         self._step("train baseline", [_keras_file(BASELINE)], lambda: self._train_baseline(data))
         for variant in r.variants:
-            self._step(
-                f"train {variant.name}", [_keras_file(variant.name)], lambda v=variant: self._train_variant(v, data)
-            )
+            work = functools.partial(self._train_variant, variant, data)
+            self._step(f"train {variant.name}", [_keras_file(variant.name)], work)
         targets = {BASELINE: "baseline/saved_model", "baseline_keras": _keras_file(BASELINE)}
         errors = {}
         for name, owner, section in self._exports():
             target = targets.setdefault(name, _artifact_path(name, section))
-            work = lambda o=owner, s=section, t=target: self._export(o, s, t)  # noqa: E731
+            work = functools.partial(self._export, owner, section, target)
             errors[name] = self._step(f"export {name}", [target], work)
-        report = self._step("measure", ["report.json"], lambda: self._measure(targets, errors, data))
+        self._step("measure", ["report.json"], lambda: self._measure(targets, errors, data))
         self._step("report", ["report.html", "plots"], self._write_report)
-        if report is not None:
-            self.folder.write_manifest(Report.load(self.path / "report.json").machine)
-        return Report.load(self.path / "report.json")
+        report = Report.load(self.path / "report.json")
+        self.folder.write_manifest(report.machine)
+        return report
 
     def _step(self, name: str, outputs: list[str], work: Callable[[], Any]) -> Any:
         def announced() -> Any:
@@ -187,8 +189,10 @@ class _Run:
             else:
                 config = BertConfig(
                     vocab_size=data["vocab_size"], hidden_size=section.hidden_size,
-                    num_hidden_layers=section.num_hidden_layers, num_attention_heads=section.num_attention_heads,
-                    intermediate_size=section.intermediate_size, max_position_embeddings=self.recipe.data.max_length,
+                    num_hidden_layers=section.num_hidden_layers,
+                    num_attention_heads=section.num_attention_heads,
+                    intermediate_size=section.intermediate_size,
+                    max_position_embeddings=self.recipe.data.max_length,
                     hidden_dropout_prob=section.dropout,
                 )  # fmt: skip
                 model = bert(config, classes, section.pooling, self.recipe.generation)
@@ -262,7 +266,7 @@ class _Run:
 
     # measure and report
 
-    def _measure(self, targets: dict[str, str], errors: dict[str, float], data: dict[str, Any]) -> bool:
+    def _measure(self, targets: dict[str, str], errors: dict[str, float], data: dict[str, Any]) -> None:
         section, samples = self.recipe.measure, self._samples()
         length = section.length or self.recipe.data.max_length
         inputs = {name: _widened(samples[name], length) for name in ("input_ids", "attention_mask")}
@@ -272,13 +276,14 @@ class _Run:
         )  # fmt: skip
         found = [dataclasses.replace(m, path=targets[m.name]) for m in found]
         pruned = {
-            f"{v.name}_{s.suffix}": f"{BASELINE}_{s.suffix}" for v in self.recipe.variants for s in self.recipe.exports
+            f"{v.name}_{s.suffix}": f"{BASELINE}_{s.suffix}"
+            for v in self.recipe.variants
+            for s in self.recipe.exports
         }
         Report(
             machine=machine_info(), recipe=self.recipe.to_dict(), artifacts=found, steps=self.folder.steps,
             data=data, notes=[*_data_notes(data), *findings(found, pruned)],
         ).save(self.path / "report.json")  # fmt: skip
-        return True
 
     def _write_report(self) -> None:
         report = Report.load(self.path / "report.json")
@@ -323,8 +328,6 @@ def _artifact_path(name: str, section: ExportSection) -> str:
 
 def _widened(value: Any, length: int) -> Any:
     """Rows cut or repeated along the sequence to exactly `length`, so that timing sees no padding."""
-    import numpy as np
-
     repeats = -(-length // value.shape[1])
     return np.tile(value, (1, repeats))[:, :length] if value.shape[1] != length else value
 

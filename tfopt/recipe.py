@@ -252,6 +252,4 @@ def _section_at(section: type[BaseModel], location: tuple[int | str, ...]) -> ty
 def _model_in(annotation: Any) -> type[BaseModel]:
     if isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias):
         return annotation
-    return next(
-        _model_in(a) for a in typing.get_args(annotation) if a is not type(None) and not isinstance(a, str)
-    )
+    return next(_model_in(a) for a in typing.get_args(annotation) if a is not type(None) and not isinstance(a, str))

@@ -143,7 +143,7 @@ def _text(name: Any) -> str:
 def _constant(tensor: Any, data: np.ndarray, readers: set[str]) -> Constant:
     shape = () if tensor.shape is None else tuple(int(d) for d in tensor.shape)
     dtype, bits, stored = _TYPES.get(tensor.type, (f"type_{tensor.type}", 8, np.uint8))
-    values = np.frombuffer(bytes(data), stored)
+    values: np.ndarray = np.frombuffer(bytes(data), stored)
     if dtype == "int4":  # two per byte, the low half first
         halves = np.stack([values & 0xF, values >> 4], axis=1).reshape(-1).astype(np.int8)
         values = np.where(halves > 7, halves - 16, halves)[: int(np.prod(shape))]

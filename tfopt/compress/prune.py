@@ -41,9 +41,7 @@ def prepare(model: Any, config: PruneConfig) -> Prepared:
     """The model unchanged, with the callback that prunes it during `fit`."""
     keras_api.check_model(model)
     _, skipped = prunable(model, config.include, config.exclude, parse_structure(config.structure))
-    callback = MagnitudePruning(
-        config.schedule, config.structure, config.scope, config.include, config.exclude
-    )
+    callback = MagnitudePruning(config.schedule, config.structure, config.scope, config.include, config.exclude)
     return Prepared(model, [callback], skipped)
 
 

@@ -10,7 +10,14 @@ from pathlib import Path
 from tfopt.errors import DataError, InputError
 from tfopt.files import existing
 
-FORMATS = {".tsv": "tsv", ".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".txt": "text", ".text": "text"}
+FORMATS = {
+    ".tsv": "tsv",
+    ".csv": "csv",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".txt": "text",
+    ".text": "text",
+}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,9 +21,7 @@ _HEADER = struct.Struct("<QI")
 _FOOTER = struct.Struct("<I")
 
 
-def encode_records(
-    tokens: np.ndarray, lengths: np.ndarray, labels: np.ndarray | None
-) -> tuple[bytes, np.ndarray]:
+def encode_records(tokens: np.ndarray, lengths: np.ndarray, labels: np.ndarray | None) -> tuple[bytes, np.ndarray]:
     """The content of a TFRecord file of `tf.train.Example` messages, and where each record ends.
 
     Args:

@@ -47,7 +47,7 @@ def load_tokenizer(path: str | Path) -> Any:
         path = existing(path / "tokenizer.json", "tokenizer")
     try:
         tokenizer = tokenizers.Tokenizer.from_file(str(path))
-    except Exception as error:  # noqa: BLE001  the package raises bare Exception
+    except Exception as error:
         raise ModelFileError(f"{path} is not a tokenizer: {error}") from error
     # Published files often cut silently; here `encode` counts what is too long.
     tokenizer.no_truncation()

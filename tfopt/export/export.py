@@ -78,9 +78,7 @@ def export(
     return Artifact(path, format, quantization, jit_compile, chosen, error, agreement, (*checks, *more))
 
 
-def _check_arguments(
-    path: Path, format: str, quantization: str | None, jit_compile: bool, batch_size: int
-) -> None:
+def _check_arguments(path: Path, format: str, quantization: str | None, jit_compile: bool, batch_size: int) -> None:
     if format not in FORMATS:
         raise InputError(f"format must be one of {', '.join(FORMATS)}, got {format!r}")
     if quantization not in QUANTIZATIONS:

@@ -41,9 +41,7 @@ def _rewrite(model: Any, graph: Any) -> int:
         operators.append(widen_rows)
         changed += 1
     used = {int(i) for op in operators for i in op.inputs} | {int(i) for i in graph.outputs}
-    graph.operators = [
-        op for op in operators if _code(model, op) != dequantize or int(op.outputs[0]) in used
-    ]
+    graph.operators = [op for op in operators if _code(model, op) != dequantize or int(op.outputs[0]) in used]
     return changed
 
 

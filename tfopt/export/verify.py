@@ -34,7 +34,11 @@ def check_contents(path: Path, format: str, quantization: str | None, jit_compil
         return [Check("xla", str(jit_compile), str(jit_compile))]
     file = read_tflite(path)
     expected = {None: "float32", "float16": "float16", "dynamic_int8": "int8"}[quantization]
-    weights = [c for c in file.constants if c.is_matrix and c.data.size >= SMALLEST_QUANTIZED and (c.is_kernel or c.is_lookup)]
+    weights = [
+        c
+        for c in file.constants
+        if c.is_matrix and c.data.size >= SMALLEST_QUANTIZED and (c.is_kernel or c.is_lookup)
+    ]
     wrong = [c for c in weights if c.dtype != expected]
     if wrong:
         raise VerificationError("dtypes", f"weight {wrong[0].name!r} is {wrong[0].dtype}, not {expected}")
@@ -71,15 +75,15 @@ def check_outputs(
             raise VerificationError("outputs", f"{name!r} has shape {value.shape}, not {reference[name].shape}")
         if not np.isfinite(value).all():
             raise VerificationError("finite", f"output {name!r} holds NaN or infinity")
-    error = max(float(np.abs(outputs[n] - r).max()) for n, r in reference.items())
+    worst = max(float(np.abs(outputs[n] - r).max()) for n, r in reference.items())
     scale = max(float(np.abs(r).max()) for r in reference.values())
     limit = TOLERANCE[quantization] * max(scale, 1e-6)
-    if error > limit:
-        raise VerificationError("max_abs_error", f"outputs differ by up to {error:.4g}, allowed are {limit:.4g}")
-    checks = [Check("loads", "in a child process", ""), Check("max_abs_error", error, limit)]
+    if worst > limit:
+        raise VerificationError("max_abs_error", f"outputs differ by up to {worst:.4g}, allowed are {limit:.4g}")
+    checks = [Check("loads", "in a child process", ""), Check("max_abs_error", worst, limit)]
     name, expected = next(iter(reference.items()))
     if expected.ndim != 2 or expected.shape[1] < 2:
-        return checks, error, None
+        return checks, worst, None
     same = expected.argmax(1) == outputs[name].argmax(1)
     # A row that the model itself leaves open, closer than the allowed error, may fall either way.
     best = np.sort(expected, axis=1)
@@ -87,4 +91,4 @@ def check_outputs(
     agreement, least = float(same[decided].mean()) if decided.any() else 1.0, AGREEMENT[quantization]
     if agreement < least:
         raise VerificationError("agreement", f"{agreement:.1%} of the samples keep their class, not {least:.0%}")
-    return [*checks, Check("agreement", agreement, least)], error, float(same.mean())
+    return [*checks, Check("agreement", agreement, least)], worst, float(same.mean())

@@ -103,9 +103,8 @@ class _Builder:
         self._ops = SymbolicOps(generation)
 
     def inputs(self) -> tuple[Any, Any]:
-        return tuple(
-            self._layers.Input((None,), dtype="int32", name=name) for name in ("input_ids", "attention_mask")
-        )  # type: ignore[return-value]
+        ids = self._layers.Input((None,), dtype="int32", name="input_ids")
+        return ids, self._layers.Input((None,), dtype="int32", name="attention_mask")
 
     def model(self, inputs: list[Any], outputs: Any, name: str) -> Any:
         named = dict(zip(("input_ids", "attention_mask"), inputs, strict=True))

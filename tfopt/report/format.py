@@ -20,10 +20,11 @@ def row(m: Measurement) -> list[str]:
         return "" if value is None else pattern.format(value)
 
     quality = next(iter(m.quality.values())) if m.quality else None
+    p50, p95 = (m.latency_ms.p50, m.latency_ms.p95) if m.latency_ms else (None, None)
     return [
         m.name, megabytes(m.bytes), megabytes(m.bytes_gzip), shown(m.shrink, "{:.2f}x"),
         shown(m.weight_bits, "{:.1f}"), shown(m.kernel_sparsity, "{:.0%}"),
-        shown(m.latency_ms and m.latency_ms.p50, "{:.2f} ms"), shown(m.latency_ms and m.latency_ms.p95, "{:.2f} ms"),
+        shown(p50, "{:.2f} ms"), shown(p95, "{:.2f} ms"),
         shown(m.speedup, "{:.2f}x"), shown(m.throughput_per_s, "{:,.0f}"), megabytes(m.peak_memory_bytes),
         shown(quality, "{:.2%}"), shown(m.agreement, "{:.1%}"), shown(m.max_abs_error, "{:.2g}"),
     ]  # fmt: skip

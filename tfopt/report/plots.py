@@ -27,8 +27,7 @@ def _scatter(
 ) -> bytes | None:
     from matplotlib.figure import Figure  # pyplot would keep global state and choose a display
 
-    points = [(value(m), next(iter(m.quality.values())) * 100, m) for m in artifacts if m.quality]
-    points = [p for p in points if p[0]]
+    points = [(x, next(iter(m.quality.values())) * 100, m) for m in artifacts if m.quality and (x := value(m))]
     if not points:
         return None
     figure = Figure(figsize=(7.2, 4.2), dpi=110, layout="constrained")

@@ -1,9 +1,12 @@
-"""The report as a terminal table."""
+"""Reports and inspections as terminal tables."""
+
+from collections.abc import Sequence
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from tfopt.report.format import COLUMNS, row
+from tfopt.report.format import COLUMNS, megabytes, row
 from tfopt.report.report import Report
 
 
@@ -11,13 +14,39 @@ def print_report(report: Report, console: Console) -> None:
     """Prints the table of artifacts and the notes below it; columns without any figure are left out."""
     rows = [row(m) for m in report.artifacts]
     used = [i for i in range(len(COLUMNS)) if any(r[i] for r in rows)]
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for i in used:
-        table.add_column(COLUMNS[i], justify="left" if i == 0 else "right", no_wrap=True)
-    for values in rows:
-        table.add_row(*(values[i] for i in used))
-    # A table cut to the width of a pipe or a narrow window would lose figures.
-    needed = console.measure(table).maximum
-    console.print(table, width=max(console.width, needed), crop=False, soft_wrap=True)
+    _print_table([COLUMNS[i] for i in used], [[r[i] for i in used] for r in rows], console)
     for note in report.notes:
-        console.print(f"* {note}", soft_wrap=True, highlight=False)
+        console.print(f"* {note}", soft_wrap=True, highlight=False, markup=False)
+
+
+def print_inspection(inspection: Any, console: Console) -> None:
+    """Prints an `Inspection`: one row per layer, the sums below."""
+    columns = ("layer", "kind", "parameters", "bytes", "bits", "zeros", "multiply-adds", "time", "techniques")
+    rows = [
+        [
+            x.name, x.kind, f"{x.parameters:,}", f"{x.bytes:,}", f"{x.bits:.3g}",
+            "" if x.sparsity is None else f"{x.sparsity:.1%}",
+            "" if x.multiply_adds is None else f"{x.multiply_adds:,}",
+            "" if x.time_share is None else f"{x.time_share:.1%}",
+            "; ".join(f"{name}: {what}" for name, what in x.techniques.items()),
+        ]
+        for x in inspection.layers
+    ]  # fmt: skip
+    _print_table(columns, rows, console)
+    work = "" if inspection.multiply_adds is None else f", {inspection.multiply_adds:,} multiply-adds per row"
+    console.print(
+        f"{inspection.name} ({inspection.format}): {inspection.parameters:,} parameters, "
+        f"{megabytes(inspection.bytes)}{work}",
+        soft_wrap=True, highlight=False, markup=False,
+    )  # fmt: skip
+
+
+def _print_table(columns: Sequence[str], rows: list[list[str]], console: Console) -> None:
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="left" if i == 0 or i == len(columns) - 1 else "right", no_wrap=True)
+    for values in rows:
+        table.add_row(*values)
+    # Cut to the width of a pipe or a narrow window, a table would lose figures.
+    wide = Console(file=console.file, width=max(console.width, Console(width=10_000).measure(table).maximum))
+    wide.print(table, crop=False)

@@ -192,9 +192,7 @@ class Predictor(abc.ABC):
     ) -> dict[str, np.ndarray]:
         if length is None or signature.length in (None, length):
             return outputs
-        return {
-            name: value[:, :length] if self._follows_length(name) else value for name, value in outputs.items()
-        }
+        return {name: value[:, :length] if self._follows_length(name) else value for name, value in outputs.items()}
 
     def _follows_length(self, output: str) -> bool:
         """Whether the second axis of an output is the sequence axis."""

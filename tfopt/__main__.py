@@ -1,0 +1,5 @@
+"""`python -m tfopt`."""
+
+from tfopt.cli import main
+
+main()

@@ -1,0 +1,315 @@
+"""The command line: arguments in, one of the library's functions called, its result shown.
+
+Everything heavy is imported inside the commands, so that help and usage errors come at once.
+"""
+
+import contextlib
+import dataclasses
+import faulthandler
+import json
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tfopt.errors import InputError, TfoptError
+
+DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 75
+
+app = typer.Typer(
+    help="Makes Keras models smaller and faster, verifies what it wrote, and measures it against where it came "
+    "from.",
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
+)  # fmt: skip
+data_app = typer.Typer(help="Packs text into TFRecord and checks it.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(data_app, name="data")
+
+Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output, nothing else there.")]
+Out = Annotated[Path | None, typer.Option("--out", help="Folder for everything that is written.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Begin anew over an earlier run.")]
+Threads = Annotated[int | None, typer.Option("--threads", help="Threads of each runtime; all cores if not given.")]
+
+
+def main() -> None:
+    """Entry of the `tfopt` command; exits 0 done, 1 failed, 2 bad input, 75 interrupted and resumable."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    with _native_log_aside() as native_log:
+        try:
+            app()
+        except KeyboardInterrupt:
+            _fail("interrupted; the same command with --resume goes on from the last finished step", INTERRUPTED)
+        except InputError as error:
+            _fail(str(error), USAGE)
+        except TfoptError as error:
+            _fail(f"{error}{native_log.kept()}", FAILED)
+        except OSError as error:  # a full disk, a folder that may not be written
+            _fail(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", FAILED)
+
+
+class _NativeLog:
+    """What native libraries write to the process's standard error, in a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.keep = path, False
+
+    def kept(self) -> str:
+        """Keeps the file and returns the words that point to it; nothing if it is empty."""
+        self.keep = self.path.stat().st_size > 0
+        return f" (native log: {self.path})" if self.keep else ""
+
+
+@contextlib.contextmanager
+def _native_log_aside() -> Iterator[_NativeLog]:
+    """Leaves standard error to Python alone.
+
+    TensorFlow's C++ side greets with a dozen lines that no setting turns off; among them one clear line
+    about a bad input would be lost. They go to a file that is kept if the work fails.
+    """
+    descriptor, name = tempfile.mkstemp(prefix="tfopt-native-", suffix=".log")
+    log, ours = _NativeLog(Path(name)), os.dup(2)
+    original, sys.stderr = sys.stderr, os.fdopen(ours, "w", buffering=1, errors="backslashreplace")
+    os.dup2(descriptor, 2)
+    os.close(descriptor)
+    faulthandler.enable(sys.stderr)  # a crash in native code still says where
+    try:
+        yield log
+    finally:
+        faulthandler.disable()
+        sys.stderr.flush()
+        os.dup2(ours, 2)
+        sys.stderr = original
+        if not log.keep:
+            log.path.unlink(missing_ok=True)
+
+
+@app.command()
+def demo(out: Out = None, resume: Resume = False, overwrite: Overwrite = False, as_json: Json = False) -> None:
+    """Trains, compresses, exports and measures a small transformer on Python's own documentation."""
+    _run("demo", {}, out or Path("saved_models", "demo"), resume, overwrite, as_json)
+
+
+@app.command()
+def run(
+    recipe: Annotated[str, typer.Argument(help="A recipe file, or the name of a built-in recipe.")],
+    model: Annotated[Path | None, typer.Option(help="Hugging Face folder of the model to start from.")] = None,
+    train: Annotated[Path | None, typer.Option(help="Training texts (.tsv, .csv, .jsonl).")] = None,
+    validation: Annotated[Path | None, typer.Option(help="Held-out texts.")] = None,
+    out: Out = None, resume: Resume = False, overwrite: Overwrite = False, as_json: Json = False,
+) -> None:  # fmt: skip
+    """Runs a recipe from data to report."""
+    changes = {"model.folder": model, "data.train": train, "data.validation": validation}
+    texts = {key: str(value) if value is not None else None for key, value in changes.items()}
+    _run(recipe, texts, out, resume, overwrite, as_json)
+
+
+def _run(
+    recipe: str,
+    changes: dict[str, str | None],
+    out: Path | None,
+    resume: bool,
+    overwrite: bool,
+    as_json: bool,
+) -> None:
+    from tfopt.recipe import Recipe
+
+    chosen = Recipe.load(recipe).with_changes(changes)
+    target = out or Path("saved_models", chosen.name)
+    from tfopt import pipeline
+
+    report = pipeline.run(chosen, target, resume, overwrite)
+    if as_json:
+        _print_json(report.to_dict())
+        return
+    _show_report(report)
+    typer.echo(f"\nreport: {target / 'report.html'}")
+
+
+@app.command()
+def inspect(
+    model: Annotated[Path, typer.Argument(help="A Keras file, a Hugging Face folder, or an artifact.")],
+    length: Annotated[int, typer.Option(help="Sequence length to count with, where the model takes any.")] = 128,
+    as_json: Json = False,
+) -> None:
+    """Shows what is inside a model, and what each technique would do to it."""
+    from tfopt.inspection import inspect_path
+
+    inspection = inspect_path(model, length)
+
+    def show() -> None:
+        from rich.console import Console
+
+        from tfopt.report.terminal import print_inspection
+
+        print_inspection(inspection, Console())
+
+    _show(as_json, dataclasses.asdict(inspection), show)
+
+
+@app.command()
+def export(
+    model: Annotated[Path, typer.Argument(help="A Keras file or a Hugging Face folder.")],
+    format: Annotated[str, typer.Option("--format", help="saved_model or tflite.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="The .tflite file or SavedModel folder to write.")],
+    quantization: Annotated[str | None, typer.Option(help="For tflite: float16 or dynamic_int8.")] = None,
+    jit_compile: Annotated[bool, typer.Option("--jit-compile", help="SavedModel that XLA compiles.")] = False,
+    lengths: Annotated[list[int] | None, typer.Option("--length", help="Exported length; repeatable.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Converts a model and verifies what was written."""
+    from tfopt.export import export as export_model
+    from tfopt.models.source import load_any
+
+    artifact = export_model(load_any(model), out, format, quantization, jit_compile, lengths=lengths)
+    values = {**dataclasses.asdict(artifact), "path": str(artifact.path)}
+
+    def show() -> None:
+        typer.echo(f"{artifact.path}: every check passed")
+        for check in artifact.checks:
+            limit = f" (limit {_figure(check.limit)})" if check.limit != "" else ""
+            typer.echo(f"  {check.name}: {_figure(check.found)}{limit}")
+
+    _show(as_json, values, show)
+
+
+@app.command()
+def bench(
+    artifacts: Annotated[list[Path], typer.Argument(help="Artifacts; the first is the baseline.")],
+    length: Annotated[int, typer.Option(help="Sequence length to time with.")] = 128,
+    data: Annotated[Path | None, typer.Option(help="Packed data to compute the accuracy on.")] = None,
+    rounds: Annotated[int, typer.Option(help="Timed calls of each artifact.")] = 50,
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Measures artifacts in turns in one process."""
+    from tfopt import benchmark
+
+    report = benchmark.bench(artifacts, length, data, rounds, threads, _progress)
+    _show(as_json, report.to_dict(), lambda: _show_report(report))
+
+
+@app.command()
+def verify(folder: Annotated[Path, typer.Argument(help="What a run wrote.")], as_json: Json = False) -> None:
+    """Checks a run's files against its manifest, and its artifacts against the models they came from."""
+    from tfopt.verification import verify_run
+
+    checked = verify_run(folder, _progress)
+
+    def show() -> None:
+        for name, facts in checked["artifacts"].items():
+            typer.echo(f"{name}: {facts}")
+        typer.echo(f"{checked['files']} files match the manifest, {len(checked['artifacts'])} artifacts verified")
+
+    _show(as_json, checked, show)
+
+
+@data_app.command()
+def pack(
+    source: Annotated[Path, typer.Argument(metavar="INPUT", help="Texts: .tsv, .csv, .jsonl or .txt.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder to create.")],
+    shards: Annotated[int, typer.Option(help="Files to write.")] = 1,
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="Folder with tokenizer.json; trained if not given.")
+    ] = None,
+    vocab_size: Annotated[int, typer.Option(help="Size of a trained vocabulary.")] = 8192,
+    max_length: Annotated[int, typer.Option(help="Most tokens of a text.")] = 128,
+    on_long: Annotated[str, typer.Option(help="Longer texts: error, truncate or drop.")] = "error",
+    text_column: Annotated[str | None, typer.Option(help="Column of the text.")] = None,
+    label_column: Annotated[str, typer.Option(help="Column of the label.")] = "label",
+    as_json: Json = False,
+) -> None:
+    """Packs a text file into sharded TFRecord with a manifest."""
+    from tfopt.data import pack as packing
+    from tfopt.data.readers import label_names, read_texts
+    from tfopt.data.tokenizers import load_tokenizer, train_bpe
+
+    if on_long not in ("error", "truncate", "drop"):
+        raise InputError(f"on_long must be error, truncate or drop, got {on_long!r}")
+    texts = read_texts(source, text_column, label_column)
+    labels = label_names(texts) if texts.labels is not None else None
+    found = load_tokenizer(tokenizer) if tokenizer else train_bpe(texts.texts, vocab_size)
+    manifest = packing.pack(texts, found, out, max_length, labels, shards, on_long)  # type: ignore[arg-type]
+    if manifest.too_long:
+        _progress(f"{manifest.too_long} texts were longer than {max_length} tokens ({on_long})")
+    _show(as_json, dataclasses.asdict(manifest), lambda: typer.echo(
+        f"{out}: {manifest.records} records in {len(manifest.shards)} shards, {manifest.tokens} tokens"
+    ))  # fmt: skip
+
+
+@data_app.command("verify")
+def verify_data(
+    folder: Annotated[Path, typer.Argument(help="A packed folder, or one TFRecord file.")],
+    as_json: Json = False,
+) -> None:
+    """Reads packed data to the last byte."""
+    from tfopt.data import pack as packing
+
+    counts = packing.verify(folder)
+    _show(
+        as_json,
+        counts,
+        lambda: typer.echo(f"{folder}: {counts['records']} records in {counts['files']} files"),
+    )
+
+
+@data_app.command("inspect")
+def inspect_data(folder: Annotated[Path, typer.Argument(help="A packed folder.")], as_json: Json = False) -> None:
+    """Shows counts, classes and lengths of packed data."""
+    from tfopt.data import pack as packing
+
+    found = packing.describe(folder)
+
+    def show() -> None:
+        for split, facts in found.items():
+            typer.echo(f"{split}:")
+            for name, value in facts.items():
+                if name != "shards":
+                    typer.echo(f"  {name}: {value}")
+
+    _show(as_json, found, show)
+
+
+def _show(as_json: bool, value: Any, show: Callable[[], None]) -> None:
+    if as_json:
+        _print_json(value)
+    else:
+        show()
+
+
+def _show_report(report: Any) -> None:
+    from rich.console import Console
+
+    from tfopt.report.terminal import print_report
+
+    print_report(report, Console())
+
+
+def _print_json(value: Any) -> None:
+    sys.stdout.write(json.dumps(value, indent=2, default=str) + "\n")
+
+
+def _figure(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _progress(line: str) -> None:
+    typer.echo(line, err=True)
+
+
+def _interrupt(number: int, frame: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def _fail(message: str, code: int) -> None:
+    with contextlib.suppress(BrokenPipeError):
+        sys.stderr.write("tfopt: error: " + " ".join(message.split()) + "\n")
+    raise SystemExit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,222 @@
+"""`inspect`: what is inside a model, layer by layer, and what each technique would do to it."""
+
+import dataclasses
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tfopt import keras_api
+from tfopt.compress import prune
+from tfopt.errors import InputError
+from tfopt.files import existing, size_of
+from tfopt.keras_io import call, inputs_of
+from tfopt.models.source import load_any
+from tfopt.runtime import Predictor
+from tfopt.tflite_file import read_tflite
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerInfo:
+    """One layer, or one weight of a TFLite file.
+
+    Attributes:
+        name: path of the layer in the model.
+        kind: class of the layer, or the operators that read the weight.
+        parameters: elements of its own weights.
+        bytes: of its own weights as stored.
+        bits: mean bits per element.
+        sparsity: share of zeros in its matrices, or None without any.
+        multiply_adds: for one row, or None where it cannot be told.
+        time_share: share of the time of one eager call, or None where it was not timed.
+        techniques: technique -> what it would do to the layer, or why it does nothing.
+    """
+
+    name: str
+    kind: str
+    parameters: int
+    bytes: int
+    bits: float
+    sparsity: float | None = None
+    multiply_adds: int | None = None
+    time_share: float | None = None
+    techniques: dict[str, str] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Inspection:
+    """What `inspect` found.
+
+    Attributes:
+        name: name of the model or artifact.
+        format: "tf_keras", "keras", "saved_model" or "tflite".
+        layers: those with weights.
+        parameters: of the whole model.
+        bytes: of its weights, or of the artifact.
+        multiply_adds: for one row, summed over the layers where it can be told, or None.
+    """
+
+    name: str
+    format: str
+    layers: list[LayerInfo]
+    parameters: int
+    bytes: int
+    multiply_adds: int | None = None
+
+
+def inspect(model: Any, length: int = 128) -> Inspection:
+    """Looks into a built Keras model of either generation; the model is not changed.
+
+    Args:
+        model: the model.
+        length: sequence length to count and time with, where the model takes any.
+
+    Raises:
+        InputError: not a built Keras model.
+    """
+    keras_api.check_model(model)
+    calls = _observe(model, length)
+    total_time = sum(seconds for _, seconds in calls.values()) or None
+    chosen, skipped = prune.prunable(model)
+    pruned = {w.path for w in chosen}
+    reasons = {s.path: s.reason for s in skipped}
+    by_layer: dict[str, list[Any]] = {}
+    for weight in keras_api.weights(model):
+        by_layer.setdefault(weight.layer_path, []).append(weight)
+    layers = []
+    for path, owned in by_layer.items():
+        arrays = {w.path: keras_api.to_numpy(w.variable) for w in owned}
+        shape, seconds = calls.get(id(owned[0].layer), (None, None))
+        layers.append(LayerInfo(
+            path, type(owned[0].layer).__name__, *_totals(list(arrays.values())),
+            sparsity=_sparsity(list(arrays.values())),
+            multiply_adds=multiply_adds(owned[0].layer, owned, shape),
+            time_share=seconds / total_time if total_time and seconds is not None else None,
+            techniques=_techniques(arrays, pruned, reasons),
+        ))  # fmt: skip
+    counted = [layer.multiply_adds for layer in layers if layer.multiply_adds is not None]
+    return Inspection(
+        model.name, keras_api.generation_of(model), layers, sum(layer.parameters for layer in layers),
+        sum(layer.bytes for layer in layers), sum(counted) if counted else None,
+    )  # fmt: skip
+
+
+def inspect_path(path: str | Path, length: int = 128) -> Inspection:
+    """Looks into a Keras file, a Hugging Face folder, a SavedModel or a TFLite file."""
+    path = existing(path, "model")
+    if path.suffix == ".tflite":
+        return _inspect_tflite(path)
+    if (path / "saved_model.pb").exists():
+        weights = Predictor.load(path).weights()
+        layers = [
+            LayerInfo(w.name, "variable", w.array.size, w.array.nbytes, w.bits, _sparsity([w.array]))
+            for w in weights
+        ]
+        return Inspection(path.name, "saved_model", layers, sum(w.array.size for w in weights), size_of(path))
+    if path.is_dir() and not (path / "config.json").exists():
+        raise InputError(f"{path} is neither a model nor an artifact")
+    return inspect(load_any(path), length)
+
+
+def _inspect_tflite(path: Path) -> Inspection:
+    layers = [
+        LayerInfo(
+            c.name, "+".join(sorted(c.readers)), int(np.prod(c.shape)), int(np.prod(c.shape)) * c.bits // 8, c.bits,
+            _sparsity([c.data]) if c.is_matrix else None,
+            techniques={"dynamic_int8": "done" if c.bits <= 8 else "left in float"} if c.is_kernel else {},
+        )
+        for c in read_tflite(path).constants
+        if c.dtype.startswith(("float", "int8", "int4", "int16")) and np.prod(c.shape) > 1
+    ]  # fmt: skip
+    return Inspection(path.name, "tflite", layers, sum(x.parameters for x in layers), size_of(path))
+
+
+def multiply_adds(layer: Any, weights: list[Any], output_shape: tuple[int, ...] | None) -> int | None:
+    """Multiply-adds of one row through a layer's kernels; None for layers that are not counted."""
+    kernel = next((w for w in weights if w.name in ("kernel", "depthwise_kernel")), None)
+    if kernel is None or output_shape is None:
+        return None
+    shape = [int(d) for d in kernel.variable.shape]
+    kind = type(layer).__name__
+    if kind == "Dense":
+        return math.prod(output_shape[1:]) * shape[0]
+    if kind == "EinsumDense":
+        operands, _, result = layer.equation.replace(" ", "").partition("->")
+        summed = [d for d, label in zip(shape, operands.split(",")[1], strict=True) if label not in result]
+        return math.prod(output_shape[1:]) * math.prod(summed)
+    if kind in ("Conv1D", "Conv2D", "Conv3D"):
+        return math.prod(output_shape[1:]) * math.prod(shape[:-1])
+    if kind in ("DepthwiseConv1D", "DepthwiseConv2D"):
+        return math.prod(output_shape[1:]) * math.prod(shape[:-2])
+    return None
+
+
+def _observe(model: Any, length: int) -> dict[int, tuple[tuple[int, ...] | None, float]]:
+    """Output shape and seconds of every leaf layer in one eager call, by the layer's id.
+
+    Each layer's `call` is replaced on the instance for the time of two calls and then put back.
+    """
+    try:
+        inputs = inputs_of(model)
+    except InputError:
+        return {}  # a subclassed model that does not tell its inputs cannot be called from here
+    seen: dict[int, tuple[tuple[int, ...] | None, float]] = {}
+    leaves = [layer for _, layer in keras_api.walk(model) if not keras_api.sublayers(layer)]
+    named = _ones(inputs.with_sizes(1, length))
+    call(model, inputs, named)  # the first call builds kernels and caches
+    with _watched(leaves, seen):
+        call(model, inputs, named)
+    return seen
+
+
+def _ones(specs: dict[str, Any]) -> dict[str, Any]:
+    return {name: tf.ones(spec.shape, spec.dtype) for name, spec in specs.items()}
+
+
+class _watched:
+    def __init__(self, layers: list[Any], seen: dict[int, tuple[tuple[int, ...] | None, float]]) -> None:
+        self._layers, self._seen = layers, seen
+
+    def __enter__(self) -> None:
+        for layer in self._layers:
+            object.__setattr__(layer, "call", self._timed(layer, layer.call))
+
+    def __exit__(self, *exc: object) -> None:
+        for layer in self._layers:
+            object.__delattr__(layer, "call")
+
+    def _timed(self, layer: Any, original: Any) -> Any:
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            started = time.perf_counter()
+            result = original(*args, **kwargs)
+            seconds = time.perf_counter() - started
+            shape = tuple(result.shape) if hasattr(result, "shape") else None
+            before = self._seen.get(id(layer), (None, 0.0))[1]
+            self._seen[id(layer)] = (shape, before + seconds)
+            return result
+
+        return timed
+
+
+def _totals(arrays: list[np.ndarray]) -> tuple[int, int, float]:
+    elements, stored = sum(a.size for a in arrays), sum(a.nbytes for a in arrays)
+    return elements, stored, stored * 8 / elements if elements else 0.0
+
+
+def _sparsity(arrays: list[np.ndarray]) -> float | None:
+    matrices = [a for a in arrays if a.ndim >= 2]
+    total = sum(a.size for a in matrices)
+    return 1 - sum(int(np.count_nonzero(a)) for a in matrices) / total if total else None
+
+
+def _techniques(arrays: dict[str, np.ndarray], pruned: set[str], reasons: dict[str, str]) -> dict[str, str]:
+    matrices = {path: a for path, a in arrays.items() if a.ndim >= 2}
+    if not matrices:
+        return {"prune": "no matrix", "dynamic_int8": "no matrix"}
+    found = [f"{path.rpartition('/')[2]}: prunable" for path in matrices if path in pruned]
+    found += [f"{path.rpartition('/')[2]}: {reasons[path]}" for path in matrices if path in reasons]
+    small = all(a.size < 1024 for a in matrices.values())
+    return {"prune": "; ".join(found), "dynamic_int8": "stays float, too small" if small else "int8 weights"}

@@ -1,0 +1,88 @@
+"""`tfopt verify`: what a run wrote is still what it was, and still does what it should."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tfopt import keras_api
+from tfopt.data import pack as packing
+from tfopt.data.batches import samples
+from tfopt.errors import DataError, InputError
+from tfopt.export.verify import check_contents, check_outputs
+from tfopt.files import existing, sha256
+from tfopt.keras_io import call, inputs_of
+from tfopt.measure.measure import Log
+from tfopt.recipe import Recipe
+from tfopt.report import Report
+from tfopt.run_folder import MANIFEST
+
+_SAMPLES = 64
+
+
+def verify_run(folder: str | Path, log: Log = lambda line: None) -> dict[str, Any]:
+    """Checks the manifest, the packed data, and every exported artifact against its Keras model.
+
+    Returns:
+        "files": how many match the manifest; "artifacts": name -> what was found.
+
+    Raises:
+        InputError: the folder holds no finished run.
+        DataError: a file is missing, changed or damaged; it is named.
+        VerificationError: an artifact fails a check; both are named.
+    """
+    folder = existing(folder, "run folder")
+    if not (folder / MANIFEST).exists():
+        raise InputError(f"{folder} holds no finished run (no {MANIFEST}); finish it with --resume")
+    count = check_manifest(folder)
+    log(f"{count} files match the manifest")
+    packing.verify(folder / "data")
+    recipe, report = Recipe.load(folder / "recipe.toml"), Report.load(folder / "report.json")
+    given = samples(folder / "data", _SAMPLES, "validation")
+    owners = sorted(["baseline", *(v.name for v in recipe.variants)], key=len, reverse=True)
+    found: dict[str, Any] = {}
+    for owner in owners:
+        mine = [m for m in report.artifacts if _owner(m.name, owners) == owner and m.format != "keras"]
+        if not mine:
+            continue
+        model = keras_api.load_model(folder / owner / "model.keras")
+        inputs = inputs_of(model)
+        values = {name: given[name] for name in inputs.specs}
+        reference = {name: v.numpy() for name, v in call(model, inputs, values).items()}
+        for m in mine:
+            log(f"verifying {m.name}")
+            quantization = {"_float16": "float16", "_int8": "dynamic_int8"}.get(_tail(m.name))
+            path = folder / m.path
+            check_contents(path, m.format, quantization, m.name.endswith("_xla"))
+            _, error, agreement = check_outputs(path, values, reference, quantization)
+            found[m.name] = {"max_abs_error": error, "agreement": agreement}
+    return {"files": count, "artifacts": found}
+
+
+def check_manifest(folder: Path) -> int:
+    """Compares every file with the manifest and returns how many there are.
+
+    Raises:
+        DataError: a file is missing, or its size or SHA-256 differs; it is named.
+    """
+    try:
+        entries = json.loads((folder / MANIFEST).read_text("utf-8"))["files"]
+        expected = {e["path"]: (e["bytes"], e["sha256"]) for e in entries}
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{folder / MANIFEST} is not a manifest: {error}") from error
+    for name, (size, digest) in expected.items():
+        path = folder / name
+        if not path.is_file():
+            raise DataError(f"{path} is missing; the manifest lists it")
+        if path.stat().st_size != size:
+            raise DataError(f"{path} has {path.stat().st_size} bytes, the manifest says {size}")
+        if sha256(path) != digest:
+            raise DataError(f"{path} is damaged or changed: its SHA-256 differs from the manifest")
+    return len(expected)
+
+
+def _owner(name: str, owners: list[str]) -> str:
+    return next(o for o in owners if name == o or name.startswith(f"{o}_"))
+
+
+def _tail(name: str) -> str:
+    return "_" + name.rpartition("_")[2]
