@@ -191,11 +191,14 @@ def save_model(model: Any, path: str | Path) -> Path:
         raise InputError(f"a Keras model file must end in .keras, got {path.name!r}")
     with replacing(path) as temporary:
         # Neither generation can leave the optimizer's state (twice the weights) out of this format.
-        optimizer, model.optimizer = getattr(model, "optimizer", None), None
+        optimizer = getattr(model, "optimizer", None)
+        if optimizer is not None:
+            model.optimizer = None
         try:
             model.save(temporary)
         finally:
-            model.optimizer = optimizer
+            if optimizer is not None:
+                model.optimizer = optimizer
     return path
 
 

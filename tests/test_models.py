@@ -1,0 +1,143 @@
+import json
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from tfopt import keras_api
+from tfopt.errors import InputError, MissingFileError, ModelFileError
+from tfopt.models import BertConfig, bert, from_pretrained
+
+CONFIG = BertConfig(
+    50, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, max_position_embeddings=12
+)
+
+
+def test_minilm_equals_the_reference(generation, minilm_folder, shared_data):
+    golden = np.load(shared_data / "minilm_golden.npz")
+    model = from_pretrained(minilm_folder, generation)
+    inputs = {name: golden[name].astype(np.int32) for name in ("input_ids", "attention_mask")}
+    hidden = np.asarray(model(inputs)["last_hidden_state"])
+    np.testing.assert_allclose(hidden, golden["last_hidden_state"], atol=2e-5)
+    mask = golden["attention_mask"][:, :, None]
+    pooled = (hidden * mask).sum(1) / mask.sum(1)
+    pooled /= np.linalg.norm(pooled, axis=1, keepdims=True)
+    np.testing.assert_allclose(pooled, golden["sentence_embedding"], atol=2e-5)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
+def test_padding_changes_nothing_and_a_file_keeps_everything(generation, pooling, tmp_path):
+    model = bert(CONFIG, 3, pooling, generation)
+    ids = np.array([[5, 6, 7, 8]], np.int32)
+    short = np.asarray(model({"input_ids": ids, "attention_mask": np.ones_like(ids)}))
+    wide = {
+        "input_ids": np.pad(ids, ((0, 0), (0, 5))),
+        "attention_mask": np.pad(np.ones_like(ids), ((0, 0), (0, 5))),
+    }
+    np.testing.assert_allclose(np.asarray(model(wide)), short, atol=1e-5)
+    loaded = keras_api.load_model(keras_api.save_model(model, tmp_path / "m.keras"))
+    np.testing.assert_array_equal(np.asarray(loaded(wide)), np.asarray(model(wide)))
+
+
+def test_layers_of_a_kind_start_differently(generation):
+    kernels = [
+        keras_api.to_numpy(w.variable)
+        for w in keras_api.weights(bert(CONFIG, generation=generation))
+        if w.path.endswith(("query/kernel", "key/kernel"))
+    ]
+    assert len({k.tobytes() for k in kernels}) == 4
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A Hugging Face folder of a tiny BERT with random weights."""
+    rng = np.random.default_rng(0)
+    h, f = CONFIG.hidden_size, CONFIG.intermediate_size
+    tensors = {
+        "embeddings.word_embeddings.weight": (50, h), "embeddings.token_type_embeddings.weight": (2, h),
+        "embeddings.position_embeddings.weight": (12, h), "embeddings.LayerNorm.weight": (h,),
+        "embeddings.LayerNorm.bias": (h,),
+    }  # fmt: skip
+    for i in range(2):
+        layer = f"encoder.layer.{i}"
+        for part, shape in (
+            ("attention.self.query", (h, h)), ("attention.self.key", (h, h)), ("attention.self.value", (h, h)),
+            ("attention.output.dense", (h, h)), ("intermediate.dense", (f, h)), ("output.dense", (h, f)),
+        ):  # fmt: skip
+            tensors |= {f"{layer}.{part}.weight": shape, f"{layer}.{part}.bias": shape[:1]}
+        for part in ("attention.output.LayerNorm", "output.LayerNorm"):
+            tensors |= {f"{layer}.{part}.weight": (h,), f"{layer}.{part}.bias": (h,)}
+    values = {f"bert.{n}": rng.standard_normal(s).astype(np.float32) for n, s in tensors.items()}
+    values["bert.pooler.dense.weight"] = np.zeros((h, h), np.float32)
+    save_file(values, tmp_path / "model.safetensors")
+    config = {
+        "model_type": "bert", "vocab_size": 50, "hidden_size": h, "num_hidden_layers": 2, "num_attention_heads": 2,
+        "intermediate_size": f, "max_position_embeddings": 12, "type_vocab_size": 2, "architectures": ["BertModel"],
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    return tmp_path
+
+
+def test_weights_go_where_they_belong(folder, generation):
+    model = from_pretrained(folder, generation, num_labels=2)
+    stored = load_file(folder / "model.safetensors")
+    found = {w.path: keras_api.to_numpy(w.variable) for w in keras_api.weights(model)}
+    kernel = stored["bert.encoder.layer.1.intermediate.dense.weight"]
+    np.testing.assert_array_equal(found["layer_1_intermediate/kernel"], kernel.T)
+    assert found["logits/kernel"].shape == (16, 2)
+
+
+def change(folder, name, value):
+    tensors = load_file(folder / "model.safetensors")
+    if value is None:
+        del tensors[name]
+    else:
+        tensors[name] = value
+    save_file(tensors, folder / "model.safetensors")
+
+
+def test_wrong_tensors_are_named(folder):
+    name = "bert.encoder.layer.1.output.dense.bias"
+    change(folder, name, np.zeros(5, np.float32))
+    with pytest.raises(ModelFileError, match=r"layer.1.output.dense.bias' has shape \(5,\)"):
+        from_pretrained(folder)
+    change(folder, name, None)
+    with pytest.raises(ModelFileError, match=r"lacks 'encoder.layer.1.output.dense.bias' \(1 missing, 0 unknown\)"):
+        from_pretrained(folder)
+    change(folder, "bert.encoder.layer.2.extra", np.zeros(1, np.float32))
+    with pytest.raises(ModelFileError, match="and has unknown 'encoder.layer.2.extra'"):
+        from_pretrained(folder)
+
+
+def test_wrong_files_are_explained(folder):
+    (folder / "model.safetensors").write_bytes(b"hello")
+    with pytest.raises(ModelFileError, match="not a readable safetensors file"):
+        from_pretrained(folder)
+    (folder / "config.json").write_text('{"model_type": "mamba"}')
+    with pytest.raises(ModelFileError, match="architecture 'mamba' is not supported"):
+        from_pretrained(folder)
+    (folder / "config.json").write_text("{")
+    with pytest.raises(ModelFileError, match="is not JSON"):
+        from_pretrained(folder)
+    with pytest.raises(MissingFileError, match="model folder not found"):
+        from_pretrained(folder / "none")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"num_labels": 1}, "num_labels must be 2 or more, got 1"),
+        ({"num_labels": 2, "pooling": "max"}, "pooling must be 'mean' or 'cls', got 'max'"),
+        ({"generation": "torch"}, "generation must be"),
+    ],
+)
+def test_bad_arguments(arguments, says):
+    with pytest.raises(InputError, match=says):
+        bert(CONFIG, **arguments)
+
+
+def test_bad_shapes():
+    with pytest.raises(InputError, match="multiple of num_attention_heads, got 10 and 4"):
+        BertConfig(50, hidden_size=10, num_attention_heads=4)
+    with pytest.raises(InputError, match="num_hidden_layers must be 1 or more, got 0"):
+        BertConfig(50, num_hidden_layers=0)
