@@ -6,8 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow as tf
+from filelock import FileLock
 
 from tfopt import keras_api
+from tfopt.files import write_text
 from tfopt.models import BertConfig, bert
 from tfopt.train import make_strategy
 from tfopt.train.strategy import scope
@@ -80,22 +82,23 @@ def minilm_folder():
 
 
 @pytest.fixture(scope="session")
-def labelled_tsv(tmp_path_factory):
+def labelled_tsv(tmp_path_factory, worker_id):
     """Training and validation files of a task that a tiny model learns: the label is a word's group."""
     rng = np.random.default_rng(5)
     groups = {"fruit": ["apple", "pear", "plum", "fig"], "metal": ["iron", "zinc", "gold", "lead"]}
-    filler = "the a of in very small large old new thing place day".split()
-    folder = tmp_path_factory.mktemp("texts")
+    filler = ["the", "a", "of", "in", "very", "small", "large", "old", "new", "thing", "place", "day"]
+    base = tmp_path_factory.getbasetemp()
+    folder = (base if worker_id == "master" else base.parent) / "texts"  # the same paths in every worker
+    folder.mkdir(exist_ok=True)
     paths = []
     for name, count in (("train.tsv", 320), ("validation.tsv", 96)):
         lines = ["label\ttext"]
         for _ in range(count):
             label = rng.choice(list(groups))
-            words = list(rng.choice(filler, rng.integers(2, 9))) + [rng.choice(groups[label])]
+            words = [*rng.choice(filler, rng.integers(2, 9)), rng.choice(groups[label])]
             rng.shuffle(words)
             lines.append(f"{label}\t{' '.join(words)}")
-        paths.append(folder / name)
-        paths[-1].write_text("\n".join(lines) + "\n", "utf-8")
+        paths.append(write_text(folder / name, "\n".join(lines) + "\n"))
     return tuple(paths)
 
 
@@ -157,13 +160,15 @@ def tiny_recipe(labelled_tsv, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def finished_run(tiny_recipe, tmp_path_factory):
-    """A finished run of the tiny recipe; tests that change it copy it first."""
+def finished_run(tiny_recipe, tmp_path_factory, worker_id):
+    """A finished run of the tiny recipe, made once for all workers; tests that change it copy it first."""
     from tfopt.pipeline import run
 
-    out = tmp_path_factory.mktemp("runs") / "tiny"
-    run(tiny_recipe(), out)
-    return out
+    shared = tmp_path_factory.getbasetemp() if worker_id == "master" else tmp_path_factory.getbasetemp().parent
+    with FileLock(shared / "finished_run.lock"):
+        if not (shared / "finished_run" / "manifest.json").exists():
+            run(tiny_recipe(), shared / "finished_run", overwrite=True)
+    return shared / "finished_run"
 
 
 @pytest.fixture

@@ -38,11 +38,12 @@ Threads = Annotated[int | None, typer.Option("--threads", help="Threads of each 
 
 def main() -> None:
     """Entry of the `tfopt` command; exits 0 done, 1 failed, 2 bad input, 75 interrupted and resumable."""
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
     with _native_log_aside() as native_log:
         try:
             app()
-        except KeyboardInterrupt:
+        except _InterruptedBySignal:
             _fail("interrupted; the same command with --resume goes on from the last finished step", INTERRUPTED)
         except InputError as error:
             _fail(str(error), USAGE)
@@ -301,8 +302,12 @@ def _progress(line: str) -> None:
     typer.echo(line, err=True)
 
 
+class _InterruptedBySignal(BaseException):
+    """Not KeyboardInterrupt, which the command line library would turn into an exit code of its own."""
+
+
 def _interrupt(number: int, frame: Any) -> None:
-    raise KeyboardInterrupt
+    raise _InterruptedBySignal
 
 
 def _fail(message: str, code: int) -> None:

@@ -13,7 +13,7 @@ from tfopt import keras_api
 from tfopt.compress import prune
 from tfopt.errors import InputError
 from tfopt.files import existing, size_of
-from tfopt.keras_io import call, inputs_of
+from tfopt.keras_io import call, inputs_of, takes_length
 from tfopt.models.source import load_any
 from tfopt.runtime import Predictor
 from tfopt.tflite_file import read_tflite
@@ -72,7 +72,8 @@ def inspect(model: Any, length: int = 128) -> Inspection:
 
     Args:
         model: the model.
-        length: sequence length to count and time with, where the model takes any.
+        length: sequence length to count and time with, where the model takes any; halved until the model
+            takes it.
 
     Raises:
         InputError: not a built Keras model.
@@ -165,15 +166,12 @@ def _observe(model: Any, length: int) -> dict[int, tuple[tuple[int, ...] | None,
         return {}  # a subclassed model that does not tell its inputs cannot be called from here
     seen: dict[int, tuple[tuple[int, ...] | None, float]] = {}
     leaves = [layer for _, layer in keras_api.walk(model) if not keras_api.sublayers(layer)]
-    named = _ones(inputs.with_sizes(1, length))
-    call(model, inputs, named)  # the first call builds kernels and caches
+    while length > 1 and not takes_length(model, inputs, length):  # the first call also builds caches
+        length //= 2
+    named = {name: tf.ones(spec.shape, spec.dtype) for name, spec in inputs.with_sizes(1, length).items()}
     with _watched(leaves, seen):
         call(model, inputs, named)
     return seen
-
-
-def _ones(specs: dict[str, Any]) -> dict[str, Any]:
-    return {name: tf.ones(spec.shape, spec.dtype) for name, spec in specs.items()}
 
 
 class _watched:

@@ -218,6 +218,8 @@ def load_model(path: str | Path) -> Any:
             return _load_tf_keras_archive(keras, path, config)
         return keras.models.load_model(path, compile=False)
     except (ValueError, OSError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # the system's own trouble (a full disk, no permission), not the file's
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelFileError(f"cannot load {path} with {generation}: {reason}") from error
 

@@ -87,9 +87,21 @@ def named_outputs(model: Any, value: Any) -> dict[str, tf.Tensor]:
     return {name: tf.identity(v, name=name) for name, v in zip(names, values, strict=True)}
 
 
+def takes_length(model: Any, inputs: Inputs, length: int) -> bool:
+    """Whether the model runs on one row of this length; a position table may be shorter."""
+    named = {n: tf.ones(spec.shape, spec.dtype) for n, spec in inputs.with_sizes(1, length).items()}
+    try:
+        call(model, inputs, named)
+    except (tf.errors.InvalidArgumentError, ValueError):
+        return False
+    return True
+
+
 def output_names(model: Any, count: int) -> list[str]:
     """Names for outputs that are not a dictionary: those of the output layers if they are distinct."""
     names = [str(name).rpartition("/")[2] for name in getattr(model, "output_names", None) or []]
+    if not names and type(model).__name__ == "Sequential":  # Keras 3 names the outputs of functional models only
+        names = [model.layers[-1].name]
     if len(names) == count == len(set(names)):
         return names
     return ["outputs"] if count == 1 else [f"output_{i}" for i in range(count)]

@@ -226,7 +226,9 @@ def _read(path: Path) -> str:
 
 def _explain(error: pydantic.ValidationError, root: type[BaseModel]) -> str:
     """The first problem in one line."""
-    first = error.errors(include_url=False)[0]
+    problems = error.errors(include_url=False)
+    # A misspelt key is the cause where the right one is also reported missing.
+    first = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
     place = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         section = _section_at(root, first["loc"][:-1])

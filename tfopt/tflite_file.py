@@ -19,10 +19,10 @@ _TYPES = {
     17: ("int4", 4, np.uint8),
 }  # fmt: skip
 LOOKUPS = frozenset({"GATHER", "EMBEDDING_LOOKUP"})
-# Operators that multiply by a weight; DEQUANTIZE because float16 kernels reach them through it.
-PRODUCTS = frozenset({
-    "FULLY_CONNECTED", "BATCH_MATMUL", "CONV_2D", "DEPTHWISE_CONV_2D", "CONV_3D", "TRANSPOSE_CONV", "DEQUANTIZE",
-})  # fmt: skip
+# Operators that multiply by a weight.
+PRODUCTS = frozenset(
+    {"FULLY_CONNECTED", "BATCH_MATMUL", "CONV_2D", "DEPTHWISE_CONV_2D", "CONV_3D", "TRANSPOSE_CONV"}
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Constant:
         dtype: "float32", "int8", "int4" and so on.
         bits: bits of one element.
         shape: its shape.
-        readers: names of the operators that read it, in any signature.
+        readers: names of the operators that read it, in any signature, directly or widened.
         data: the stored bytes as an array of `dtype`; int4 is unpacked to int8.
     """
 
@@ -115,15 +115,14 @@ def _describe(model: Any) -> TFLiteFile:
         for op in graph.operators:
             name = codes[op.opcodeIndex]
             for index in (int(i) for i in op.inputs if i >= 0):
-                tensor = graph.tensors[index]
+                tensor, maker = graph.tensors[index], made_by.get(index)
+                if maker is not None and codes[maker.opcodeIndex] == "DEQUANTIZE":
+                    tensor = graph.tensors[int(maker.inputs[0])]  # what is read is the narrow constant
+                    if name in LOOKUPS and _has_data(model, tensor):
+                        widened.add(_text(tensor.name))
                 if _has_data(model, tensor):
                     readers.setdefault(tensor.buffer, set()).add(name)
                     first.setdefault(tensor.buffer, tensor)
-                maker = made_by.get(index)
-                if name in LOOKUPS and maker is not None and codes[maker.opcodeIndex] == "DEQUANTIZE":
-                    source = graph.tensors[int(maker.inputs[0])]
-                    if _has_data(model, source):
-                        widened.add(_text(source.name))
     constants = tuple(
         _constant(tensor, model.buffers[buffer].data, readers[buffer]) for buffer, tensor in sorted(first.items())
     )

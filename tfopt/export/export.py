@@ -19,7 +19,7 @@ from tfopt.keras_io import Inputs, call, inputs_of
 
 FORMATS = ("saved_model", "tflite")
 QUANTIZATIONS = (None, "float16", "dynamic_int8")
-_RANDOM_ROWS = 8
+_RANDOM_ROWS, _RANDOM_LENGTH = 8, 8
 
 
 def export(
@@ -65,8 +65,8 @@ def export(
     _check_arguments(path, format, quantization, jit_compile, batch_size)
     inputs = inputs_of(model, input_signature)
     flexible = format == "saved_model" and not jit_compile
-    chosen = () if flexible else check_lengths(inputs, lengths)
-    samples = _samples(model, inputs, representative, max(chosen, default=16))
+    chosen = () if flexible else check_lengths(model, inputs, lengths)
+    samples = _samples(model, inputs, representative, max(chosen, default=_RANDOM_LENGTH))
     with replacing(path) as temporary:
         if format == "tflite":
             write_tflite(model, temporary, inputs, chosen, batch_size, quantization)

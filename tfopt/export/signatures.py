@@ -1,21 +1,23 @@
 """What an export needs to know about shapes: the lengths it writes and the samples it checks with."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from tfopt.errors import InputError
-from tfopt.keras_io import Inputs
+from tfopt.keras_io import Inputs, takes_length
 
 DEFAULT_LENGTHS = (32, 64, 128)
 MASK = "attention_mask"
 
 
-def check_lengths(inputs: Inputs, lengths: Sequence[int] | None) -> tuple[int, ...]:
+def check_lengths(model: Any, inputs: Inputs, lengths: Sequence[int] | None) -> tuple[int, ...]:
     """The lengths to export: those given, a default for models with a mask, none without an axis for it.
 
     Raises:
-        InputError: lengths for a model without such an axis, or none for one that cannot be padded.
+        InputError: lengths for a model without such an axis, none for one that cannot be padded, or one
+            that the model does not take.
     """
     if not inputs.has_length:
         if lengths:
@@ -27,10 +29,16 @@ def check_lengths(inputs: Inputs, lengths: Sequence[int] | None) -> tuple[int, .
                 "the model takes sequences of any length but no 'attention_mask', so shorter ones cannot be "
                 "padded: pass lengths=[...] with every length that you need"
             )
-        return DEFAULT_LENGTHS
+        usable = tuple(n for n in DEFAULT_LENGTHS if takes_length(model, inputs, n))
+        if not usable:
+            raise InputError(f"the model takes none of the lengths {DEFAULT_LENGTHS}: pass lengths=[...]")
+        return usable
     chosen = tuple(sorted({int(n) for n in lengths}))
     if not chosen or chosen[0] < 1:
         raise InputError(f"lengths must be positive, got {list(lengths)}")
+    for length in chosen:
+        if not takes_length(model, inputs, length):
+            raise InputError(f"the model does not take sequences of length {length}")
     return chosen
 
 

@@ -1,0 +1,88 @@
+"""The arrows of the design: who may import whom, and that importing the package is cheap."""
+
+import ast
+import subprocess
+import sys
+
+import pytest
+
+from .conftest import REPOSITORY
+
+PACKAGE = REPOSITORY / "tfopt"
+LEAVES = {"errors", "files", "schedules", "tflite_file", "child", "keras_api", "keras_io"}
+ALLOWED = {
+    "numerics": set(),
+    "models": {"numerics"},
+    "data": set(),
+    "compress": {"numerics"},
+    "train": {"recipe"},
+    "export": {"data"},
+    "runtime": set(),
+    "measure": {"runtime", "data"},
+    "report": {"measure"},
+    "recipe": set(),
+    "run_folder": {"recipe", "report"},
+}  # top-level modules that are not listed join everything: pipeline, cli, compare, inspection, ...
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+
+def imports(path):
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            if node.module == "tfopt":
+                yield from (f"tfopt.{alias.name}" for alias in node.names)
+            else:
+                yield node.module
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_arrows(path):
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    home, names = parts[0], list(imports(path))
+    if parts != ("keras_api",):
+        assert not [n for n in names if n.split(".")[0] in ("keras", "tf_keras")], "only keras_api imports Keras"
+    own = {n.split(".")[1] for n in names if n.startswith("tfopt.")} - {home}
+    if home in ALLOWED:
+        assert own <= ALLOWED[home] | LEAVES
+    elif home in LEAVES:
+        assert own <= LEAVES
+    if home == "compress" and parts[1] not in ("base", "__init__"):
+        siblings = {n.split(".")[2] for n in names if n.startswith("tfopt.compress.")}
+        assert siblings <= {"base"}, "techniques do not import each other"
+    if home in ("recipe", "schedules", "errors", "files", "tflite_file", "child", "report"):
+        assert not [n for n in names if n.split(".")[0] == "tensorflow"]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_modules_stay_readable(path):
+    source = path.read_text("utf-8")
+    assert source.count("\n") <= 400
+    tree = ast.parse(source)
+    assert ast.get_docstring(tree) or not source.strip()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef):
+            assert node.end_lineno - node.lineno < 90, f"{node.name} does not fit on a screen"
+
+
+@pytest.mark.parametrize(
+    "code",
+    ["import tfopt; dir(tfopt)", "import tfopt; tfopt.Recipe.load('demo')", "import tfopt; tfopt.schedules, tfopt.TfoptError",
+     "import tfopt.cli", "from tfopt.report import Report"],
+)  # fmt: skip
+def test_no_tensorflow_before_it_is_needed(code):
+    check = f"{code}\nimport sys; sys.exit(any(m in sys.modules for m in ('tensorflow', 'keras', 'tf_keras')))"
+    assert subprocess.run([sys.executable, "-c", check], cwd=REPOSITORY).returncode == 0
+
+
+def test_public_names_exist_and_functions_stay_functions():
+    import tfopt
+    import tfopt.export.verify
+    import tfopt.measure.size  # importing the folders must not hide the functions of the same name
+
+    for name in tfopt.__all__:
+        assert getattr(tfopt, name) is not None
+    assert callable(tfopt.export) and callable(tfopt.measure) and callable(tfopt.compare)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        tfopt.nothing  # noqa: B018

@@ -1,0 +1,115 @@
+import gzip
+
+import numpy as np
+import pytest
+
+import tfopt
+from tfopt.child import ChildFailedError, run_in_child
+from tfopt.errors import DataError, InputError
+from tfopt.measure import findings, latency, size
+from tfopt.measure.results import Latency, Measurement
+from tfopt.report import Report, Step, html, machine_info
+from tfopt.report.plots import plots
+from tfopt.runtime import StoredWeight
+
+
+class Fake:
+    """A predictor that takes a known number of counted ticks instead of time."""
+
+    def __init__(self, clock, ticks):
+        self.clock, self.ticks, self.calls = clock, ticks, 0
+
+    def predict(self, inputs):
+        self.calls += 1
+        self.clock[0] += self.ticks
+
+
+def test_speedups_come_from_paired_rounds(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(latency.time, "perf_counter", lambda: clock[0])
+    slow, fast = Fake(clock, 0.012), Fake(clock, 0.004)
+    timings = latency.interleaved([slow, fast], {"x": np.zeros((1, 2))}, rounds=20)
+    assert latency.speedup(timings[0], timings[1]) == pytest.approx(3)
+    assert timings[1].latency.p50 == pytest.approx(4) and timings[0].spread == pytest.approx(0, abs=1e-9)
+    assert slow.calls == fast.calls == 25
+
+
+def test_sizes_are_counted_from_what_is_stored(tmp_path):
+    weights = [
+        StoredWeight("a", 32, np.array([[0, 1.0], [2, 0]])),
+        StoredWeight("b", 8, np.array([[1, 1, 0, 1]]), is_kernel=False),
+    ]
+    assert size.sparsity(weights) == 3 / 8 and size.weight_bits(weights) == 20 and size.sparsity([]) is None
+    (tmp_path / "f").write_bytes(b"abc" * 5000)
+    assert abs(size.gzip_bytes(tmp_path) - len(gzip.compress(b"abc" * 5000, 6))) < 20
+
+
+def test_a_child_has_its_own_peak_memory(finished_run):
+    ids = np.ones((1, 8), int)
+    inputs = {"input_ids": ids, "attention_mask": ids}
+    block = np.ones(80_000_000)  # 640 MB that must not show up in the child
+    lite = run_in_child(finished_run / "baseline_tflite" / "model.tflite", inputs)
+    full = run_in_child(finished_run / "baseline" / "saved_model", inputs)
+    assert 20e6 < lite.peak_memory_bytes < 300e6 < full.peak_memory_bytes and block.sum() > 0
+    np.testing.assert_allclose(lite.outputs["logits"], full.outputs["logits"], atol=1e-5)
+
+
+def test_a_child_that_dies_is_an_error_with_its_last_words(tmp_path):
+    (tmp_path / "bad.tflite").write_bytes(b"bad")
+    with pytest.raises(ChildFailedError, match=r"exit code 1.*not a TFLite file"):
+        run_in_child(tmp_path / "bad.tflite", {"x": np.ones(1)})
+
+
+def measurement(name, **values):
+    defaults = {
+        "format": "tflite",
+        "path": name,
+        "bytes": 1000,
+        "latency_ms": Latency(1.0, 1.1, 1.2),
+        "speedup": 2.0,
+    }
+    return Measurement(name, **{**defaults, **values})
+
+
+def test_findings_say_where_a_technique_brought_nothing():
+    base, pruned = measurement("a", bytes_gzip=900), measurement("b", bytes_gzip=500, kernel_sparsity=0.8)
+    notes = findings.findings([base, pruned], {"b": "a"})
+    assert any("zeros (80% of the kernels) brought no speed (1.00 times a)" in n for n in notes)
+    assert any("44% fewer gzip bytes" in n for n in notes)
+    faster = measurement("b", latency_ms=Latency(0.5, 0.6, 0.7))
+    assert not any("brought no speed" in n for n in findings.findings([base, faster], {"b": "a"}))
+    assert any("busy" in n for n in findings.findings([measurement("a", latency_spread=0.3)]))
+
+
+def test_reports_survive_json_and_leave_out_what_was_not_measured(tmp_path):
+    report = Report(machine_info(), {"name": "x"}, [measurement("a", quality={"accuracy": 0.5})], [Step("s", 1.5)])
+    report.save(tmp_path / "report.json")
+    assert Report.load(tmp_path / "report.json") == report
+    stored = report.to_dict()
+    assert stored["schema"] == 1 and "throughput_per_s" not in stored["artifacts"][0]
+    assert stored["artifacts"][0]["latency_ms"] == {"p50": 1.0, "p95": 1.1, "p99": 1.2}
+    (tmp_path / "report.json").write_text('{"schema": 2}')
+    with pytest.raises(DataError, match="has report schema 2"):
+        Report.load(tmp_path / "report.json")
+
+
+def test_html_needs_nothing_beside_it_and_escapes():
+    report = Report(
+        machine_info(), {"name": "<b>"}, [measurement("<i>", quality={"accuracy": 0.5})], [], notes=["<u>"]
+    )
+    pictures = plots(report)
+    assert set(pictures) == {"size_accuracy", "latency_accuracy"} and pictures["size_accuracy"][:4] == b"\x89PNG"
+    page = html.page(report, pictures, "x = '<s>'")
+    assert not any(f"<{tag}>" in page for tag in "bius") and 'src="data:image/png;base64,' in page
+    assert "http" not in page.replace("https://www.w3.org", "")
+
+
+def test_measure_and_compare(finished_run, tokens):
+    inputs = {k: v[:4, :8] for k, v in tokens.items()}
+    one = tfopt.measure(finished_run / "baseline_tflite" / "model.tflite", inputs=inputs, rounds=3)
+    assert one.latency_ms.p50 > 0 and one.throughput_per_s > 0 and one.speedup is None and one.quality is None
+    folders = ("baseline_tflite", "half_tflite_int8")
+    report = tfopt.compare({n: finished_run / n / "model.tflite" for n in folders}, inputs=inputs, rounds=3)
+    assert report.artifact("half_tflite_int8").shrink > 1 and report.baseline.shrink == 1
+    with pytest.raises(InputError, match="nothing to compare"):
+        tfopt.compare([])

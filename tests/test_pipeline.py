@@ -1,0 +1,142 @@
+import json
+import shutil
+import signal
+import subprocess
+import time
+
+import numpy as np
+import pytest
+
+import tfopt
+from tfopt.errors import DataError, InputError, VerificationError
+from tfopt.files import sha256, tree_digest
+from tfopt.pipeline import run
+from tfopt.report import Report
+from tfopt.verification import verify_run
+
+ARTIFACTS = [
+    "baseline", "baseline_keras", "baseline_tflite", "baseline_tflite_int8", "baseline_xla", "half_tflite",
+    "half_tflite_int8",
+]  # fmt: skip
+
+
+def test_a_run_writes_what_the_design_says(finished_run):
+    report = Report.load(finished_run / "report.json")
+    assert [
+        m.name for m in report.artifacts
+    ] == ARTIFACTS and report.baseline.speedup == report.baseline.shrink == 1
+    for m in report.artifacts:
+        assert (finished_run / m.path).exists() and m.bytes > m.bytes_gzip > 0 and m.peak_memory_bytes > 1e6
+        assert m.latency_ms.p50 <= m.latency_ms.p95 <= m.latency_ms.p99 and m.throughput_per_s > 0
+        assert m.quality["accuracy"] > 0.9 and m.agreement > 0.9
+    assert report.artifact("baseline_tflite_int8").shrink > report.artifact("baseline_tflite").shrink
+    assert report.artifact("half_tflite").kernel_sparsity == pytest.approx(0.5, abs=0.01)
+    assert report.artifact("half_tflite_int8").weight_bits < 20
+    assert report.artifact("half_tflite").max_abs_error < 1e-4
+    assert [s.name for s in report.steps][:3] == ["data", "train baseline", "train half"]
+    assert any("brought no speed" in note for note in report.notes) or report.notes
+    names = {p.name for p in finished_run.iterdir()}
+    assert {"recipe.toml", "manifest.json", "report.json", "report.html", "plots", "baseline", "data"} <= names
+    assert len(list((finished_run / "data").glob("*.tfrecord"))) == 3
+    assert {p.name for p in (finished_run / "plots").iterdir()} == {"size_accuracy.png", "latency_accuracy.png"}
+
+
+def test_the_manifest_lists_every_file_with_its_hash(finished_run):
+    manifest = json.loads((finished_run / "manifest.json").read_text())
+    listed = {f["path"]: f["sha256"] for f in manifest["files"]}
+    present = {str(p.relative_to(finished_run)) for p in finished_run.rglob("*") if p.is_file()}
+    assert present - set(listed) == {"manifest.json", "state.json"}
+    assert all(sha256(finished_run / path) == digest for path, digest in listed.items())
+    assert "tensorflow" in manifest["versions"]
+
+
+def test_verify_accepts_a_good_run_and_names_what_is_wrong(finished_run, tmp_path):
+    found = verify_run(finished_run)
+    assert set(found["artifacts"]) == set(ARTIFACTS) - {"baseline_keras"}
+    copy = tmp_path / "copy"
+    shutil.copytree(finished_run, copy)
+    model = copy / "half_tflite" / "model.tflite"
+    good = model.read_bytes()
+    model.write_bytes(good[:-4] + b"\0\1\2\3")
+    with pytest.raises(DataError, match="half_tflite/model.tflite is damaged"):
+        verify_run(copy)
+    # A wrong artifact whose manifest was made to match: only its outputs give it away.
+    model.write_bytes((copy / "baseline_tflite" / "model.tflite").read_bytes())
+    manifest = json.loads((copy / "manifest.json").read_text())
+    for entry in manifest["files"]:
+        if entry["path"] == "half_tflite/model.tflite":
+            entry.update(bytes=model.stat().st_size, sha256=sha256(model))
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(VerificationError, match="'max_abs_error' failed"):
+        verify_run(copy)
+    model.unlink()
+    with pytest.raises(DataError, match="is missing; the manifest lists it"):
+        verify_run(copy)
+    (copy / "manifest.json").unlink()
+    with pytest.raises(InputError, match="holds no finished run"):
+        verify_run(copy)
+
+
+def outputs(folder):
+    """What every artifact computes on the same inputs."""
+    ids = np.random.default_rng(0).integers(0, 300, (6, 8))
+    inputs = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+    report = Report.load(folder / "report.json")
+    return {m.name: tfopt.Predictor.load(folder / m.path).predict(inputs)["logits"] for m in report.artifacts}
+
+
+def test_a_run_killed_at_any_step_goes_on_and_ends_with_the_same_artifacts(
+    finished_run, tiny_recipe, tmp_path, tfopt_command
+):
+    command, environment = tfopt_command
+    out = tmp_path / "killed"
+    arguments = [*command, "run", str(tiny_recipe()), "--out", str(out)]
+    kills = []
+    for wanted in ("train baseline", "export baseline_tflite", "measure"):
+        process = subprocess.Popen(
+            arguments + (["--resume"] if kills else []), env=environment, stderr=subprocess.PIPE, text=True
+        )
+        for line in process.stderr:
+            if line.strip() == f"[{wanted}]":
+                time.sleep(0.3)
+                process.send_signal(signal.SIGKILL)
+        process.wait()
+        kills.append(process.returncode)
+    assert kills == [-signal.SIGKILL] * 3
+    lines = []
+    report = run(tiny_recipe(), out, resume=True, log=lines.append)
+    assert "[train half]" not in lines and "[measure]" in lines
+    assert [m.name for m in report.artifacts] == ARTIFACTS
+    assert tree_digest(out / "data") == tree_digest(finished_run / "data")
+    computed = outputs(out)
+    for name, value in outputs(finished_run).items():
+        np.testing.assert_array_equal(computed[name], value, err_msg=name)
+    verify_run(out)
+
+
+def test_a_finished_run_is_not_done_again_and_never_overwritten_by_accident(finished_run, tiny_recipe, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(finished_run, copy)
+    with pytest.raises(InputError, match="holds a run already"):
+        run(tiny_recipe(), copy)
+    with pytest.raises(InputError, match="another recipe or other data"):
+        run(tiny_recipe("replicas = 2"), copy, resume=True)
+    lines = []
+    run(tiny_recipe(), copy, resume=True, log=lines.append)
+    assert not lines
+    (copy / "half_tflite" / "model.tflite").write_bytes(b"damaged")
+    run(tiny_recipe(), copy, resume=True, log=lines.append)
+    assert "[export half_tflite]" in lines and "[train half]" not in lines
+    verify_run(copy)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "precious").write_text("x")
+    with pytest.raises(InputError, match="holds no run"):
+        run(tiny_recipe(), tmp_path / "other", overwrite=True)
+
+
+def test_keras_3_on_two_replicas(tiny_recipe, tmp_path):
+    recipe = tfopt.Recipe.load(tiny_recipe('generation = "keras"\nreplicas = 2'))
+    recipe = recipe.with_changes({"exports": [{"format": "tflite", "of": ["half"]}]})
+    report = run(recipe, tmp_path / "run")
+    assert all(m.quality["accuracy"] > 0.9 for m in report.artifacts)
+    assert report.artifact("half_tflite").kernel_sparsity == pytest.approx(0.5, abs=0.01)

@@ -1,0 +1,91 @@
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import tfopt
+from tfopt import keras_api
+from tfopt.errors import InputError, MissingFileError, ModelFileError
+
+from .conftest import TINY
+
+
+@pytest.fixture(scope="module")
+def artifacts(tmp_path_factory):
+    """One encoder (an output per token) in every kind, and the model."""
+    folder = tmp_path_factory.mktemp("artifacts")
+    model = tfopt.models.bert(TINY, generation="tf_keras")
+    keras_api.save_model(model, folder / "m.keras")
+    tfopt.export(model, folder / "saved")
+    tfopt.export(model, folder / "xla", jit_compile=True, lengths=[8, 16])
+    tfopt.export(model, folder / "m.tflite", "tflite", lengths=[8, 16])
+    tfopt.export(model, folder / "batch4.tflite", "tflite", lengths=[8, 16], batch_size=4)
+    return model, [folder / n for n in ("m.keras", "saved", "xla", "m.tflite", "batch4.tflite")]
+
+
+@pytest.mark.parametrize("rows", [1, 3, 7])
+@pytest.mark.parametrize("length", [5, 8, 11, 16])
+def test_any_batch_and_length_on_every_artifact(artifacts, rows, length):
+    model, paths = artifacts
+    rng = np.random.default_rng(0)
+    inputs = {"input_ids": rng.integers(1, 300, (rows, length)), "attention_mask": np.ones((rows, length), int)}
+    expected = np.asarray(model({k: v.astype(np.int32) for k, v in inputs.items()})["last_hidden_state"])
+    for path in paths:
+        found = tfopt.Predictor.load(path).predict(inputs)["last_hidden_state"]
+        np.testing.assert_allclose(found, expected, atol=1e-5, err_msg=str(path))
+        halves = tfopt.Predictor.load(path).predict(inputs, batch_size=2)["last_hidden_state"]
+        np.testing.assert_allclose(halves, expected, atol=1e-5, err_msg=str(path))
+
+
+def test_errors_say_what_the_artifact_takes(artifacts):
+    _, paths = artifacts
+    ids = np.ones((1, 20), int)
+    for path in paths[2:]:
+        predictor = tfopt.Predictor.load(path)
+        with pytest.raises(InputError, match="20 tokens is longer than the longest exported length 16"):
+            predictor.predict({"input_ids": ids, "attention_mask": ids})
+    predictor = tfopt.Predictor.load(paths[1])
+    with pytest.raises(InputError, match="takes 2 inputs by name"):
+        predictor.predict(ids)
+    with pytest.raises(InputError, match="inputs must be .*, got input_ids"):
+        predictor.predict({"input_ids": ids})
+    with pytest.raises(InputError, match="same number of rows"):
+        predictor.predict({"input_ids": ids, "attention_mask": np.ones((2, 20), int)})
+    with pytest.raises(InputError, match="batch_size must be 1 or more, got 0"):
+        predictor.predict({"input_ids": ids, "attention_mask": ids}, batch_size=0)
+
+
+def test_files_that_are_no_artifacts(tmp_path, artifacts):
+    with pytest.raises(MissingFileError, match="artifact not found"):
+        tfopt.Predictor.load(tmp_path / "none.tflite")
+    (tmp_path / "x.onnx").write_text("x")
+    with pytest.raises(ModelFileError, match="is no artifact"):
+        tfopt.Predictor.load(tmp_path / "x.onnx")
+    whole = artifacts[1][3].read_bytes()
+    for name, content in (("a", b""), ("b", b"garbage" * 99), ("c", whole[: len(whole) // 2])):
+        (tmp_path / f"{name}.tflite").write_bytes(content)
+        with pytest.raises(ModelFileError):
+            tfopt.Predictor.load(tmp_path / f"{name}.tflite")
+    (tmp_path / "sm").mkdir()
+    (tmp_path / "sm" / "saved_model.pb").write_bytes(b"garbage")
+    with pytest.raises(ModelFileError, match="not a SavedModel that loads"):
+        tfopt.Predictor.load(tmp_path / "sm")
+    with pytest.raises(InputError, match="threads must be 1 or more, got 0"):
+        tfopt.Predictor.load(artifacts[1][3], threads=0)
+
+
+def test_threads_too_late_for_tensorflow_is_said(artifacts):
+    with pytest.raises(InputError, match="comes too late"):
+        tfopt.Predictor.load(artifacts[1][1], threads=1)
+    tfopt.Predictor.load(artifacts[1][3], threads=1)  # LiteRT takes them at any time
+
+
+def test_tflite_files_run_without_tensorflow(artifacts):
+    script = (
+        "import sys, numpy as np; from tfopt import Predictor\n"
+        f"p = Predictor.load({str(artifacts[1][3])!r}); ids = np.ones((1, 8), int)\n"
+        "p.predict({'input_ids': ids, 'attention_mask': ids})\n"
+        "sys.exit(any(m in sys.modules for m in ('tensorflow', 'keras', 'tf_keras')))"
+    )
+    assert subprocess.run([sys.executable, "-c", script], capture_output=True).returncode == 0

@@ -1,0 +1,54 @@
+import pytest
+
+from tfopt.errors import InputError, MissingFileError
+from tfopt.recipe import Recipe, builtin_recipes
+
+GOOD = 'schema = 1\nname = "x"\n'
+
+
+@pytest.mark.parametrize("name", builtin_recipes())
+def test_built_in_recipes_load_and_survive_toml(name):
+    recipe = Recipe.load(name)
+    assert recipe.name == name and Recipe.parse(recipe.to_toml()) == recipe
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (GOOD + "[data]\nmax_lenght = 3\n", "unknown key 'data.max_lenght'; did you mean 'max_length'?"),
+        (GOOD + "sede = 1\n", "unknown key 'sede'; did you mean 'seed'?"),
+        (GOOD + '[[variants]]\nname = "a"\n[variants.prune]\nsparsty = 0.5\n',
+         "unknown key 'variants.0.prune.sparsty'; did you mean 'sparsity'?"),
+        (GOOD + '[[variants]]\nname = "a"\n[variants.prune]\nsparsity = 1.2\n', r"sparsity must be in \[0, 1\), got 1.2"),
+        (GOOD + '[[variants]]\nname = "a"\n[variants.prune]\nsparsity = 0.5\nbegin = 0.8\nend = 0.2\n',
+         "begin must come before end, got begin 0.8, end 0.2"),
+        (GOOD + "[train]\nepochs = 0\n", "train.epochs: .*greater than or equal to 1, got 0"),
+        (GOOD + '[[exports]]\nformat = "tfile"\n', "exports.0.format: .*got 'tfile'"),
+        (GOOD + '[[exports]]\nformat = "saved_model"\nquantization = "float16"\n', "needs format 'tflite'"),
+        (GOOD + '[[exports]]\nformat = "tflite"\nof = ["smal"]\n', "exports.of names 'smal'"),
+        (GOOD + "lengths = [16]\n", "lengths must reach data.max_length 128"),
+        ('name = "x"\n', "key 'schema' is missing"),
+        ('schema = 2\nname = "x"\n', "schema: .*got 2"),
+        ("schema = \n", "is not TOML"),
+    ],
+)  # fmt: skip
+def test_bad_recipes_are_explained_in_one_line(text, says, tmp_path):
+    (tmp_path / "r.toml").write_text(text)
+    with pytest.raises(InputError, match=says) as caught:
+        Recipe.load(tmp_path / "r.toml")
+    assert "r.toml" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_unknown_recipes_name_the_built_in_ones(tmp_path):
+    with pytest.raises(MissingFileError, match="no recipe file 'dmo', and the built-in ones are demo, minilm-sst2"):
+        Recipe.load("dmo")
+    (tmp_path / "r.toml").write_bytes(b"\xff\xfe")
+    with pytest.raises(InputError, match="not UTF-8"):
+        Recipe.load(tmp_path / "r.toml")
+
+
+def test_changes_are_checked_like_the_rest():
+    recipe = Recipe.parse(GOOD).with_changes({"data.train": "a.tsv", "model.folder": None})
+    assert recipe.data.train == "a.tsv" and recipe.model.folder is None
+    with pytest.raises(InputError, match="unknown key 'data.trian'"):
+        recipe.with_changes({"data.trian": "a.tsv"})
