@@ -154,6 +154,20 @@ def test_a_second_fit_goes_on_where_the_first_ended(keras):
     assert zeros(model) == expected_zeros(model, 0.8)
 
 
+@pytest.mark.parametrize("same_callback", [True, False], ids=["same callback", "new callback"])
+def test_zeros_stay_between_two_fits_however_rare_the_updates(keras, same_callback):
+    model = attention_model(keras)
+    schedule = ConstantSparsity(0.5, 0, frequency=1000)
+    callback = MagnitudePruning(schedule)
+    train(keras, model, callback)
+    pattern = {w.path: keras_api.to_numpy(w.variable) == 0 for w in keras_api.weights(model) if w.name == "kernel"}
+    callback = callback if same_callback else MagnitudePruning(schedule)
+    model.fit(DATA, LABELS, batch_size=4, callbacks=[callback], verbose=0)
+    for weight in keras_api.weights(model):
+        if weight.name == "kernel":
+            np.testing.assert_array_equal(keras_api.to_numpy(weight.variable) == 0, pattern[weight.path])
+
+
 def test_a_schedule_cut_short_is_said(keras, caplog):
     model = attention_model(keras)
     train(keras, model, MagnitudePruning(PolynomialDecay(0.0, 0.8, 0, 1000, frequency=2)))

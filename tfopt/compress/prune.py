@@ -22,6 +22,7 @@ from tfopt.schedules import ConstantSparsity, PolynomialDecay, SparsitySchedule,
 
 _log = logging.getLogger(__name__)
 
+_SAME_SPARSITY = 0.02  # a resumed model may be up to one schedule step behind
 # As in tensorflow-model-optimization: lookup tables and depthwise kernels only when asked for.
 KERNEL_NAMES = frozenset({"kernel", "recurrent_kernel", "pointwise_kernel"})
 
@@ -134,6 +135,7 @@ class Pruner:
     def __init__(
         self, model: Any, structure: str, scope: str, include: Patterns = None, exclude: Patterns = None
     ) -> None:
+        self.model = model
         self._structure = parse_structure(structure)
         _check_scope(scope, self._structure)
         self._across = scope == "global"
@@ -159,6 +161,10 @@ class Pruner:
         masks = magnitude_masks(arrays, sparsity, self._structure, self._across)
         shapes = [tuple(w.variable.shape) for w in self.weights]
         self._assign.set_masks([m.reshape(s) for m, s in zip(masks, shapes, strict=True)])
+
+    def adopt_zeros(self) -> None:
+        """Takes the zeros that the weights hold as the masks."""
+        self._assign.set_masks([keras_api.to_numpy(w.variable) != 0 for w in self.weights])
 
     def apply(self) -> None:
         """Writes zeros where the masks say so, on every replica."""
@@ -219,7 +225,8 @@ class MagnitudePruning(keras_api.Callback):
         self._seen_step = -1
 
     def on_train_begin(self, logs: Any = None) -> None:
-        self._pruner, self._seen_step = None, -1
+        if self._pruner is not None and self._pruner.model is not self.model:
+            self._pruner = None
         if self.model.built:
             self._catch_up()
 
@@ -248,12 +255,21 @@ class MagnitudePruning(keras_api.Callback):
             if isinstance(self._schedule, ConstantSparsity):
                 self._pruner.check_pattern_sparsity(self._schedule.target_sparsity)
             self._seen_step = keras_api.learning_step(self.model) - 1
+            self._resume()
         step = keras_api.learning_step(self.model) + 1
         due = [s for s in range(self._seen_step + 1, step + 1) if bool(self._schedule(s)[0])]
         self._seen_step = step
         if due:
             self._pruner.update(float(self._schedule(due[-1])[1]))
         self._pruner.apply()
+
+
+    def _resume(self) -> None:
+        """Goes on with the zeros of a model that an earlier process pruned by this schedule."""
+        assert self._pruner is not None
+        step = keras_api.learning_step(self.model)
+        if step and abs(self._pruner.sparsity() - float(self._schedule(step)[1])) < _SAME_SPARSITY:
+            self._pruner.adopt_zeros()
 
 
 def _check_scope(scope: str, structure: Structure) -> None:

@@ -111,7 +111,7 @@ def _serialized(folder: str | Path, manifest: Manifest, shuffle: bool, seed: int
     if shuffle:
         files = files.shuffle(len(paths), seed=seed)
     return files.interleave(
-        lambda path: tf.data.TFRecordDataset(path, buffer_size=1 << 20),
+        lambda path: tf.data.TFRecordDataset(path),
         cycle_length=min(4, len(paths)), block_length=64, num_parallel_calls=min(2, len(paths)), deterministic=True,
     )  # fmt: skip
 
