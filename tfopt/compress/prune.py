@@ -263,7 +263,6 @@ class MagnitudePruning(keras_api.Callback):
             self._pruner.update(float(self._schedule(due[-1])[1]))
         self._pruner.apply()
 
-
     def _resume(self) -> None:
         """Goes on with the zeros of a model that an earlier process pruned by this schedule."""
         assert self._pruner is not None

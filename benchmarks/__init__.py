@@ -1,0 +1,1 @@
+"""Measurements against named peers; each script prints ratios and writes a small JSON file."""
