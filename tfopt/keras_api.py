@@ -234,7 +234,8 @@ def _load_tf_keras_archive(keras: Any, path: Path, config: dict[str, Any]) -> An
         names = archive.namelist()
         if _WEIGHTS not in names or any(name.startswith("assets/") for name in names):
             return keras.models.load_model(path, compile=False)
-        model = keras.saving.deserialize_keras_object(config, safe_mode=True)
+        architecture = {key: value for key, value in config.items() if key != "compile_config"}
+        model = keras.saving.deserialize_keras_object(architecture, safe_mode=True)
         with tempfile.TemporaryDirectory(prefix="tfopt-") as folder:
             model.load_weights(archive.extract(_WEIGHTS, folder))
     return model

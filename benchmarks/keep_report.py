@@ -1,0 +1,28 @@
+"""Keeps the report of a long run as a small result file, with the names of files instead of their paths.
+
+    python -m benchmarks.keep_report saved_models/minilm-sst2 minilm_sst2
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+from benchmarks.common import RESULTS
+from tfopt.files import write_json
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("name")
+    arguments = parser.parse_args()
+    report = json.loads((arguments.run / "report.json").read_text("utf-8"))
+    for section, key in (("model", "folder"), ("data", "train"), ("data", "validation")):
+        path = report["recipe"].get(section, {}).get(key)
+        if path:
+            report["recipe"][section][key] = Path(path).name
+    print(write_json(RESULTS / f"{arguments.name}.json", report))
+
+
+if __name__ == "__main__":
+    main()
