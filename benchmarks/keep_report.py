@@ -1,6 +1,6 @@
 """Keeps the report of a long run as a small result file, with the names of files instead of their paths.
 
-    python -m benchmarks.keep_report saved_models/minilm-sst2 minilm_sst2
+python -m benchmarks.keep_report saved_models/minilm-sst2 minilm_sst2
 """
 
 import argparse

@@ -1,6 +1,7 @@
 """Fixtures that the whole suite shares: both Keras generations, one and two replicas, tiny models."""
 
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -169,6 +170,13 @@ def finished_run(tiny_recipe, tmp_path_factory, worker_id):
         if not (shared / "finished_run" / "manifest.json").exists():
             run(tiny_recipe(), shared / "finished_run", overwrite=True)
     return shared / "finished_run"
+
+
+@pytest.fixture
+def run_copy(finished_run, tmp_path):
+    """A copy of the finished run that a test may change."""
+    shutil.copytree(finished_run, tmp_path / "run_copy")
+    return tmp_path / "run_copy"
 
 
 @pytest.fixture

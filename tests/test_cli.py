@@ -114,6 +114,17 @@ def test_bad_models(tfopt_main, tmp_path):
     assert tfopt_main("inspect", tmp_path / "folder")[0] == 2
 
 
+def test_inspecting_and_exporting_never_replace_what_is_not_theirs(tfopt_main, finished_run, tmp_path, monkeypatch):
+    keras_file = finished_run / "half" / "model.keras"
+    (tmp_path / "project").mkdir()
+    (tmp_path / "project" / "precious").write_text("x")
+    monkeypatch.chdir(tmp_path / "project")
+    for target in (tmp_path / "project", "."):
+        code, _, err = tfopt_main("export", keras_file, "--format", "saved_model", "-o", target)
+        assert code == 2 and "is not empty and holds no SavedModel" in err
+    assert (tmp_path / "project" / "precious").exists()
+
+
 def test_damaged_records_are_named(tfopt_main, finished_run, tmp_path):
     copy = tmp_path / "data"
     shutil.copytree(finished_run / "data", copy)
@@ -143,16 +154,16 @@ def one_json(out):
     return json.loads(out)  # fails if anything else stands on standard output
 
 
-def test_json_of_every_command(tfopt_main, finished_run, labelled_tsv, tiny_recipe, tmp_path):
-    code, out, _ = tfopt_main("run", tiny_recipe(), "--out", finished_run, "--resume", "--json")
+def test_json_of_every_command(tfopt_main, run_copy, labelled_tsv, tiny_recipe, tmp_path):
+    code, out, _ = tfopt_main("run", tiny_recipe(), "--out", run_copy, "--resume", "--json")
     assert code == 0 and one_json(out)["schema"] == 1
-    lite = finished_run / "half_tflite_int8"
-    code, out, _ = tfopt_main("bench", finished_run / "baseline", lite, "--length", 16, "--rounds", 3, "--json",
-                              "--data", finished_run / "data")  # fmt: skip
+    lite = run_copy / "half_tflite_int8"
+    code, out, _ = tfopt_main("bench", run_copy / "baseline", lite, "--length", 16, "--rounds", 3, "--json",
+                              "--data", run_copy / "data")  # fmt: skip
     values = {a["name"]: a for a in one_json(out)["artifacts"]}
     assert code == 0 and values["half_tflite_int8"]["quality"]["accuracy"] > 0.9
     assert set(values) == {"baseline", "half_tflite_int8"}
-    keras_file = finished_run / "half" / "model.keras"
+    keras_file = run_copy / "half" / "model.keras"
     code, out, _ = tfopt_main("inspect", keras_file, "--length", 16, "--json")
     layers = {layer["name"]: layer for layer in one_json(out)["layers"]}
     assert layers["layer_0_intermediate"]["multiply_adds"] == 32 * 64 * 16
@@ -160,12 +171,12 @@ def test_json_of_every_command(tfopt_main, finished_run, labelled_tsv, tiny_reci
     assert layers["layer_0_intermediate"]["techniques"]["prune"] == "kernel: prunable"
     assert "no kernel" in layers["word_embeddings"]["techniques"]["prune"]
     assert sum(x["time_share"] or 0 for x in layers.values()) > 0.1
-    for target in (lite / "model.tflite", finished_run / "baseline" / "saved_model"):
+    for target in (lite / "model.tflite", run_copy / "baseline" / "saved_model"):
         assert one_json(tfopt_main("inspect", target, "--json")[1])["parameters"] > 1000
     code, out, _ = tfopt_main("export", keras_file, "--format", "tflite", "--quantization", "dynamic_int8",
                               "--length", 16, "-o", tmp_path / "x.tflite", "--json")  # fmt: skip
     assert code == 0 and one_json(out)["quantization"] == "dynamic_int8"
-    code, out, _ = tfopt_main("verify", finished_run, "--json")
+    code, out, _ = tfopt_main("verify", run_copy, "--json")
     assert code == 0 and "half_tflite" in one_json(out)["artifacts"]
     pack = tmp_path / "pack"
     code, out, _ = tfopt_main(
@@ -176,13 +187,13 @@ def test_json_of_every_command(tfopt_main, finished_run, labelled_tsv, tiny_reci
     assert one_json(tfopt_main("data", "inspect", pack, "--json")[1])["data"]["labels"] == ["fruit", "metal"]
 
 
-def test_what_people_read(tfopt_main, finished_run, tiny_recipe):
-    _, out, _ = tfopt_main("run", tiny_recipe(), "--out", finished_run, "--resume")
+def test_what_people_read(tfopt_main, run_copy, tiny_recipe):
+    _, out, _ = tfopt_main("run", tiny_recipe(), "--out", run_copy, "--resume")
     assert "half_tflite_int8" in out and "report.html" in out and "accuracy" in out
     assert all(name in out for name in ("latency p50", "faster", "memory"))
-    _, out, _ = tfopt_main("inspect", finished_run / "half" / "model.keras")
+    _, out, _ = tfopt_main("inspect", run_copy / "half" / "model.keras")
     assert "layer_0_intermediate" in out and "50.0%" in out
-    _, out, _ = tfopt_main("verify", finished_run)
+    _, out, _ = tfopt_main("verify", run_copy)
     assert "artifacts verified" in out
 
 
@@ -205,19 +216,28 @@ def test_a_terminated_run_is_resumable_and_says_so(tiny_recipe, tmp_path, tfopt_
 
 @pytest.mark.skipif(os.name == "nt", reason="limits on file sizes are a Unix matter")
 def test_a_full_disk_fails_with_one_line_and_keeps_the_good_artifact(finished_run, tmp_path):
-    keras_file = finished_run / "half" / "model.keras"
+    """The model is loaded first; then the kernel refuses to let any file grow, as on a full disk."""
     target = tmp_path / "good.tflite"
     target.write_bytes(b"good")
+    arguments = ["tfopt", "export", str(finished_run / "half" / "model.keras"), "--format", "tflite", "--length", "16",
+                 "-o", str(target)]  # fmt: skip
     script = (
         "import resource, signal, sys\n"
-        "import tensorflow, tfopt.export, tfopt.models.source, tfopt.cli\n"
-        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))\n"
-        f"sys.argv = ['tfopt', 'export', {str(keras_file)!r}, '--format', 'tflite', '--length', '16', '-o', {str(target)!r}]\n"
+        "import tfopt.cli, tfopt.models.source as source\n"
+        "load = source.load_any\n"
+        "def load_then_fill(path):\n"
+        "    model = load(path)\n"
+        "    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "    resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))\n"
+        "    return model\n"
+        "source.load_any = load_then_fill\n"
+        f"sys.argv = {arguments!r}\n"
         "tfopt.cli.main()\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert done.returncode == 1, done.stderr
+    errors = [line for line in done.stderr.splitlines() if line.startswith("tfopt: error: ")]
+    assert done.returncode == 1 and len(errors) == 1 and "Traceback" not in done.stderr, done.stderr
+    assert "Model" in errors[0] or "large" in errors[0]
     assert target.read_bytes() == b"good" and list(tmp_path.iterdir()) == [target]
 
 

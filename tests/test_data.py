@@ -98,7 +98,10 @@ def test_every_record_comes_once_in_every_pass(packed, texts):
 def test_shuffling_changes_with_the_pass_and_repeats_with_the_seed(packed):
     def passes(seed):
         data = batches(packed[0], 8, shuffle=True, seed=seed)
-        return [np.concatenate([labels for _, labels in data]).tolist() for _ in range(2)]
+        rows = [[(i["input_ids"].shape[1], labels.numpy().tolist()) for i, labels in data] for _ in range(2)]
+        widths = [[width for width, _ in row] for row in rows]
+        assert widths[0] != widths[1]  # the order of the lengths is drawn anew, too
+        return rows
 
     first, second = passes(1)
     assert first != second and passes(1) == [first, second] and passes(2)[0] != first
@@ -171,6 +174,7 @@ def test_reading_tables_json_and_plain_text(tmp_path):
         ("a.tsv", b"label\ttext\n\tx\n", "line 2 has an empty label"),
         ("a.tsv", b"label\ttext\n1\tok\n1\tcaf\xe9\n", "line 3 is not UTF-8 .byte 0xe9 at offset"),
         ("a.jsonl", b'{"text": 3, "label": 1}\n', "must be a string, got int"),
+        ("a.jsonl", b'{"text": "x", "label": null}\n', "line 1 has an empty label"),
         ("a.jsonl", b"[1]\n", "must be a JSON object, got list"),
         ("a.jsonl", b"{no}\n", "line 1 is not JSON"),
         ("a.csv", b'text,label\n"open,1\n', "line 2"),
@@ -198,6 +202,13 @@ def test_labels_may_be_numbers_or_words(tmp_path):
         label_ids(table("a", "c", "c"), ["a", "b"])
 
 
+def test_only_line_ends_end_lines(tmp_path):
+    text = "one\u2028still one\x0cand\x85on"
+    (tmp_path / "a.tsv").write_text(f"label\ttext\na\t{text}\r\nb\ttwo\n", "utf-8", newline="")
+    (tmp_path / "b.txt").write_text(f"{text}\ntwo\n", "utf-8", newline="")
+    assert read_texts(tmp_path / "a.tsv").texts == read_texts(tmp_path / "b.txt").texts == [text, "two"]
+
+
 def test_long_texts_are_counted_never_silently_cut(texts, tmp_path):
     tokenizer = train_bpe(texts.texts, 300)
     with pytest.raises(DataError, match=r"of 320 texts are longer than the 6 tokens"):
@@ -208,6 +219,8 @@ def test_long_texts_are_counted_never_silently_cut(texts, tmp_path):
     assert (cut.tokens[ends] == tokenizer.token_to_id("[SEP]")).all()
     dropped = encode(tokenizer, texts.texts, 6, "drop")
     assert dropped.lengths.size == 320 - dropped.too_long
+    left = packing.pack(texts, tokenizer, tmp_path / "d", 6, on_long="drop")
+    assert (left.texts, left.records) == (320, 320 - dropped.too_long)
     manifest = packing.pack(texts, tokenizer, tmp_path / "p", 6, on_long="truncate")
     assert manifest.too_long == cut.too_long and manifest.on_long == "truncate"
 

@@ -25,7 +25,10 @@ WIDE = tfopt.models.BertConfig(
 
 def wide_bert(generation):
     keras_api.keras_module(generation).utils.set_random_seed(1)
-    return tfopt.models.bert(WIDE, 3, generation=generation)
+    model = tfopt.models.bert(WIDE, 3, generation=generation)
+    # An untrained head leaves every class open, and rounding would choose among them.
+    next(w for w in keras_api.weights(model) if w.path == "logits/bias").variable.assign([0.0, 0.5, 0.0])
+    return model
 
 
 @pytest.mark.parametrize(("format", "quantization", "jit"), KINDS, ids=str)
@@ -79,7 +82,7 @@ def test_a_converter_that_writes_nan_is_caught(tmp_path, monkeypatch):
     model = wide_bert("keras")
     with pytest.raises(VerificationError) as caught:
         tfopt.export(model, tmp_path / "m.tflite", "tflite", lengths=[16])
-    assert caught.value.check == "finite" and not list(tmp_path.iterdir())
+    assert caught.value.check in ("finite", "max_abs_error") and not list(tmp_path.iterdir())
 
 
 def test_a_quantization_that_does_nothing_is_caught(tmp_path, monkeypatch):
@@ -94,6 +97,61 @@ def test_a_quantization_that_does_nothing_is_caught(tmp_path, monkeypatch):
     monkeypatch.setattr(tf.lite.TFLiteConverter, "from_saved_model", plain)
     with pytest.raises(VerificationError, match="'dtypes' failed: weight .* is float32, not int8"):
         tfopt.export(wide_bert("tf_keras"), tmp_path / "m.tflite", "tflite", "dynamic_int8", lengths=[16])
+
+
+def test_outputs_are_compared_one_by_one():
+    """A dead output must not hide behind a large healthy one."""
+    with pytest.raises(VerificationError, match="output 'small' differs"):
+        export_verify._compare("small", np.zeros((2, 1)), np.full((2, 1), 5e-4), None)
+
+
+def test_classes_are_compared_on_every_row():
+    expected = np.array([[1.0, 0.9], [0.9, 1.0], [0.5, 0.5]])
+    assert export_verify.class_agreement(expected[:, ::-1], expected) == pytest.approx(
+        1 / 3
+    )  # the tie counts as kept
+    assert export_verify.class_agreement(expected + 0.2, expected) == 1
+
+
+def test_an_artifact_that_swaps_classes_is_caught(tokens, tmp_path, monkeypatch):
+    monkeypatch.setattr(export_verify, "TOLERANCE", {"dynamic_int8": 1e9})
+    real = export_verify.run_in_child
+
+    def swapped(path, samples):
+        run = real(path, samples)
+        run.outputs["logits"] = -run.outputs["logits"]
+        return run
+
+    monkeypatch.setattr(export_verify, "run_in_child", swapped)
+    with pytest.raises(VerificationError, match="'agreement' failed"):
+        tfopt.export(
+            wide_bert("tf_keras"),
+            tmp_path / "m.tflite",
+            "tflite",
+            "dynamic_int8",
+            representative=tokens,
+            lengths=[16],
+        )
+
+
+def test_models_with_a_list_of_inputs(keras, tmp_path):
+    a, b = keras.layers.Input((4,), name="a"), keras.layers.Input((3,), name="b")
+    model = keras.Model([a, b], keras.layers.Dense(2, name="y")(keras.layers.Concatenate()([a, b])))
+    rng = np.random.default_rng(0)
+    x = {"a": rng.standard_normal((3, 4)).astype(np.float32), "b": rng.standard_normal((3, 3)).astype(np.float32)}
+    tfopt.export(model, tmp_path / "m.tflite", "tflite")
+    expected = np.asarray(model([x["a"], x["b"]]))
+    np.testing.assert_allclose(tfopt.Predictor.load(tmp_path / "m.tflite").predict(x)["y"], expected, atol=1e-5)
+
+
+def test_inspecting_a_model_leaves_it_as_it_was(generation, tokens):
+    model = wide_bert(generation)
+    before = np.asarray(model(tokens))
+    inspection = tfopt.inspect(model, length=12)
+    np.testing.assert_array_equal(np.asarray(model(tokens)), before)
+    layers = {layer.name: layer for layer in inspection.layers}
+    assert layers["layer_0_intermediate"].multiply_adds == 12 * 64 * 128
+    assert sum(layer.time_share or 0 for layer in inspection.layers) > 0.1
 
 
 def test_a_failed_export_keeps_the_good_artifact(tmp_path, tokens, monkeypatch):

@@ -70,6 +70,16 @@ def test_files_that_are_no_models_are_refused(tmp_path, keras):
         handle["x"] = 1
     with pytest.raises(ModelFileError, match="no model configuration"):
         keras_api.load_model(tmp_path / "e.h5")
+    with zipfile.ZipFile(tmp_path / "f.keras", "w") as archive:
+        archive.writestr("config.json", "{}")
+        archive.writestr("metadata.json", '{"keras_version": "2.21.0"}')
+    with pytest.raises(ModelFileError, match="not a Keras model file"):
+        keras_api.load_model(tmp_path / "f.keras")
+    small(keras).save(tmp_path / "whole.h5")
+    content = (tmp_path / "whole.h5").read_bytes()
+    (tmp_path / "cut.h5").write_bytes(content[: len(content) // 2])
+    with pytest.raises(ModelFileError, match="damaged one"):
+        keras_api.load_model(tmp_path / "cut.h5")
     whole = keras_api.save_model(small(keras), tmp_path / "whole.keras").read_bytes()
     (tmp_path / "cut.keras").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ModelFileError):

@@ -38,6 +38,18 @@ def test_any_batch_and_length_on_every_artifact(artifacts, rows, length):
         np.testing.assert_allclose(halves, expected, atol=1e-5, err_msg=str(path))
 
 
+def test_one_exported_length_is_used(artifacts, tmp_path):
+    """An XLA artifact has a flexible function too, but that one would compile anew for every shape."""
+    model, _ = artifacts
+    tfopt.export(model, tmp_path / "xla", jit_compile=True, lengths=[8])
+    predictor = tfopt.Predictor.load(tmp_path / "xla")
+    assert predictor.lengths == (8,) and [s.key for s in predictor.signatures] == ["serving_8"]
+    ids = np.ones((2, 5), np.int32)
+    expected = np.asarray(model({"input_ids": ids, "attention_mask": ids})["last_hidden_state"])
+    found = predictor.predict({"input_ids": ids, "attention_mask": ids})["last_hidden_state"]
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
 def test_errors_say_what_the_artifact_takes(artifacts):
     _, paths = artifacts
     ids = np.ones((1, 20), int)

@@ -196,6 +196,17 @@ def test_global_scope_ranks_layers_against_each_other(keras):
     assert sum(zeros(model).values()) == sizes - kept_count(sizes, 0.5)
 
 
+def test_an_n_of_m_pattern_through_fit(keras):
+    with pytest.raises(InputError, match="structure 2:4 has sparsity 0.5, got 0.9"):
+        MagnitudePruning(PolynomialDecay(0.0, 0.9, 0, 8), structure="2:4")
+    model = attention_model(keras)
+    train(keras, model, MagnitudePruning(ConstantSparsity(0.5, 2, frequency=2), structure="2:4", exclude="head"))
+    inner = keras_api.to_numpy(
+        next(w for w in keras_api.weights(model) if w.path == "nested/inner/kernel").variable
+    )
+    assert ((inner.reshape(3, 4, 8) != 0).sum(axis=1) == 2).all()
+
+
 def test_include_and_exclude_by_name_type_and_class(keras):
     def pruned(**choice):
         model = tfopt.prune(attention_model(keras), 0.5, **choice)

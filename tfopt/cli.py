@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -44,6 +44,8 @@ def main() -> None:
         try:
             app()
         except _InterruptedBySignal:
+            if sys.argv[1:2] not in (["run"], ["demo"]):
+                _fail("interrupted", FAILED)
             _fail("interrupted; the same command with --resume goes on from the last finished step", INTERRUPTED)
         except InputError as error:
             _fail(str(error), USAGE)
@@ -105,13 +107,15 @@ def run(
 ) -> None:  # fmt: skip
     """Runs a recipe from data to report."""
     changes = {"model.folder": model, "data.train": train, "data.validation": validation}
-    texts = {key: str(value) if value is not None else None for key, value in changes.items()}
+    texts = {key: str(value) for key, value in changes.items() if value is not None}
+    if model is not None:
+        texts["model.kind"] = "pretrained"
     _run(recipe, texts, out, resume, overwrite, as_json)
 
 
 def _run(
     recipe: str,
-    changes: dict[str, str | None],
+    changes: Mapping[str, str],
     out: Path | None,
     resume: bool,
     overwrite: bool,
@@ -134,7 +138,7 @@ def _run(
 @app.command()
 def inspect(
     model: Annotated[Path, typer.Argument(help="A Keras file, a Hugging Face folder, or an artifact.")],
-    length: Annotated[int, typer.Option(help="Sequence length to count with, where the model takes any.")] = 128,
+    length: Annotated[int, typer.Option(min=1, help="Sequence length, where the model takes any.")] = 128,
     as_json: Json = False,
 ) -> None:
     """Shows what is inside a model, and what each technique would do to it."""
@@ -181,9 +185,9 @@ def export(
 @app.command()
 def bench(
     artifacts: Annotated[list[Path], typer.Argument(help="Artifacts; the first is the baseline.")],
-    length: Annotated[int, typer.Option(help="Sequence length to time with.")] = 128,
+    length: Annotated[int, typer.Option(min=1, help="Sequence length to time with.")] = 128,
     data: Annotated[Path | None, typer.Option(help="Packed data to compute the accuracy on.")] = None,
-    rounds: Annotated[int, typer.Option(help="Timed calls of each artifact.")] = 50,
+    rounds: Annotated[int, typer.Option(min=1, help="Timed calls of each artifact.")] = 50,
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
@@ -221,7 +225,7 @@ def pack(
     max_length: Annotated[int, typer.Option(help="Most tokens of a text.")] = 128,
     on_long: Annotated[str, typer.Option(help="Longer texts: error, truncate or drop.")] = "error",
     text_column: Annotated[str | None, typer.Option(help="Column of the text.")] = None,
-    label_column: Annotated[str, typer.Option(help="Column of the label.")] = "label",
+    label_column: Annotated[str, typer.Option(help="Column of the label; '' for unlabelled text.")] = "label",
     as_json: Json = False,
 ) -> None:
     """Packs a text file into sharded TFRecord with a manifest."""
@@ -231,7 +235,7 @@ def pack(
 
     if on_long not in ("error", "truncate", "drop"):
         raise InputError(f"on_long must be error, truncate or drop, got {on_long!r}")
-    texts = read_texts(source, text_column, label_column)
+    texts = read_texts(source, text_column, label_column or None)
     labels = label_names(texts) if texts.labels is not None else None
     found = load_tokenizer(tokenizer) if tokenizer else train_bpe(texts.texts, vocab_size)
     manifest = packing.pack(texts, found, out, max_length, labels, shards, on_long)  # type: ignore[arg-type]

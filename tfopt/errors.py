@@ -33,15 +33,12 @@ class VerificationError(WorkFailedError):
 
     Attributes:
         check: name of the failed check, for example ``"max_abs_error"``.
+        what: what was found.
     """
 
-    def __init__(self, check: str, message: str) -> None:
-        super().__init__(f"check '{check}' failed: {message}")
-        self.check = check
+    def __init__(self, check: str, what: str) -> None:
+        super().__init__(f"check '{check}' failed: {what}")
+        self.check, self.what = check, what
 
     def __reduce__(self) -> tuple[type, tuple[str, str]]:
-        return type(self), (self.check, str(self).split(" failed: ", 1)[1])
-
-
-class MissingDependencyError(TfoptError, ImportError):
-    """An optional package is not installed; the message names the command that installs it."""
+        return type(self), (self.check, self.what)

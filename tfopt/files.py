@@ -42,16 +42,19 @@ def replacing(target: str | os.PathLike[str]) -> Iterator[Path]:
         if not temporary.exists():
             raise MissingFileError(f"nothing was written for {target}")
         _flush(temporary)
-        if temporary.is_dir() and target.exists():
-            _remove(aside)
+        if target.is_dir() or (temporary.is_dir() and target.exists()):
+            remove(aside)
             target.rename(aside)
-        elif target.is_dir():
-            _remove(target)
-        temporary.rename(target)
+        try:
+            temporary.rename(target)
+        except BaseException:
+            if aside.exists() and not target.exists():
+                aside.rename(target)
+            raise
         _flush_folder(target.parent)
-        _remove(aside)
+        remove(aside)
     finally:
-        _remove(temporary)
+        remove(temporary)
         for folder in made:  # only those that this call made and that stayed empty
             with contextlib.suppress(OSError):
                 folder.rmdir()
@@ -88,6 +91,13 @@ def size_of(path: str | os.PathLike[str]) -> int:
     return sum(p.stat().st_size for p in files_below(path))
 
 
+def remove_leftovers(folder: str | os.PathLike[str]) -> None:
+    """Removes what killed writers left below a folder that nobody else writes to now."""
+    for path in sorted(Path(folder).rglob(".*"), reverse=True):
+        if ".tmp." in path.name and path.exists():
+            remove(path)
+
+
 def sha256(path: str | os.PathLike[str]) -> str:
     """SHA-256 of a file as hexadecimal."""
     with Path(path).open("rb") as handle:
@@ -114,9 +124,12 @@ def _make_folders(folder: Path) -> list[Path]:
 
 
 def _flush(path: Path) -> None:
-    for file in [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file()]:
-        with file.open("rb") as handle:
-            os.fsync(handle.fileno())
+    for found in [path] if path.is_file() else [path, *path.rglob("*")]:
+        if found.is_dir():
+            _flush_folder(found)
+        else:
+            with found.open("rb") as handle:
+                os.fsync(handle.fileno())
 
 
 def _flush_folder(path: Path) -> None:
@@ -129,7 +142,8 @@ def _flush_folder(path: Path) -> None:
         os.close(descriptor)
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
+    """Removes a file or a folder with all that is in it; nothing if it is not there."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:

@@ -175,16 +175,23 @@ def _observe(model: Any, length: int) -> dict[int, tuple[tuple[int, ...] | None,
 
 
 class _watched:
+    """Times every call of the layers while it is entered."""
+
     def __init__(self, layers: list[Any], seen: dict[int, tuple[tuple[int, ...] | None, float]]) -> None:
         self._layers, self._seen = layers, seen
 
     def __enter__(self) -> None:
+        # Operation layers of tf_keras keep their `call` on the instance, others have only the class's.
+        self._before = [(layer, layer.__dict__.get("call")) for layer in self._layers]
         for layer in self._layers:
             object.__setattr__(layer, "call", self._timed(layer, layer.call))
 
     def __exit__(self, *exc: object) -> None:
-        for layer in self._layers:
-            object.__delattr__(layer, "call")
+        for layer, own in self._before:
+            if own is None:
+                object.__delattr__(layer, "call")
+            else:
+                object.__setattr__(layer, "call", own)
 
     def _timed(self, layer: Any, original: Any) -> Any:
         def timed(*args: Any, **kwargs: Any) -> Any:

@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 
-from tfopt.errors import InputError, ModelFileError
+from tfopt.errors import InputError, MissingFileError, ModelFileError
 from tfopt.files import existing, replacing
 
 Generation = Literal["tf_keras", "keras"]
@@ -146,8 +146,8 @@ def learning_step(model: Any) -> int:
 class Callback:
     """Base of callbacks that work in `fit` of either generation.
 
-    An instance also derives from the `Callback` class of every generation that is loaded (a model's
-    generation is, by the time somebody makes a callback for it), so no needless Keras is imported.
+    An instance also derives from the `Callback` classes of both generations: which one the model is of is
+    only known in `fit`.
     """
 
     _model: Any = None
@@ -164,13 +164,12 @@ class Callback:
         self._model = model
 
     def __new__(cls, *args: Any, **kwargs: Any) -> "Callback":
-        loaded = tuple(g for g in GENERATIONS if g in sys.modules)
-        return object.__new__(_callback_class(cls, loaded or ("tf_keras",)))  # type: ignore[arg-type]
+        return object.__new__(_callback_class(cls))  # type: ignore[arg-type]
 
 
 @functools.cache
-def _callback_class(cls: type, loaded: tuple[str, ...]) -> type:
-    bases = tuple(keras_module(g).callbacks.Callback for g in loaded)
+def _callback_class(cls: type) -> type:
+    bases = tuple(importlib.import_module(g).callbacks.Callback for g in GENERATIONS)
     bases = tuple(b for b in bases if not issubclass(cls, b))
     return type(cls.__name__, (cls, *bases), {"__module__": cls.__module__, "__init__": _init_all(cls, bases)})
 
@@ -210,18 +209,29 @@ def load_model(path: str | Path) -> Any:
         ModelFileError: not a Keras model, damaged, or holding a Lambda layer.
     """
     path = existing(path, "model file")
-    config, generation = _read_config(path)
-    _refuse_code(config, path)
-    keras = keras_module(generation)
     try:
+        config, generation = _read_config(path)
+        _refuse_code(config, path)
+        keras = keras_module(generation)
         if generation == "tf_keras" and zipfile.is_zipfile(path):
-            return _load_tf_keras_archive(keras, path, config)
-        return keras.models.load_model(path, compile=False)
-    except (ValueError, OSError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
-        if isinstance(error, OSError) and error.errno is not None:
+            model = _load_tf_keras_archive(keras, path, config)
+        else:
+            model = keras.models.load_model(path, compile=False)
+    except (ModelFileError, MissingFileError):
+        raise
+    except (ValueError, OSError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
+        if isinstance(error, OSError) and error.errno is not None and not _says_damaged(error):
             raise  # the system's own trouble (a full disk, no permission), not the file's
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelFileError(f"cannot load {path} with {generation}: {reason}") from error
+        raise ModelFileError(f"not a Keras model file, or a damaged one: {path} ({reason})") from error
+    if not is_model(model):
+        raise ModelFileError(f"not a Keras model file: {path} holds a {type(model).__name__}")
+    return model
+
+
+def _says_damaged(error: OSError) -> bool:
+    """h5py reports a damaged file as an OSError, on some paths with an errno."""
+    return "file signature" in str(error) or "truncated" in str(error)
 
 
 def _load_tf_keras_archive(keras: Any, path: Path, config: dict[str, Any]) -> Any:
@@ -237,7 +247,9 @@ def _load_tf_keras_archive(keras: Any, path: Path, config: dict[str, Any]) -> An
         architecture = {key: value for key, value in config.items() if key != "compile_config"}
         model = keras.saving.deserialize_keras_object(architecture, safe_mode=True)
         with tempfile.TemporaryDirectory(prefix="tfopt-") as folder:
-            model.load_weights(archive.extract(_WEIGHTS, folder))
+            unpacked = Path(archive.extract(_WEIGHTS, folder))
+            _refuse_links(unpacked, path)
+            model.load_weights(unpacked)
     return model
 
 
@@ -261,24 +273,27 @@ def _read_hdf5_config(path: Path) -> tuple[dict[str, Any], str]:
 
     if not h5py.is_hdf5(path):
         raise ModelFileError(f"not a Keras model file: {path} (neither a .keras archive nor HDF5)")
+    _refuse_links(path, path)
     with h5py.File(path, "r") as handle:
         text, version = handle.attrs.get("model_config"), handle.attrs.get("keras_version", "2")
-        if text is None:
-            raise ModelFileError(f"not a Keras model file: {path} (weights only, no model configuration)")
-        links: list[str] = []
-        handle.visititems_links(lambda name, link: _note_external(name, link, links))
-    if links:
-        raise ModelFileError(f"{path} points into other files ({links[0]}); such a file is not loaded")
+    if text is None:
+        raise ModelFileError(f"not a Keras model file: {path} (weights only, no model configuration)")
     text = text.decode() if isinstance(text, bytes) else text
     version = version.decode() if isinstance(version, bytes) else version
     return json.loads(text), "tf_keras" if str(version).startswith("2") else "keras"
 
 
-def _note_external(name: str, link: Any, found: list[str]) -> None:
+def _refuse_links(hdf5: Path, path: Path) -> None:
+    """tf_keras follows links into other files of the machine."""
     import h5py
 
-    if isinstance(link, h5py.ExternalLink):
-        found.append(name)
+    def external(name: str, link: Any) -> str | None:
+        return name if isinstance(link, h5py.ExternalLink) else None  # a name ends the visit
+
+    with h5py.File(hdf5, "r") as handle:
+        found = handle.visititems_links(external)
+    if found is not None:
+        raise ModelFileError(f"{path} points into other files ({found}); such a file is not loaded")
 
 
 def _refuse_code(config: Any, path: Path) -> None:

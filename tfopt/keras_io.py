@@ -14,11 +14,11 @@ class Inputs:
 
     Attributes:
         specs: name -> TensorSpec; an unknown size is None.
-        single: the model takes the tensor itself instead of a dictionary.
+        style: what the model is called with: one "tensor", a "dict" by name, or a "list" in this order.
     """
 
     specs: dict[str, tf.TensorSpec]
-    single: bool
+    style: str
 
     @property
     def has_length(self) -> bool:
@@ -35,7 +35,10 @@ class Inputs:
 
     def arguments(self, named: dict[str, Any]) -> Any:
         """What the model is called with, from values by name."""
-        return next(iter(named.values())) if self.single else named
+        if self.style == "dict":
+            return {name: named[name] for name in self.specs}
+        values = [named[name] for name in self.specs]
+        return values if self.style == "list" else values[0]
 
 
 def inputs_of(model: Any, given: Any = None) -> Inputs:
@@ -49,9 +52,9 @@ def inputs_of(model: Any, given: Any = None) -> Inputs:
         InputError: the model does not tell its inputs and none were given.
     """
     if isinstance(given, tf.TensorSpec):
-        return Inputs({"inputs": given}, single=True)
+        return Inputs({"inputs": given}, "tensor")
     if given is not None:
-        return Inputs(dict(given), single=False)
+        return Inputs(dict(given), "dict")
     declared = getattr(model, "_inputs_struct", None)  # Keras 3
     if declared is None:
         declared = getattr(model, "_nested_inputs", None)  # tf_keras
@@ -64,14 +67,10 @@ def inputs_of(model: Any, given: Any = None) -> Inputs:
             f"model {model.name!r} does not tell its inputs: pass input_signature={{name: tf.TensorSpec(...)}}"
         )
     if isinstance(declared, dict):
-        return Inputs({name: _spec(t, name) for name, t in declared.items()}, single=False)
-    if isinstance(declared, list | tuple):
-        raise InputError(
-            f"model {model.name!r} takes a list of inputs, which has no names to call it by: build it with "
-            "keras.Model({name: input, ...}, outputs)"
-        )
-    name = str(declared.name).partition(":")[0]
-    return Inputs({name: _spec(declared, name)}, single=True)
+        return Inputs({name: _spec(t, name) for name, t in declared.items()}, "dict")
+    tensors = list(declared) if isinstance(declared, list | tuple) else [declared]
+    specs = {name: _spec(t, name) for t in tensors for name in [str(t.name).partition(":")[0]]}
+    return Inputs(specs, "list" if isinstance(declared, list | tuple) else "tensor")
 
 
 def _spec(tensor: Any, name: str) -> tf.TensorSpec:

@@ -23,11 +23,20 @@ from tfopt.data.tokenizers import load_tokenizer, save_tokenizer, train_bpe
 from tfopt.errors import DataError, InputError
 from tfopt.export import export
 from tfopt.files import existing, replacing, write_bytes, write_text
+from tfopt.measure.child import measure_in_child
 from tfopt.measure.findings import findings
-from tfopt.measure.measure import compare_artifacts
+from tfopt.measure.results import Measurement
 from tfopt.models.bert import BertConfig, bert
-from tfopt.models.pretrained import from_pretrained, read_config
-from tfopt.recipe import ExportSection, PruneSection, Recipe, TrainSection, VariantSection
+from tfopt.models.pretrained import check_weights, from_pretrained, read_config
+from tfopt.recipe import (
+    BASELINE,
+    ExportSection,
+    PlannedArtifact,
+    PruneSection,
+    Recipe,
+    TrainSection,
+    VariantSection,
+)
 from tfopt.report import Report, machine_info
 from tfopt.report.html import page
 from tfopt.report.plots import plots
@@ -38,7 +47,6 @@ from tfopt.train.fit import seed_everything, total_steps
 from tfopt.train.strategy import scope
 
 Log = Callable[[str], None]
-BASELINE = "baseline"
 _SAMPLES = 64
 
 
@@ -78,7 +86,7 @@ def run(
 
 
 def check_inputs(recipe: Recipe) -> list[Path]:
-    """Checks that what the recipe reads is there before anything is written; returns those files."""
+    """Checks that what the recipe reads is there and fits, before anything is written; returns those files."""
     inputs = []
     if recipe.data.source == "files":
         for key in ("train", "validation"):
@@ -86,18 +94,27 @@ def check_inputs(recipe: Recipe) -> list[Path]:
             if value is None:
                 raise InputError(f"recipe {recipe.name!r} needs data.{key}: set it or pass --{key} FILE")
             inputs.append(existing(value, f"{key} data"))
-    limit = None
-    if recipe.model.folder is not None:
+    config = None
+    if recipe.model.kind == "pretrained":
+        if recipe.model.folder is None:
+            raise InputError(f"recipe {recipe.name!r} needs model.folder: set it or pass --model DIR")
         folder = existing(recipe.model.folder, "model folder")
-        limit = read_config(folder).max_position_embeddings
-        inputs.append(existing(folder / "model.safetensors", "model weights"))
-    elif recipe.name == "minilm-sst2":
-        raise InputError("recipe 'minilm-sst2' needs model.folder: set it or pass --model DIR")
-    if limit is not None and recipe.data.max_length > limit:
-        raise InputError(f"data.max_length {recipe.data.max_length} is more than the model's {limit} positions")
-    tokenizer = recipe.data.tokenizer or recipe.model.folder
-    if tokenizer is not None:
-        load_tokenizer(tokenizer)
+        config = read_config(folder)
+        check_weights(folder, config)
+        inputs += [folder / "config.json", folder / "model.safetensors"]
+        if recipe.data.max_length > config.max_position_embeddings:
+            raise InputError(
+                f"data.max_length {recipe.data.max_length} is more than the {config.max_position_embeddings} "
+                "positions of the model"
+            )
+    elif recipe.model.folder is not None:
+        raise InputError("model.folder was given, but model.kind is 'fresh'; set it to 'pretrained'")
+    source = recipe.data.tokenizer or recipe.model.folder
+    if source is not None:
+        vocabulary = load_tokenizer(source).get_vocab_size()
+        if config is not None and vocabulary > config.vocab_size:
+            raise InputError(f"{source} has {vocabulary} tokens, the model's table has {config.vocab_size} rows")
+        inputs.append(Path(source) / "tokenizer.json" if Path(source).is_dir() else Path(source))
     return inputs
 
 
@@ -117,12 +134,12 @@ class _Run:
             self._step(f"train {variant.name}", [_keras_file(variant.name)], train)
         targets = {BASELINE: "baseline/saved_model", "baseline_keras": _keras_file(BASELINE)}
         errors = {}
-        for name, owner, section in self._exports():
-            target = targets.setdefault(name, _artifact_path(name, section))
-            work = functools.partial(self._export, owner, section, target)
-            errors[name] = self._step(f"export {name}", [target], work)
-        self._step("measure", ["report.json"], lambda: self._measure(targets, errors, data))
-        self._step("report", ["report.html", "plots"], self._write_report)
+        for planned in r.artifacts():
+            targets[planned.name] = planned.path
+            work = functools.partial(self._export, planned)
+            errors[planned.name] = self._step(f"export {planned.name}", [planned.path], work)
+        measured = self._step("measure", [], lambda: self._measure(targets, errors))
+        self._step("report", ["report.json", "report.html", "plots"], lambda: self._report(measured, data))
         report = Report.load(self.path / "report.json")
         self.folder.write_manifest(report.machine)
         return report
@@ -152,16 +169,15 @@ class _Run:
                 )
                 for split, texts in (("train", train), ("validation", validation))
             }  # fmt: skip
-        facts: dict[str, Any] = {"labels": names, "vocab_size": tokenizer.get_vocab_size()}
+        facts: dict[str, Any] = {
+            "labels": names, "vocab_size": tokenizer.get_vocab_size(), "on_long": section.on_long,
+        }  # fmt: skip
         for split, m in manifests.items():
-            facts[f"{split}_records"], facts[f"{split}_too_long"] = m.records, m.too_long
+            facts[f"{split}_texts"], facts[f"{split}_records"] = m.texts, m.records
+            facts[f"{split}_too_long"], facts[f"{split}_longest"] = m.too_long, m.longest
             facts[f"{split}_majority"] = round(max(m.class_counts) / m.records, 4)
-            if m.too_long:
-                done = "cut to" if m.on_long == "truncate" else "dropped for"
-                self.log(
-                    f"{split}: {m.too_long} of {m.records} texts were longer than the model takes and were "
-                    f"{done} {m.length_limit} tokens (the longest had {m.longest})"
-                )
+        for note in _data_notes(facts):
+            self.log(note)
         return facts
 
     def _texts(self) -> tuple[Texts, Texts]:
@@ -234,19 +250,11 @@ class _Run:
 
     # export
 
-    def _exports(self) -> list[tuple[str, str, ExportSection]]:
-        """(artifact, variant, section) of every artifact; the first is the float SavedModel baseline."""
-        found = [(BASELINE, BASELINE, ExportSection(format="saved_model"))]
-        for owner in (BASELINE, *(v.name for v in self.recipe.variants)):
-            for section in self.recipe.exports:
-                if section.of is None or owner in section.of:
-                    found.append((f"{owner}_{section.suffix}", owner, section))
-        return found
-
-    def _export(self, owner: str, section: ExportSection, target: str) -> float:
+    def _export(self, planned: PlannedArtifact) -> float:
+        section = planned.section
         artifact = export(
-            self._model(owner), self.path / target, section.format, section.quantization, section.jit_compile,
-            representative=self._samples(), lengths=self._lengths(section),
+            self._model(planned.owner), self.path / planned.path, section.format, section.quantization,
+            section.jit_compile, representative=self._samples(), lengths=self._lengths(section),
         )  # fmt: skip
         return artifact.max_abs_error
 
@@ -266,33 +274,33 @@ class _Run:
 
     # measure and report
 
-    def _measure(self, targets: dict[str, str], errors: dict[str, float], data: dict[str, Any]) -> None:
+    def _measure(self, targets: dict[str, str], errors: dict[str, float]) -> list[dict[str, Any]]:
         section, samples = self.recipe.measure, self._samples()
         length = section.length or self.recipe.data.max_length
         inputs = {name: _widened(samples[name], length) for name in ("input_ids", "attention_mask")}
-        found = compare_artifacts(
+        found = measure_in_child(
             {name: self.path / target for name, target in targets.items()},
-            self._validation(), inputs, section.threads, section.rounds, errors, self.log,
+            self.path / "data", "validation", inputs, section.threads, section.rounds, errors, self.log,
         )  # fmt: skip
-        found = [dataclasses.replace(m, path=targets[m.name]) for m in found]
-        pruned = {
-            f"{v.name}_{s.suffix}": f"{BASELINE}_{s.suffix}"
-            for v in self.recipe.variants
-            for s in self.recipe.exports
-        }
-        Report(
-            machine=machine_info(), recipe=self.recipe.to_dict(), artifacts=found, steps=self.folder.steps,
-            data=data, notes=[*_data_notes(data), *findings(found, pruned)],
-        ).save(self.path / "report.json")  # fmt: skip
+        return [{**dataclasses.asdict(m), "path": targets[m.name]} for m in found]
 
-    def _write_report(self) -> None:
-        report = Report.load(self.path / "report.json")
+    def _report(self, measured: list[dict[str, Any]], data: dict[str, Any]) -> None:
+        found = [Measurement.from_dict(values) for values in measured]
+        recipe = self.recipe
+        pruned = {
+            a.name: f"{BASELINE}_{a.section.suffix}"
+            for a in recipe.artifacts()
+            if any(v.name == a.owner and v.prune for v in recipe.variants)
+        }
+        notes = [*_data_notes(data), *findings(found, pruned)]
+        report = Report(machine_info(), recipe.to_dict(), found, self.folder.steps, data, notes)
         pictures = plots(report)
         with replacing(self.path / "plots") as folder:
             folder.mkdir()
             for name, picture in pictures.items():
                 write_bytes(folder / f"{name}.png", picture)
-        write_text(self.path / "report.html", page(report, pictures, self.recipe.to_toml()))
+        write_text(self.path / "report.html", page(report, pictures, recipe.to_toml()))
+        report.save(self.path / "report.json")
 
 
 def prune_config(section: PruneSection, steps: int) -> prune.PruneConfig:
@@ -322,10 +330,6 @@ def _keras_file(owner: str) -> str:
     return f"{owner}/model.keras"
 
 
-def _artifact_path(name: str, section: ExportSection) -> str:
-    return f"{name}/model.tflite" if section.format == "tflite" else f"{name}/saved_model"
-
-
 def _widened(value: Any, length: int) -> Any:
     """Rows cut or repeated along the sequence to exactly `length`, so that timing sees no padding."""
     repeats = -(-length // value.shape[1])
@@ -333,8 +337,11 @@ def _widened(value: Any, length: int) -> Any:
 
 
 def _data_notes(data: dict[str, Any]) -> list[str]:
+    """What happened to texts that were too long."""
     return [
-        f"{data[f'{split}_too_long']} of {data[f'{split}_records']} {split} texts were longer than the model takes."
+        f"{data[f'{split}_too_long']} of {data[f'{split}_texts']} {split} texts were longer than the model takes "
+        f"and were {'cut' if data['on_long'] == 'truncate' else 'dropped'} (the longest had "
+        f"{data[f'{split}_longest']} tokens)."
         for split in ("train", "validation")
         if data[f"{split}_too_long"]
     ]

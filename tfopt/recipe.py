@@ -6,16 +6,20 @@ import os
 import tomllib
 import types
 import typing
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import pydantic
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field
 
 from tfopt.errors import InputError, MissingFileError
+from tfopt.numerics.masks import check_pattern_sparsity, parse_structure
 from tfopt.schedules import check_sparsity
 
+BASELINE = "baseline"
+_FOLDERS = ("data", "plots")  # of a run, beside one per variant and artifact
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 
@@ -42,6 +46,7 @@ class DataSection(_Section):
 class ModelSection(_Section):
     """The classifier: read from a Hugging Face folder, or built fresh from these sizes."""
 
+    kind: Literal["fresh", "pretrained"] = "fresh"
     folder: str | None = None
     hidden_size: Count = 128
     num_hidden_layers: Count = 2
@@ -49,6 +54,15 @@ class ModelSection(_Section):
     intermediate_size: Count = 512
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
     pooling: Literal["mean", "cls"] = "mean"
+
+    @pydantic.model_validator(mode="after")
+    def _check_sizes(self) -> "ModelSection":
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size must be a multiple of num_attention_heads, got {self.hidden_size} and "
+                f"{self.num_attention_heads}"
+            )
+        return self
 
 
 class TrainSection(_Section):
@@ -86,6 +100,10 @@ class PruneSection(_Section):
     def _check_order(self) -> "PruneSection":
         if self.begin >= self.end:
             raise ValueError(f"begin must come before end, got begin {self.begin:g}, end {self.end:g}")
+        structure = parse_structure(self.structure)
+        check_pattern_sparsity(structure, self.sparsity)
+        if structure.kind == "n:m" and self.scope == "global":
+            raise ValueError("scope 'global' cannot be combined with an n:m structure")
         return self
 
 
@@ -120,6 +138,22 @@ class ExportSection(_Section):
         return self
 
 
+class PlannedArtifact(NamedTuple):
+    """An artifact that a recipe asks for.
+
+    Attributes:
+        name: its name in the report.
+        owner: "baseline" or the variant whose model it is.
+        section: how it is exported.
+        path: where it is written, relative to the run's folder.
+    """
+
+    name: str
+    owner: str
+    section: ExportSection
+    path: str
+
+
 class MeasureSection(_Section):
     """How artifacts are timed."""
 
@@ -146,17 +180,32 @@ class Recipe(_Section):
 
     @pydantic.model_validator(mode="after")
     def _check_names(self) -> "Recipe":
-        names = ["baseline", *(v.name for v in self.variants)]
-        double = next((n for n in names if names.count(n) > 1), None)
+        names = [BASELINE, *(v.name for v in self.variants)]
+        taken = [*_FOLDERS, *names, *(a.name for a in self.artifacts()[1:])]
+        double = next((n for n in taken if taken.count(n) > 1), None)
         if double:
-            raise ValueError(f"two variants are named {double!r} (the trained model itself is 'baseline')")
+            raise ValueError(f"two things would be named {double!r}: give each variant and export its own name")
         for export in self.exports:
             for name in export.of or []:
                 if name not in names:
                     raise ValueError(f"exports.of names {name!r}, but the variants are {', '.join(names)}")
-        if self.lengths and max(self.lengths) < self.data.max_length:
-            raise ValueError(f"lengths must reach data.max_length {self.data.max_length}, got {self.lengths}")
+        longest = self.data.max_length
+        if self.lengths and max(self.lengths) != longest:
+            raise ValueError(f"lengths must end at data.max_length {longest}, got {self.lengths}")
+        if (self.measure.length or 0) > longest:
+            raise ValueError(f"measure.length must be at most data.max_length {longest}, got {self.measure.length}")
         return self
+
+    def artifacts(self) -> "list[PlannedArtifact]":
+        """What a run exports; the first is the float SavedModel that the rest is compared with."""
+        planned = [PlannedArtifact(BASELINE, BASELINE, ExportSection(format="saved_model"), "baseline/saved_model")]
+        for owner in (BASELINE, *(v.name for v in self.variants)):
+            for section in self.exports:
+                if section.of is None or owner in section.of:
+                    name = f"{owner}_{section.suffix}"
+                    file = "model.tflite" if section.format == "tflite" else "saved_model"
+                    planned.append(PlannedArtifact(name, owner, section, f"{name}/{file}"))
+        return planned
 
     @classmethod
     def load(cls, source: str | os.PathLike[str]) -> "Recipe":
@@ -186,7 +235,7 @@ class Recipe(_Section):
         except pydantic.ValidationError as error:
             raise InputError(f"{source}: {_explain(error, cls)}") from None
 
-    def with_changes(self, changes: dict[str, Any]) -> "Recipe":
+    def with_changes(self, changes: Mapping[str, Any]) -> "Recipe":
         """A copy with dotted keys replaced, for example ``{"data.train": "a.tsv"}``; None changes nothing."""
         values = self.to_dict()
         for key, value in changes.items():

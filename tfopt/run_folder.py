@@ -1,5 +1,6 @@
 """The folder of a run: which steps are done, what they wrote, and the manifest at the end."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -9,26 +10,28 @@ from pathlib import Path
 from typing import Any
 
 from tfopt.errors import InputError
-from tfopt.files import files_below, sha256, tree_digest, write_json, write_text
+from tfopt.files import files_below, remove, remove_leftovers, sha256, tree_digest, write_json, write_text
 from tfopt.recipe import Recipe
 from tfopt.report import Step
 
-_STATE = "state.json"
 MANIFEST = "manifest.json"
+_STATE, _RECIPE = "state.json", "recipe.toml"
+_RESULTS = (MANIFEST, "report.json", "report.html")
 
 
 class RunFolder:
     """Steps of a run that are done once, and skipped when the run is resumed.
 
     Args:
-        path: the folder; it is made by the first step that finishes.
+        path: the folder; it is made when the first step begins.
         recipe: what the run does.
         inputs: files outside the folder that the run reads; they must be the same when it is resumed.
         resume: go on with a run that was interrupted.
-        overwrite: begin anew over an earlier run.
+        overwrite: begin anew over an earlier run, whose files are removed when the first step begins.
 
     Raises:
-        InputError: the folder holds a run and neither was asked for, or the recipe or an input differs.
+        InputError: the folder holds a run and neither was asked for, the recipe or an input differs, or it
+            holds something else.
     """
 
     def __init__(
@@ -37,19 +40,21 @@ class RunFolder:
         self.path, self.recipe = Path(path), recipe
         self._fingerprint = _fingerprint(recipe, inputs)
         self._steps: list[dict[str, Any]] = []
-        self._valid = True  # until the first step that has to be done
+        self._stale: list[str] = []
+        self._working = False  # from the first step that has to be done
         state = self.path / _STATE
         if self.path.is_file():
             raise InputError(f"{self.path} is a file; choose a folder with --out")
-        if not self.path.exists() or not any(self.path.iterdir()):
+        if not files_below(self.path):
             return
         if not state.exists():
             raise InputError(f"{self.path} is not empty and holds no run; choose another folder with --out")
+        stored = json.loads(state.read_text("utf-8"))
         if overwrite:
+            self._stale = [*_RESULTS, *(o for step in stored["steps"] for o in step["outputs"])]
             return
         if not resume:
             raise InputError(f"{self.path} holds a run already: go on with --resume, or choose another --out")
-        stored = json.loads(state.read_text("utf-8"))
         if stored["fingerprint"] != self._fingerprint:
             raise InputError(f"{self.path} was begun with another recipe or other data; choose another --out")
         self._steps = stored["steps"]
@@ -68,17 +73,21 @@ class RunFolder:
             work: does it; what it returns must be JSON and is returned again when the run is resumed.
         """
         index = next((i for i, s in enumerate(self._steps) if s["name"] == name), None)
-        if index is not None and self._valid and self._intact(self._steps[index]):
+        if index is not None and not self._working and self._intact(self._steps[index]):
             return self._steps[index]["result"]
-        if self._valid:
-            self._steps, self._valid = self._steps[:index] if index is not None else self._steps, False
+        if not self._working:
+            self._steps = self._steps[:index] if index is not None else self._steps
+            self._begin()
         started = time.monotonic()
-        result = work()
+        try:
+            result = work()
+        except BaseException:
+            self._forget_if_nothing_was_done()
+            raise
         digests = {o: tree_digest(self.path / o) for o in outputs}
         seconds = round(time.monotonic() - started, 3)
         self._steps.append({"name": name, "seconds": seconds, "outputs": digests, "result": result})
-        write_text(self.path / "recipe.toml", self.recipe.to_toml())
-        write_json(self.path / _STATE, {"fingerprint": self._fingerprint, "steps": self._steps})
+        self._write_state()
         return result
 
     def write_manifest(self, machine: dict[str, Any]) -> None:
@@ -96,6 +105,30 @@ class RunFolder:
                 "python": machine["python"],
             },
         )
+
+    def _begin(self) -> None:
+        """Marks the folder as a run's before anything is written, so that a kill at any time can be resumed."""
+        self._working = True
+        self.path.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(self.path)
+        self._write_state()
+        for output in self._stale:
+            remove(self.path / output)
+            with contextlib.suppress(OSError):  # the folder of the run itself, or one that is not empty
+                (self.path / output).parent.rmdir()
+        write_text(self.path / _RECIPE, self.recipe.to_toml())
+
+    def _write_state(self) -> None:
+        write_json(self.path / _STATE, {"fingerprint": self._fingerprint, "steps": self._steps})
+
+    def _forget_if_nothing_was_done(self) -> None:
+        """Bad input that shows in the first step leaves no folder behind."""
+        if self._steps:
+            return
+        for name in (_STATE, _RECIPE):
+            remove(self.path / name)
+        with contextlib.suppress(OSError):  # something else is in it
+            self.path.rmdir()
 
     def _intact(self, step: dict[str, Any]) -> bool:
         return all(

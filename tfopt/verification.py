@@ -7,13 +7,12 @@ from typing import Any
 from tfopt import keras_api
 from tfopt.data import pack as packing
 from tfopt.data.batches import samples
-from tfopt.errors import DataError, InputError
+from tfopt.errors import DataError, InputError, VerificationError
 from tfopt.export.verify import check_contents, check_outputs
 from tfopt.files import existing, sha256
 from tfopt.keras_io import call, inputs_of
 from tfopt.measure.measure import Log
 from tfopt.recipe import Recipe
-from tfopt.report import Report
 from tfopt.run_folder import MANIFEST
 
 _SAMPLES = 64
@@ -36,25 +35,24 @@ def verify_run(folder: str | Path, log: Log = lambda line: None) -> dict[str, An
     count = check_manifest(folder)
     log(f"{count} files match the manifest")
     packing.verify(folder / "data")
-    recipe, report = Recipe.load(folder / "recipe.toml"), Report.load(folder / "report.json")
+    recipe = Recipe.load(folder / "recipe.toml")
     given = samples(folder / "data", _SAMPLES, "validation")
-    owners = sorted(["baseline", *(v.name for v in recipe.variants)], key=len, reverse=True)
+    planned = recipe.artifacts()
     found: dict[str, Any] = {}
-    for owner in owners:
-        mine = [m for m in report.artifacts if _owner(m.name, owners) == owner and m.format != "keras"]
-        if not mine:
-            continue
+    for owner in dict.fromkeys(a.owner for a in planned):
         model = keras_api.load_model(folder / owner / "model.keras")
         inputs = inputs_of(model)
         values = {name: given[name] for name in inputs.specs}
         reference = {name: v.numpy() for name, v in call(model, inputs, values).items()}
-        for m in mine:
-            log(f"verifying {m.name}")
-            quantization = {"_float16": "float16", "_int8": "dynamic_int8"}.get(_tail(m.name))
-            path = folder / m.path
-            check_contents(path, m.format, quantization, m.name.endswith("_xla"))
-            _, error, agreement = check_outputs(path, values, reference, quantization)
-            found[m.name] = {"max_abs_error": error, "agreement": agreement}
+        for artifact in (a for a in planned if a.owner == owner):
+            log(f"verifying {artifact.name}")
+            section, path = artifact.section, folder / artifact.path
+            try:
+                check_contents(path, section.format, section.quantization, section.jit_compile)
+                _, error, agreement = check_outputs(path, values, reference, section.quantization)
+            except VerificationError as problem:
+                raise VerificationError(problem.check, f"{artifact.name}: {problem.what}") from problem
+            found[artifact.name] = {"max_abs_error": error, "agreement": agreement}
     return {"files": count, "artifacts": found}
 
 
@@ -78,11 +76,3 @@ def check_manifest(folder: Path) -> int:
         if sha256(path) != digest:
             raise DataError(f"{path} is damaged or changed: its SHA-256 differs from the manifest")
     return len(expected)
-
-
-def _owner(name: str, owners: list[str]) -> str:
-    return next(o for o in owners if name == o or name.startswith(f"{o}_"))
-
-
-def _tail(name: str) -> str:
-    return "_" + name.rpartition("_")[2]

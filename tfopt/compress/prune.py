@@ -17,12 +17,12 @@ from tfopt.compress.base import Patterns, Prepared, Selection, Skipped
 from tfopt.errors import InputError
 from tfopt.keras_api import Weight
 from tfopt.numerics.masked_assign import MaskedAssign
-from tfopt.numerics.masks import Structure, magnitude_masks, parse_structure
-from tfopt.schedules import ConstantSparsity, PolynomialDecay, SparsitySchedule, check_sparsity
+from tfopt.numerics.masks import Structure, check_pattern_sparsity, magnitude_masks, parse_structure
+from tfopt.schedules import PolynomialDecay, SparsitySchedule, check_sparsity
 
 _log = logging.getLogger(__name__)
 
-_SAME_SPARSITY = 0.02  # a resumed model may be up to one schedule step behind
+_ALREADY_PRUNED = 0.01  # share of exact zeros that no fresh or trained dense kernel has
 # As in tensorflow-model-optimization: lookup tables and depthwise kernels only when asked for.
 KERNEL_NAMES = frozenset({"kernel", "recurrent_kernel", "pointwise_kernel"})
 
@@ -77,8 +77,8 @@ def prune(
     """
     keras_api.check_model(model)
     check_sparsity(sparsity)
+    check_pattern_sparsity(parse_structure(structure), sparsity)
     pruner = Pruner(model, structure, scope, include, exclude)
-    pruner.check_pattern_sparsity(sparsity)
     pruner.update(sparsity)
     pruner.apply()
     return model
@@ -145,12 +145,6 @@ class Pruner:
             raise InputError(f"nothing to prune in model {model.name!r} ({reasons})")
         self._assign = MaskedAssign([keras_api.tf_variable(w.variable) for w in self.weights])
 
-    def check_pattern_sparsity(self, sparsity: float) -> None:
-        """An n:m pattern fixes the sparsity; a different request is a mistake worth an error."""
-        kind, kept, group = self._structure
-        if kind == "n:m" and not math.isclose(sparsity, 1 - kept / group, abs_tol=1e-6):
-            raise InputError(f"structure {kept}:{group} has sparsity {1 - kept / group:g}, got {sparsity:g}")
-
     def update(self, sparsity: float) -> None:
         """Computes new masks from the weights as they are now.
 
@@ -198,7 +192,8 @@ class MagnitudePruning(keras_api.Callback):
     Args:
         schedule: `schedules.PolynomialDecay`, `schedules.ConstantSparsity`, an object of
             tensorflow-model-optimization, or any callable from step to (update now, sparsity).
-        structure: "unstructured", "n:m" or "RxC"; see `prune`.
+        structure: "unstructured", "n:m" or "RxC"; see `prune`. An n:m pattern has no degrees: from the first
+            update on it is there in full, and the schedule's final sparsity must be its own.
         scope: "layer" or "global".
         include: name patterns, layer class names or classes; only what matches is pruned.
         exclude: likewise; what matches is left alone.
@@ -217,7 +212,11 @@ class MagnitudePruning(keras_api.Callback):
     ) -> None:
         if not callable(schedule):
             raise InputError(f"schedule must be a sparsity schedule, got {schedule!r}")
-        _check_scope(scope, parse_structure(structure))
+        parsed = parse_structure(structure)
+        _check_scope(scope, parsed)
+        final = getattr(schedule, "final_sparsity", getattr(schedule, "target_sparsity", None))
+        if final is not None:
+            check_pattern_sparsity(parsed, float(final))
         self._schedule = schedule
         self._settings = (structure, scope, include, exclude)
         self._supports_tf_logs = True  # tf_keras then does not wait for the loss at every step
@@ -252,8 +251,6 @@ class MagnitudePruning(keras_api.Callback):
         """Does what the schedule asks for up to the coming step, at most once for all steps since the last call."""
         if self._pruner is None:
             self._pruner = Pruner(self.model, *self._settings)
-            if isinstance(self._schedule, ConstantSparsity):
-                self._pruner.check_pattern_sparsity(self._schedule.target_sparsity)
             self._seen_step = keras_api.learning_step(self.model) - 1
             self._resume()
         step = keras_api.learning_step(self.model) + 1
@@ -264,10 +261,9 @@ class MagnitudePruning(keras_api.Callback):
         self._pruner.apply()
 
     def _resume(self) -> None:
-        """Goes on with the zeros of a model that an earlier process pruned by this schedule."""
+        """Goes on with the zeros of a model that was pruned before; new masks come at the schedule's steps."""
         assert self._pruner is not None
-        step = keras_api.learning_step(self.model)
-        if step and abs(self._pruner.sparsity() - float(self._schedule(step)[1])) < _SAME_SPARSITY:
+        if keras_api.learning_step(self.model) and self._pruner.sparsity() > _ALREADY_PRUNED:
             self._pruner.adopt_zeros()
 
 

@@ -68,7 +68,10 @@ def batches(
         records = records.shuffle(min(manifest.records, 4 * window), seed=seed)
     parsed = records.batch(window).map(lambda s: _parse(s, labelled), num_parallel_calls=2, deterministic=True)
     limits_tensor = tf.constant(limits, tf.int64)
-    randoms = tf.data.Dataset.random(seed=seed) if shuffle else tf.data.Dataset.from_tensors(tf.int64.min).repeat()
+    if shuffle:
+        randoms = tf.data.Dataset.random(seed=seed, rerandomize_each_iteration=True)
+    else:
+        randoms = tf.data.Dataset.from_tensors(tf.int64.min).repeat()
 
     def cut(features: dict[str, tf.Tensor], random: tf.Tensor) -> tf.data.Dataset:
         return _cut_window(features, random, batch_size, limits_tensor, shuffle, by_length)

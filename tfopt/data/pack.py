@@ -33,7 +33,8 @@ class Manifest:
     """What a packed folder holds.
 
     Attributes:
-        records: records in all shards.
+        texts: texts that were given.
+        records: records in all shards; fewer than the texts where long ones were dropped.
         tokens: token ids in all records.
         max_length: tokens of the longest record.
         length_limit: most tokens that a record could have.
@@ -46,6 +47,7 @@ class Manifest:
         schema: version of this layout.
     """
 
+    texts: int
     records: int
     tokens: int
     max_length: int
@@ -125,6 +127,7 @@ def write_pack(
     ids = None if ids is None else ids[encoded.kept]
     files = _write_shards(folder, split, encoded, ids, shards, seed)
     manifest = Manifest(
+        texts=len(data),
         records=int(encoded.lengths.size), tokens=int(encoded.lengths.sum()),
         max_length=int(encoded.lengths.max()), length_limit=max_length, labels=labels or [],
         class_counts=[] if labels is None or ids is None else np.bincount(ids, minlength=len(labels)).tolist(),

@@ -2,7 +2,9 @@
 
 import csv
 import dataclasses
+import io
 import json
+import math
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -113,7 +115,7 @@ def _decode(path: Path) -> str:
 
 
 def _plain(content: str) -> Iterator[tuple[int, dict[str, object]]]:
-    for number, line in enumerate(content.splitlines(), 1):
+    for number, line in enumerate(content.split("\n"), 1):  # splitlines() also breaks at U+2028 and the like
         if line.strip():
             yield number, {"text": line}
 
@@ -134,9 +136,9 @@ def _json_lines(content: str, path: Path) -> Iterator[tuple[int, dict[str, objec
 def _table(content: str, path: Path, kind: str) -> Iterator[tuple[int, dict[str, object]]]:
     # In TSV files a quotation mark is text; in CSV it delimits fields.
     if kind == "tsv":
-        reader = csv.reader(content.splitlines(), delimiter="\t", quoting=csv.QUOTE_NONE)
+        reader = csv.reader(io.StringIO(content, newline=""), delimiter="\t", quoting=csv.QUOTE_NONE)
     else:
-        reader = csv.reader(content.splitlines(keepends=True), strict=True)
+        reader = csv.reader(io.StringIO(content, newline=""), strict=True)
     try:
         header = next(reader, [])
         for row in reader:
@@ -172,7 +174,8 @@ def _collect(
             raise DataError(f"{path}: line {number} has an empty text")
         texts.append(text)
         if label_column is not None:
-            label = str(row[label_column]).strip()
+            value = row[label_column]
+            label = "" if value is None else str(value).strip()
             if not label:
                 raise DataError(f"{path}: line {number} has an empty label")
             labels.append(label)
@@ -192,6 +195,7 @@ def _find_text_column(row: dict[str, object], label_column: str | None, path: Pa
 
 def _label_order(label: str) -> tuple[int, float, str]:
     try:
-        return 0, float(label), label
+        number = float(label)
     except ValueError:
-        return 1, 0.0, label
+        number = math.nan
+    return (0, number, label) if math.isfinite(number) else (1, 0.0, label)

@@ -113,6 +113,10 @@ def encode(
     full = [e.ids for e in encodings]
     lengths = np.fromiter(map(len, full), np.int64, len(full))
     longest = int(lengths.max(initial=0))
+    if max_length < 1:
+        raise InputError(f"max_length must be 1 or more, got {max_length}")
+    if not lengths.all():
+        raise DataError(f"{source}: text {int(lengths.argmin()) + 1} has no tokens; remove it")
     over = lengths > max_length
     if over.any() and on_long == "error":
         raise DataError(

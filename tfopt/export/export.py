@@ -44,8 +44,8 @@ def export(
         format: "saved_model" or "tflite".
         quantization: for TFLite, None (float32), "float16" or "dynamic_int8".
         jit_compile: for SavedModels, compile with XLA wherever the artifact is loaded.
-        representative: inputs by name, for the comparison with the Keras model; random ones if None,
-            which show a broken conversion but say little about classes.
+        representative: inputs by name, for the comparison with the Keras model and of the classes that both
+            choose; random ones if None, which show a broken conversion but say nothing about classes.
         lengths: for models that take sequences of any length, the lengths to export; shorter inputs are
             padded when the artifact is used. By default 32, 64 and 128 where the model has an
             "attention_mask". A SavedModel without `jit_compile` takes any length and ignores this.
@@ -61,7 +61,7 @@ def export(
         VerificationError: a check failed; it is named.
     """
     keras_api.check_model(model)
-    path = Path(path)
+    path = Path(path).resolve()
     _check_arguments(path, format, quantization, jit_compile, batch_size)
     inputs = inputs_of(model, input_signature)
     flexible = format == "saved_model" and not jit_compile
@@ -74,7 +74,9 @@ def export(
             write_saved_model(model, temporary, inputs, chosen, jit_compile=jit_compile)
         checks = check_contents(temporary, format, quantization, jit_compile)
         reference = {name: value.numpy() for name, value in call(model, inputs, samples).items()}
-        more, error, agreement = check_outputs(temporary, samples, reference, quantization)
+        more, error, agreement = check_outputs(
+            temporary, samples, reference, quantization, compare_classes=representative is not None
+        )
     return Artifact(path, format, quantization, jit_compile, chosen, error, agreement, (*checks, *more))
 
 
@@ -93,6 +95,11 @@ def _check_arguments(path: Path, format: str, quantization: str | None, jit_comp
         raise InputError(f"the path of format {format!r} must {wanted}, got {path.name!r}")
     if batch_size < 1:
         raise InputError(f"batch_size must be 1 or more, got {batch_size}")
+    if path.is_file() != (format == "tflite") and path.exists():
+        kind = "file" if path.is_file() else "folder"
+        raise InputError(f"{path} is a {kind}, which format {format!r} cannot replace; choose another path")
+    if path.is_dir() and any(path.iterdir()) and not (path / "saved_model.pb").exists():
+        raise InputError(f"{path} is not empty and holds no SavedModel; choose another folder")
 
 
 def _samples(model: Any, inputs: Inputs, given: dict[str, np.ndarray] | None, longest: int) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from typing import Any
 import tensorflow as tf
 
 from tfopt import keras_api
+from tfopt.errors import WorkFailedError
 from tfopt.keras_io import Inputs, call
 
 DEFAULT_SIGNATURE = "serving_default"
@@ -45,7 +46,11 @@ def write_saved_model(
         signatures[length_signature(length)] = _function(model, inputs, batch, length, jit_compile)
     for name, function in signatures.items():
         setattr(module, name, function)
-    tf.saved_model.save(module, str(path), signatures=signatures)
+    try:
+        tf.saved_model.save(module, str(path), signatures=signatures)
+    except (tf.errors.OpError, AssertionError) as error:  # a full disk, a variable nobody tracks
+        reason = str(error).strip().splitlines()[0]
+        raise WorkFailedError(f"writing the SavedModel {path} failed: {reason}") from error
 
 
 def _function(model: Any, inputs: Inputs, batch: int | None, length: int | None, jit_compile: bool) -> Any:

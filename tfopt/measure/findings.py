@@ -19,14 +19,14 @@ def findings(artifacts: Sequence[Measurement], pruned_from: Mapping[str, str] | 
     for name, other in (pruned_from or {}).items():
         if name in by_name and other in by_name:
             notes += _about_pruning(by_name[name], by_name[other])
+    full = next((m for m in artifacts if m.format == "tflite" and m.weight_bits == 32), None)
     for m in artifacts[1:]:
-        if m.format == "tflite" and m.weight_bits and 15 < m.weight_bits < 17 and m.speedup:
-            full = next((o for o in artifacts if o.format == "tflite" and o.weight_bits == 32), None)
-            if full is not None and full.speedup and m.speedup < full.speedup * _NOTHING:
-                notes.append(
-                    f"{m.name}: float16 halves the bytes and brings no speed on this processor "
-                    f"({m.speedup / full.speedup:.2f} times {full.name})."
-                )
+        if full and full.latency_ms and m.latency_ms and m.format == "tflite" and m.weight_bits == 16:
+            ratio = full.latency_ms.p50 / m.latency_ms.p50
+            if ratio < _NOTHING:
+                notes.append(f"{m.name}: float16 saves bytes and brought no speed ({ratio:.2f} times {full.name}).")
+        elif m.speedup is not None and m.format != "keras" and m.speedup < _NOTHING:
+            notes.append(f"{m.name}: no faster than {artifacts[0].name} here ({m.speedup:.2f} times).")
     noisy = [m.name for m in artifacts if m.latency_spread is not None and m.latency_spread > 0.1]
     if noisy:
         notes.append(f"Timings of {', '.join(noisy)} spread by more than 10 %: the machine was busy.")
@@ -35,17 +35,14 @@ def findings(artifacts: Sequence[Measurement], pruned_from: Mapping[str, str] | 
 
 def _about_pruning(pruned: Measurement, plain: Measurement) -> list[str]:
     notes = []
+    zeros = f"{pruned.kernel_sparsity or 0:.0%} zeros in the kernels"
     if pruned.latency_ms and plain.latency_ms:
         ratio = plain.latency_ms.p50 / pruned.latency_ms.p50
         if ratio < _NOTHING:
-            notes.append(
-                f"{pruned.name}: unstructured zeros ({pruned.kernel_sparsity or 0:.0%} of the kernels) brought no "
-                f"speed ({ratio:.2f} times {plain.name}); no runtime here skips them."
-            )
+            notes.append(f"{pruned.name}: {zeros} brought no speed ({ratio:.2f} times {plain.name}).")
     if pruned.bytes_gzip and plain.bytes_gzip:
-        less = 1 - pruned.bytes_gzip / plain.bytes_gzip
+        size, packed = 1 - pruned.bytes / plain.bytes, 1 - pruned.bytes_gzip / plain.bytes_gzip
         notes.append(
-            f"{pruned.name}: the file is as large as {plain.name}; the zeros show after compression, "
-            f"{less:.0%} fewer gzip bytes."
+            f"{pruned.name}: {zeros} saved {size:.0%} of the bytes of {plain.name} and {packed:.0%} after gzip."
         )
     return notes

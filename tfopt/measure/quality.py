@@ -5,22 +5,29 @@ from typing import Any
 
 import numpy as np
 
-from tfopt.errors import DataError
+from tfopt.errors import DataError, InputError
 from tfopt.runtime import Predictor
 
 
 def classify(predictor: Predictor, data: Iterable[Any]) -> tuple[np.ndarray, np.ndarray]:
     """Predicted and true classes over a dataset of (inputs, labels).
 
-    The artifact's first output holds a score per class.
+    The scores of the classes are the artifact's only output, or the one named "logits".
 
     Raises:
-        DataError: the dataset is empty.
+        DataError: the dataset is empty or has no labels.
+        InputError: several outputs and none of them named "logits".
     """
     predicted, true = [], []
-    for inputs, labels in data:
+    for batch in data:
+        if not isinstance(batch, tuple):
+            raise DataError("the held-out data has no labels, so there is no accuracy to compute")
+        inputs, labels = batch
         outputs = predictor.predict({name: np.asarray(value) for name, value in inputs.items()})
-        predicted.append(next(iter(outputs.values())).argmax(axis=1))
+        if len(outputs) > 1 and "logits" not in outputs:
+            raise InputError(f"which output holds the scores of the classes? It has {', '.join(outputs)}")
+        scores = outputs["logits"] if len(outputs) > 1 else next(iter(outputs.values()))
+        predicted.append(scores.argmax(axis=1))
         true.append(np.asarray(labels))
     if not true:
         raise DataError("the held-out data is empty")

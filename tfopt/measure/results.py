@@ -1,6 +1,7 @@
 """What measuring gives: frozen values, nothing that was not measured."""
 
 import dataclasses
+from typing import Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,3 +54,9 @@ class Measurement:
     max_abs_error: float | None = None
     agreement: float | None = None
     shrink: float | None = None
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Measurement":
+        """The reverse of `dataclasses.asdict`; absent values were not measured."""
+        latency = values.get("latency_ms")
+        return cls(**{**values, "latency_ms": Latency(**latency) if latency else None})

@@ -17,6 +17,7 @@ from tfopt.models.symbolic_ops import SymbolicOps
 
 # Added to the scores of padding: small enough that softmax gives exactly zero, large enough for float16.
 _MASKED = -10_000.0
+_ACTIVATIONS = ("gelu", "relu", "silu", "tanh")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +58,8 @@ class BertConfig:
                 f"hidden_size must be a multiple of num_attention_heads, got {self.hidden_size} "
                 f"and {self.num_attention_heads}"
             )
+        if self.hidden_act not in _ACTIVATIONS:
+            raise InputError(f"hidden_act must be one of {', '.join(_ACTIVATIONS)}, got {self.hidden_act!r}")
         if not 0.0 <= self.hidden_dropout_prob < 1.0:
             raise InputError(f"hidden_dropout_prob must be in [0, 1), got {self.hidden_dropout_prob}")
 

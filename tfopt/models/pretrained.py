@@ -1,5 +1,6 @@
 """Reads Hugging Face folders: `config.json` and `model.safetensors`."""
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Iterator
@@ -65,28 +66,50 @@ def read_config(folder: Path) -> BertConfig:
         raise ModelFileError(f"{path}: {error}") from error
 
 
-def _assign(model: Any, config: BertConfig, path: Path) -> None:
+def check_weights(folder: Path, config: BertConfig) -> None:
+    """Checks names and shapes of the stored tensors, reading no more than the file's header.
+
+    Raises:
+        ModelFileError: a missing, extra or misshapen tensor, or an unreadable file.
+    """
+    with _opened(folder / "model.safetensors") as (tensors, stored):
+        _check_names({name for name, _ in _tensor_names(config)}, set(stored), folder / "model.safetensors")
+        shape = tuple(tensors.get_slice(stored["embeddings.word_embeddings.weight"]).get_shape())
+    if shape != (config.vocab_size, config.hidden_size):
+        raise ModelFileError(
+            f"{folder}: the word table has shape {shape}, the configuration asks for "
+            f"{(config.vocab_size, config.hidden_size)}"
+        )
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[tuple[Any, dict[str, str]]]:
+    """The opened file, and the stored name of each tensor by the name it has without a prefix."""
     from safetensors import SafetensorError, safe_open
 
     existing(path, "model weights")
     try:
         with safe_open(path, framework="numpy") as tensors:
-            stored = {name.removeprefix("bert."): name for name in tensors.keys()}  # noqa: SIM118
-            expected = dict(_tensor_names(config))
-            _check_names(set(expected), set(stored), path)
-            variables = {weight.path: weight.variable for weight in keras_api.weights(model)}
-            values = {}
-            for name, (target, transpose) in expected.items():
-                value = tensors.get_tensor(stored[name]).astype(np.float32)
-                value = value.T if transpose else value
-                if value.shape != tuple(variables[target].shape):
-                    raise ModelFileError(
-                        f"{path}: tensor {stored[name]!r} has shape {value.shape}, "
-                        f"the configuration asks for {tuple(variables[target].shape)}"
-                    )
-                values[target] = value
+            yield tensors, {name.removeprefix("bert."): name for name in tensors.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise ModelFileError(f"{path} is not a readable safetensors file: {error}") from error
+
+
+def _assign(model: Any, config: BertConfig, path: Path) -> None:
+    variables = {weight.path: weight.variable for weight in keras_api.weights(model)}
+    values = {}
+    with _opened(path) as (tensors, stored):
+        expected = dict(_tensor_names(config))
+        _check_names(set(expected), set(stored), path)
+        for name, (target, transpose) in expected.items():
+            value = tensors.get_tensor(stored[name]).astype(np.float32)
+            value = value.T if transpose else value
+            if value.shape != tuple(variables[target].shape):
+                raise ModelFileError(
+                    f"{path}: tensor {stored[name]!r} has shape {value.shape}, "
+                    f"the configuration asks for {tuple(variables[target].shape)}"
+                )
+            values[target] = value
     for target, value in values.items():
         variables[target].assign(value)
 

@@ -46,6 +46,17 @@ def parse_structure(text: str) -> Structure:
     raise InputError(f"structure must be 'unstructured', 'n:m' with 0 < n < m, or 'RxC', got {text!r}")
 
 
+def check_pattern_sparsity(structure: Structure, sparsity: float) -> None:
+    """An n:m pattern fixes the sparsity; another one asked for is a mistake.
+
+    Raises:
+        InputError: the sparsity is not that of the pattern.
+    """
+    kind, kept, group = structure
+    if kind == "n:m" and abs(sparsity - (1 - kept / group)) > 1e-6:
+        raise InputError(f"structure {kept}:{group} has sparsity {1 - kept / group:g}, got {sparsity:g}")
+
+
 def kept_count(size: int, sparsity: float) -> int:
     """How many of `size` weights stay at `sparsity`, at least one.
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from tfopt.errors import DataError
 from tfopt.files import existing, write_json
-from tfopt.measure.results import Latency, Measurement
+from tfopt.measure.results import Measurement
 
 SCHEMA = 1
 
@@ -72,7 +72,7 @@ class Report:
             schema = values.pop("schema")
             if schema != SCHEMA:
                 raise DataError(f"{path} has report schema {schema}; this version reads {SCHEMA}")
-            values["artifacts"] = [_measurement(a) for a in values["artifacts"]]
+            values["artifacts"] = [Measurement.from_dict(a) for a in values["artifacts"]]
             values["steps"] = [Step(**s) for s in values["steps"]]
             return cls(**values)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -88,8 +88,3 @@ class Report:
 
 def _without_none(values: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
-
-
-def _measurement(values: dict[str, Any]) -> Measurement:
-    latency = values.pop("latency_ms", None)
-    return Measurement(**values, latency_ms=Latency(**latency) if latency else None)

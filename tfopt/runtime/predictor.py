@@ -113,7 +113,7 @@ class Predictor(abc.ABC):
     def lengths(self) -> tuple[int, ...]:
         """Sequence lengths with a signature of their own; empty if any length or no length is taken."""
         fixed = [s.length for s in self.signatures if s.length is not None]
-        return tuple(fixed) if len(self.signatures) > 1 else ()
+        return tuple(fixed) if len(self.signatures) > 1 or self._can_pad else ()
 
     @property
     def input_names(self) -> tuple[str, ...]:

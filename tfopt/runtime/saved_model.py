@@ -46,7 +46,7 @@ class SavedModelPredictor(Predictor):
         found = [_signature(key, function) for key, function in functions.items()]
         fixed = [s for s in found if s.length is not None]
         # An XLA artifact has one signature per length; its flexible one would compile for every new shape.
-        return fixed if len(fixed) > 1 else found
+        return fixed if len(fixed) < len(found) and fixed else found
 
     def _run(self, signature: Signature, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         tensors = {name: tf.constant(value) for name, value in inputs.items()}

@@ -34,7 +34,11 @@ def make_strategy(replicas: int) -> Any:
                 f"cannot split the CPU into {replicas} replicas after TensorFlow has started; "
                 "make the strategy first"
             ) from error
-    return tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(replicas)])
+    # Keras 3 launches its collectives in no fixed order, and on CPUs those of two replicas now and then meet
+    # the wrong partner ("Shape mismatch in the collective instance"); summing on one device has no such race.
+    return tf.distribute.MirroredStrategy(
+        [f"CPU:{i}" for i in range(replicas)], cross_device_ops=tf.distribute.ReductionToOneDevice()
+    )
 
 
 def scope(strategy: Any) -> contextlib.AbstractContextManager[Any]:
