@@ -7,6 +7,7 @@ from typing import Any
 import tensorflow as tf
 
 from tfopt.errors import WorkFailedError
+from tfopt.export.layer_norm import few_passes
 from tfopt.export.lookups import widen_after_lookup
 from tfopt.export.saved_model import DEFAULT_SIGNATURE, length_signature, write_saved_model
 from tfopt.keras_io import Inputs
@@ -31,7 +32,8 @@ def write_tflite(
     """
     with tempfile.TemporaryDirectory(prefix="tfopt-") as folder:
         saved = Path(folder, "model")
-        write_saved_model(model, saved, inputs, lengths, batch)
+        with few_passes(model):
+            write_saved_model(model, saved, inputs, lengths, batch)
         keys = [length_signature(n) for n in lengths] or [DEFAULT_SIGNATURE]
         converter = tf.lite.TFLiteConverter.from_saved_model(str(saved), signature_keys=keys)
         if quantization is not None:

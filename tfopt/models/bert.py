@@ -147,11 +147,13 @@ class _Builder:
         c = self._config
         heads, size = c.num_attention_heads, c.hidden_size // c.num_attention_heads
 
-        def split(part: str, permutation: tuple[int, int, int]) -> Any:
+        def split(part: str, permutation: tuple[int, int, int], scale: float | None = None) -> Any:
             projected = self._dense(c.hidden_size, f"{name}_{part}")(x)
+            if scale is not None:  # right behind the layer, where converters fold it into the weights
+                projected = projected * scale
             return self._layers.Permute(permutation)(self._layers.Reshape((-1, heads, size))(projected))
 
-        query = split("query", (2, 1, 3)) * (1.0 / math.sqrt(size))
+        query = split("query", (2, 1, 3), 1.0 / math.sqrt(size))
         scores = self._ops.matmul(query, split("key", (2, 3, 1))) + bias
         context = self._ops.matmul(self._layers.Softmax()(scores), split("value", (2, 1, 3)))
         merged = self._layers.Reshape((-1, c.hidden_size))(self._layers.Permute((2, 1, 3))(context))
