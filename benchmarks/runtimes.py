@@ -1,8 +1,8 @@
 """One encoder on every runtime: Keras, SavedModel, XLA, LiteRT, onnxruntime, OpenVINO, in one process.
 
 A 6-layer, 384-wide encoder (the shape of MiniLM-L6), batch 1, length 128. Every runtime gets the same network
-with the same weights and the same number of threads; each turn runs one of them a few times in a row after a
-short pause, so that threads that still spin do not disturb the next one.
+with the same weights and the same number of threads; each turn runs one of them for 50 ms untimed, so that the
+threads that still spin for the one before have come to rest, and then times a few calls in a row.
 
     make bench-env && .venv-bench/bin/python -m benchmarks.runtimes --threads 2
 """
@@ -18,7 +18,7 @@ import numpy as np
 
 from benchmarks.common import goal, milliseconds, paired, ratio, save, show
 
-LENGTH, HEADS, CALLS = 128, 12, 5
+LENGTH, HEADS, CALLS, SETTLE_S = 128, 12, 8, 0.05
 
 
 def onnx_runtime(path: Path, feed: dict[str, np.ndarray], threads: int) -> Callable[[], np.ndarray]:
@@ -103,11 +103,12 @@ def contestants(folder: Path, threads: int) -> tuple[dict[str, Callable[[], Any]
 
 
 def in_turn(run: Callable[[], Any]) -> Callable[[], float]:
-    """A turn of several calls; returns the mean seconds of one."""
+    """A turn of several calls after enough untimed ones; returns the mean seconds of one."""
 
     def turn() -> float:
-        time.sleep(0.02)
-        run()
+        settled = time.perf_counter() + SETTLE_S
+        while time.perf_counter() < settled:
+            run()
         started = time.perf_counter()
         for _ in range(CALLS):
             run()

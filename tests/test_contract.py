@@ -15,12 +15,12 @@ TECHNIQUES = [(prune, prune.PruneConfig(ConstantSparsity(0.5, 0, frequency=1)))]
 @pytest.mark.parametrize(("technique", "config"), TECHNIQUES, ids=lambda v: getattr(v, "__name__", ""))
 def test_prepare_train_finish_save_reload_export(technique, config, make_bert, keras, strategy, tokens, tmp_path):
     model = make_bert(strategy)
-    prepared = technique.prepare(model, config)
+    prepared, callbacks = technique.prepare(model, config)
     with scope(strategy):
-        prepared.model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+        prepared.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     labels = np.arange(16) % 3
-    prepared.model.fit(tokens, labels, batch_size=8, epochs=1, callbacks=prepared.callbacks, verbose=0)
-    finished = technique.finish(prepared.model)
+    prepared.fit(tokens, labels, batch_size=8, epochs=1, callbacks=callbacks, verbose=0)
+    finished = technique.finish(prepared)
     assert type(finished) is type(model)
     assert {type(layer).__module__.partition(".")[0] for _, layer in keras_api.walk(finished)} == {keras.__name__}
     keras_api.save_model(finished, tmp_path / "model.keras")

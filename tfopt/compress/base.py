@@ -2,14 +2,14 @@
 
 A technique is a module with two functions:
 
-    prepare(model, config) -> Prepared      # before fit: the model to train and the callbacks to pass
-    finish(model) -> model                  # after fit: a plain Keras model, no wrapper, no custom class
+    prepare(model, config) -> (model, callbacks)     # before fit: what to train and what to pass to it
+    finish(model) -> model                           # after fit: a plain Keras model, no wrapper, no custom class
 """
 
 import dataclasses
 import difflib
 import fnmatch
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from tfopt import keras_api
@@ -30,7 +30,7 @@ class Skipped:
 
 @dataclasses.dataclass(frozen=True)
 class Prepared:
-    """What `prepare` returns.
+    """What `prepare` returns; unpacks as the pair (model, callbacks).
 
     Attributes:
         model: the model to train, often the one that was passed in.
@@ -41,6 +41,9 @@ class Prepared:
     model: Any
     callbacks: list[Any]
     skipped: list[Skipped] = dataclasses.field(default_factory=list)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter((self.model, self.callbacks))
 
 
 def as_patterns(patterns: Patterns) -> list[Pattern]:
