@@ -1,4 +1,4 @@
-"""Keeps the report of a long run as a small result file, with the names of files instead of their paths.
+"""Keeps the report and a plot of a long run as small result files, with the names of files instead of paths.
 
 python -m benchmarks.keep_report saved_models/minilm-sst2 minilm_sst2
 """
@@ -8,7 +8,9 @@ import json
 from pathlib import Path
 
 from benchmarks.common import RESULTS
-from tfopt.files import write_json
+from tfopt.files import write_bytes, write_json
+from tfopt.report import Report
+from tfopt.report.plots import plots
 
 
 def main() -> None:
@@ -21,7 +23,8 @@ def main() -> None:
         path = report["recipe"].get(section, {}).get(key)
         if path:
             report["recipe"][section][key] = Path(path).name
-    print(write_json(RESULTS / f"{arguments.name}.json", report))
+    path = write_json(RESULTS / f"{arguments.name}.json", report)
+    print(path, write_bytes(path.with_suffix(".png"), plots(Report.load(path))["latency_accuracy"]))
 
 
 if __name__ == "__main__":
