@@ -18,7 +18,7 @@ ALLOWED = {
     "train": {"recipe"},
     "export": {"data"},
     "runtime": set(),
-    "measure": {"runtime", "data"},
+    "measure": {"runtime", "data", "numerics"},
     "report": {"measure"},
     "recipe": {"numerics"},
     "run_folder": {"recipe", "report"},

@@ -24,12 +24,10 @@ class ChildRun:
         outputs: the artifact's outputs by name.
         peak_memory_bytes: largest resident memory of the process, runtime included; None where the
             system does not tell.
-        load_seconds: time to load the artifact, imports excluded.
     """
 
     outputs: dict[str, np.ndarray]
     peak_memory_bytes: int | None
-    load_seconds: float
 
 
 def run_in_child(

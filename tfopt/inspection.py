@@ -15,6 +15,7 @@ from tfopt.errors import InputError
 from tfopt.files import existing, size_of
 from tfopt.keras_io import call, inputs_of, takes_length
 from tfopt.models.source import load_any
+from tfopt.numerics.masks import zero_share
 from tfopt.runtime import Predictor
 from tfopt.tflite_file import read_tflite
 
@@ -212,9 +213,7 @@ def _totals(arrays: list[np.ndarray]) -> tuple[int, int, float]:
 
 
 def _sparsity(arrays: list[np.ndarray]) -> float | None:
-    matrices = [a for a in arrays if a.ndim >= 2]
-    total = sum(a.size for a in matrices)
-    return 1 - sum(int(np.count_nonzero(a)) for a in matrices) / total if total else None
+    return zero_share([a for a in arrays if a.ndim >= 2])
 
 
 def _techniques(arrays: dict[str, np.ndarray], pruned: set[str], reasons: dict[str, str]) -> dict[str, str]:

@@ -17,7 +17,13 @@ from tfopt.compress.base import Patterns, Prepared, Selection, Skipped
 from tfopt.errors import InputError
 from tfopt.keras_api import Weight
 from tfopt.numerics.masked_assign import MaskedAssign
-from tfopt.numerics.masks import Structure, check_pattern_sparsity, magnitude_masks, parse_structure
+from tfopt.numerics.masks import (
+    Structure,
+    check_pattern_sparsity,
+    magnitude_masks,
+    parse_structure,
+    zero_share,
+)
 from tfopt.schedules import PolynomialDecay, SparsitySchedule, check_sparsity
 
 _log = logging.getLogger(__name__)
@@ -166,8 +172,7 @@ class Pruner:
 
     def sparsity(self) -> float:
         """Share of zeros over all pruned kernels together."""
-        arrays = [keras_api.to_numpy(w.variable) for w in self.weights]
-        return float(1.0 - sum(np.count_nonzero(a) for a in arrays) / sum(a.size for a in arrays))
+        return zero_share([keras_api.to_numpy(w.variable) for w in self.weights]) or 0.0
 
     def _as_matrix(self, weight: Weight) -> np.ndarray:
         array = keras_api.to_numpy(weight.variable)

@@ -3,9 +3,8 @@
 import zlib
 from pathlib import Path
 
-import numpy as np
-
 from tfopt.files import files_below
+from tfopt.numerics.masks import zero_share
 from tfopt.runtime import StoredWeight
 
 _CHUNK = 1 << 20
@@ -26,8 +25,7 @@ def _compressed(file: Path) -> int:
 
 def sparsity(weights: list[StoredWeight]) -> float | None:
     """Share of zeros among all elements, or None without weights."""
-    total = sum(w.array.size for w in weights)
-    return 1.0 - sum(int(np.count_nonzero(w.array)) for w in weights) / total if total else None
+    return zero_share([w.array for w in weights])
 
 
 def weight_bits(weights: list[StoredWeight]) -> float | None:

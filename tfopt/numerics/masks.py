@@ -59,6 +59,12 @@ def check_pattern_sparsity(structure: Structure, sparsity: float) -> None:
         raise InputError(f"structure {kept}:{group} has sparsity {1 - kept / group:g}, got {sparsity:g}")
 
 
+def zero_share(arrays: Sequence[np.ndarray]) -> float | None:
+    """Share of zeros among all elements of the arrays, or None without any."""
+    total = sum(a.size for a in arrays)
+    return 1.0 - sum(int(np.count_nonzero(a)) for a in arrays) / total if total else None
+
+
 def kept_count(size: int, sparsity: float) -> int:
     """How many of `size` weights stay at `sparsity`, at least one.
 

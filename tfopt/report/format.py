@@ -1,5 +1,7 @@
 """Figures as people read them, the same in the terminal and in HTML."""
 
+from collections.abc import Sequence
+
 from tfopt.measure.results import Measurement
 
 COLUMNS = (
@@ -11,6 +13,13 @@ COLUMNS = (
 def megabytes(count: int | None) -> str:
     """Bytes as MB with three significant digits, or nothing."""
     return "" if count is None else f"{count / 1e6:.3g} MB"
+
+
+def table(artifacts: Sequence[Measurement]) -> tuple[list[str], list[list[str]]]:
+    """Column names and rows of a table of artifacts; columns without any figure are left out."""
+    rows = [row(m) for m in artifacts]
+    used = [i for i in range(len(COLUMNS)) if any(r[i] for r in rows)]
+    return [COLUMNS[i] for i in used], [[r[i] for i in used] for r in rows]
 
 
 def row(m: Measurement) -> list[str]:

@@ -5,7 +5,7 @@ import html
 from collections.abc import Mapping
 from typing import Any
 
-from tfopt.report.format import COLUMNS, row
+from tfopt.report.format import table
 from tfopt.report.report import Report
 
 _STYLE = """
@@ -47,10 +47,8 @@ def page(report: Report, pictures: Mapping[str, bytes], recipe_text: str) -> str
 
 
 def table_html(report: Report) -> str:
-    """The table of artifacts; columns without any figure are left out."""
-    rows = [row(m) for m in report.artifacts]
-    used = [i for i in range(len(COLUMNS)) if any(r[i] for r in rows)]
-    return _table([COLUMNS[i] for i in used], [[r[i] for i in used] for r in rows])
+    """The table of artifacts."""
+    return _table(*table(report.artifacts))
 
 
 def _table(head: Any, rows: list[list[str]]) -> str:

@@ -6,15 +6,13 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from tfopt.report.format import COLUMNS, megabytes, row
+from tfopt.report.format import megabytes, table
 from tfopt.report.report import Report
 
 
 def print_report(report: Report, console: Console) -> None:
-    """Prints the table of artifacts and the notes below it; columns without any figure are left out."""
-    rows = [row(m) for m in report.artifacts]
-    used = [i for i in range(len(COLUMNS)) if any(r[i] for r in rows)]
-    _print_table([COLUMNS[i] for i in used], [[r[i] for i in used] for r in rows], console)
+    """Prints the table of artifacts and the notes below it."""
+    _print_table(*table(report.artifacts), console)
     for note in report.notes:
         console.print(f"* {note}", soft_wrap=True, highlight=False, markup=False)
 
@@ -42,11 +40,11 @@ def print_inspection(inspection: Any, console: Console) -> None:
 
 
 def _print_table(columns: Sequence[str], rows: list[list[str]], console: Console) -> None:
-    table = Table(box=None, header_style="bold", pad_edge=False)
+    shown = Table(box=None, header_style="bold", pad_edge=False)
     for i, column in enumerate(columns):
-        table.add_column(column, justify="left" if i == 0 or i == len(columns) - 1 else "right", no_wrap=True)
+        shown.add_column(column, justify="left" if i == 0 or i == len(columns) - 1 else "right", no_wrap=True)
     for values in rows:
-        table.add_row(*values)
+        shown.add_row(*values)
     # Cut to the width of a pipe or a narrow window, a table would lose figures.
-    wide = Console(file=console.file, width=max(console.width, Console(width=10_000).measure(table).maximum))
-    wide.print(table, crop=False)
+    wide = Console(file=console.file, width=max(console.width, Console(width=10_000).measure(shown).maximum))
+    wide.print(shown, crop=False)
