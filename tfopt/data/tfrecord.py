@@ -1,7 +1,7 @@
 """Writes and checks TFRecord files of `tf.train.Example` with one integer list and one integer label.
 
 The usual way builds a protocol buffer object for each record; here the bytes of a whole shard are
-laid out with NumPy, which is some tens of times faster and gives the same bytes. Format:
+laid out with NumPy, which gives the same bytes in a fraction of the time. Format:
 https://www.tensorflow.org/tutorials/load_data/tfrecord (length, masked CRC-32C of the length, data,
 masked CRC-32C of the data).
 """

@@ -2,8 +2,7 @@
 
 Keras writes the norm as `x * (gamma * rsqrt(v)) + (beta - mean * gamma * rsqrt(v))`, which a converter keeps
 as six passes over a whole tensor. With the mean taken off first, as in the definition (Ba et al.,
-https://arxiv.org/abs/1607.06450), there are five and the second reduction reads what the first one wrote:
-3 % of the time of an int8 encoder.
+https://arxiv.org/abs/1607.06450), there are five, and the second reduction reads what the first one wrote.
 """
 
 import contextlib

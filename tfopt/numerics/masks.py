@@ -1,7 +1,7 @@
 """Magnitude masks: which weights stay, by absolute value.
 
-Thresholds are found by NumPy's introselect on the host: exact, linear in the number of weights, and
-on a CPU some fifty times faster than the full sort that TensorFlow offers.
+Thresholds are found by NumPy's introselect on the host: exact, and linear in the number of weights, where
+TensorFlow offers a full sort.
 """
 
 import os
@@ -87,7 +87,7 @@ def largest(scores: np.ndarray, kept: int) -> Mask:
         return np.ones(scores.shape, bool)
     if kept <= 0:
         return np.zeros(scores.shape, bool)
-    # Selection is ten times slower among many equal values, and pruned weights are just that.
+    # Selection slows down among many equal values, and pruned weights are just that.
     candidates = flat[flat > 0] if np.count_nonzero(flat[::64]) < 0.9 * len(flat[::64]) else flat
     if kept > candidates.size:
         candidates = flat
