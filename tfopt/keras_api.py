@@ -21,6 +21,8 @@ from tfopt.files import existing, replacing
 
 Generation = Literal["tf_keras", "keras"]
 _WEIGHTS = "model.weights.h5"
+# Attribute of a model with what else belongs into its `.keras` archive: name of the member -> content.
+EXTRA = "_tfopt_members"
 GENERATIONS: tuple[Generation, ...] = ("tf_keras", "keras")
 
 
@@ -109,6 +111,52 @@ def walk(layer: Any, path: str = "") -> Iterator[tuple[str, Any]]:
     yield from visit(layer, path)
 
 
+def operations(model: Any) -> Iterator[tuple[str, Any]]:
+    """Yields (path, operation) for the nodes of functional models that are no layers (Keras 3 has such)."""
+    for path, layer in [("", model), *walk(model)]:
+        for operation in getattr(layer, "operations", None) or ():
+            if not hasattr(operation, "_flatten_layers"):
+                yield (f"{path}/{operation.name}" if path else operation.name), operation
+
+
+def consumers(node: Any) -> list[Any]:
+    """The layers and operations that read the outputs of a node of a functional model."""
+    if generation_of(node) == "tf_keras":
+        return [n.layer for n in node._outbound_nodes]
+    return [n.operation for n in node._outbound_nodes]
+
+
+def training_flag(layer: Any) -> Any:
+    """The value of `training` for the call that is under way: True, False, or None where nobody said."""
+    if generation_of(layer) == "tf_keras":
+        utils = importlib.import_module("tf_keras.src.engine.base_layer_utils")
+        return utils.call_context().training
+    context = importlib.import_module("keras.src.backend.common.global_state")
+    under_way = context.get_global_attribute("current_call_ctx")
+    return None if under_way is None else under_way.get_value("training")
+
+
+def add_trainable(layer: Any, name: str, value: np.ndarray) -> Any:
+    """Adds a trainable variable to a built layer and returns it; `remove_trainable` takes it off again."""
+    keras = keras_module(generation_of(layer))
+    initializer = keras.initializers.Constant(0.0)
+    if generation_of(layer) == "keras":
+        layer._tracker.unlock()
+    variable = layer.add_weight(name=name, shape=value.shape, initializer=initializer, trainable=True)
+    if generation_of(layer) == "keras":
+        layer._tracker.lock()
+    variable.assign(value)
+    return variable
+
+
+def remove_trainable(layer: Any, variable: Any) -> None:
+    """Takes off what `add_trainable` added."""
+    if generation_of(layer) == "keras":
+        layer._untrack_variable(variable)
+    else:
+        layer._trainable_weights = [v for v in layer._trainable_weights if v is not variable]
+
+
 def own_variables(layer: Any) -> list[Any]:
     """The variables that the layer made itself, those of its sublayers excluded."""
     if generation_of(layer) == "tf_keras":
@@ -195,10 +243,17 @@ def save_model(model: Any, path: str | Path) -> Path:
             model.optimizer = None
         try:
             model.save(temporary)
+            _append(temporary, getattr(model, EXTRA, {}))
         finally:
             if optimizer is not None:
                 model.optimizer = optimizer
     return path
+
+
+def _append(archive: Path, members: dict[str, bytes]) -> None:
+    with zipfile.ZipFile(archive, "a") as file:
+        for name, content in members.items():
+            file.writestr(name, content)
 
 
 def load_model(path: str | Path) -> Any:
@@ -226,6 +281,11 @@ def load_model(path: str | Path) -> Any:
         raise ModelFileError(f"not a Keras model file, or a damaged one: {path} ({reason})") from error
     if not is_model(model):
         raise ModelFileError(f"not a Keras model file: {path} holds a {type(model).__name__}")
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as file:
+            extra = {n: file.read(n) for n in file.namelist() if n.startswith("tfopt_")}
+        if extra:
+            object.__setattr__(model, EXTRA, extra)
     return model
 
 

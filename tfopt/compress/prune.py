@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from tfopt import keras_api
-from tfopt.compress.base import Patterns, Prepared, Selection, Skipped
+from tfopt.compress.base import Prepared
 from tfopt.errors import InputError
 from tfopt.keras_api import Weight
 from tfopt.numerics.masked_assign import MaskedAssign
@@ -25,6 +25,7 @@ from tfopt.numerics.masks import (
     zero_share,
 )
 from tfopt.schedules import PolynomialDecay, SparsitySchedule, check_sparsity
+from tfopt.selection import Patterns, Selection, Skipped
 
 _log = logging.getLogger(__name__)
 

@@ -1,0 +1,218 @@
+"""The calls that replace those of layers while quantization is simulated."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import tensorflow as tf
+
+from tfopt import keras_api
+from tfopt.quantization.kinds import class_names, einsum_input_axes, linear_or_relu, role
+from tfopt.quantization.plan import PlannedWeight
+from tfopt.quantization.simulation import Simulation, swapped
+
+Call = Callable[..., Any]
+_MASKED = -10_000.0
+
+
+def new_calls(simulation: Simulation) -> Iterator[tuple[Any, str, Call]]:
+    """Yields (owner, attribute, function): what is to be replaced where."""
+    planned: dict[int, list[PlannedWeight]] = {}
+    for weight in simulation.plan.weights:
+        planned.setdefault(id(weight.weight.layer), []).append(weight)
+    for path, layer in keras_api.walk(simulation.model):
+        own = planned.get(id(layer), [])
+        kind = role(layer)
+        if kind == "product" and (own or simulation.config.is_static):
+            yield layer, "call", _product(simulation, layer, path, own)
+        elif kind == "table" and own:
+            yield layer, "call", _table(simulation, layer, own[0])
+        elif simulation.config.is_static:
+            yield from _static(simulation, layer, path, kind)
+    if simulation.config.is_static:
+        for path, operation in keras_api.operations(simulation.model):
+            yield from _static(simulation, operation, path, role(operation))
+    yield simulation.model, "call", _root(simulation)
+
+
+def _static(simulation: Simulation, node: Any, path: str, kind: str) -> Iterator[tuple[Any, str, Call]]:
+    """Replacements for layers without kernels, whose outputs get fixed ranges."""
+    names = class_names(node)
+    if kind == "softmax":
+        yield node, "call", _softmax(simulation, node, path)
+    elif kind == "norm" and "LayerNormalization" in names and is_plain_norm(node):
+        yield node, "call", _norm(simulation, node, path)
+    elif kind == "attention" and _is_own_attention(node):
+        yield node, "_compute_attention", _attention(simulation, node, path)
+    elif kind == "norm" or kind == "computes" or (kind == "unknown" and not keras_api.sublayers(node)):
+        yield node, "call", _computes(simulation, node, path)
+
+
+def _original(node: Any, name: str = "call") -> Call:
+    """The call in use now: one on the instance, as tf_keras operations have, or that of the class."""
+    return vars(node).get(name) or getattr(node, name)
+
+
+def _root(simulation: Simulation) -> Call:
+    """Counts steps and rounds float inputs of the whole model."""
+    model = simulation.model
+    original = _original(model)
+    keys = [simulation.add_point(model, "model", f"input{i}", False) for i in range(4 * simulation.config.is_static)]
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        simulation.count_step(model)
+        if args and keys:
+            flat = tf.nest.flatten(args[0])
+            if len(flat) <= len(keys):
+                marked = [simulation.mark(x, key, model) for x, key in zip(flat, keys, strict=False)]
+                args = (tf.nest.pack_sequence_as(args[0], marked), *args[1:])
+        return original(*args, **kwargs)
+
+    return call
+
+
+def _attribute_of(layer: Any, variable: Any) -> str:
+    """Name under which the layer keeps the variable."""
+    return next(name for name, value in vars(layer).items() if value is variable)
+
+
+def _product(simulation: Simulation, layer: Any, path: str, own: list[PlannedWeight]) -> Call:
+    original, axes = _original(layer), _input_axes(layer)
+    names = {_attribute_of(layer, w.weight.variable): w for w in own}
+    static = simulation.config.is_static
+    inner = simulation.add_point(layer, path, "product") if static and not linear_or_relu(layer) else None
+    outer = simulation.add_point(layer, path, "output") if static and simulation.marks_output(layer) else None
+    activation = getattr(layer, "activation", None)
+    kind = getattr(activation, "__name__", "")
+
+    def call(inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        values = {name: simulation.weight(w, _tensor(w)) for name, w in names.items()}
+        if inner is not None:
+            values["activation"] = lambda x: activation(simulation.mark(x, inner, layer))
+        with swapped(layer, values):
+            outputs = original(simulation.rows(inputs, axes), *args, **kwargs)
+        if outer is None:
+            return outputs
+        return simulation.mark(outputs, outer, layer, kind if kind in ("sigmoid", "tanh", "softmax") else "range")
+
+    return call
+
+
+def _tensor(planned: PlannedWeight) -> tf.Tensor:
+    return tf.convert_to_tensor(keras_api.tf_variable(planned.weight.variable))
+
+
+def _input_axes(layer: Any) -> tuple[int, ...]:
+    """Axes of the input that share one range at run time: what a product sums over, or a whole sample."""
+    names = class_names(layer)
+    if "EinsumDense" in names:
+        return einsum_input_axes(layer)
+    if "Dense" in names:
+        return (-1,)
+    return (1, 2) if any("1D" in name for name in names) else (1, 2, 3)
+
+
+def _table(simulation: Simulation, layer: Any, planned: PlannedWeight) -> Call:
+    original = _original(layer)
+    name = _attribute_of(layer, planned.weight.variable)
+    by_row = simulation.rounds_by_row(planned)
+
+    def call(inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        if by_row and not args and not kwargs.get("reverse"):
+            rows = original(inputs, **kwargs)
+            rounded = simulation.weight(planned, tf.reshape(rows, [-1, rows.shape[-1]]))
+            return tf.reshape(rounded, tf.shape(rows))
+        with swapped(layer, {name: simulation.weight(planned, _tensor(planned))}):
+            return original(inputs, *args, **kwargs)
+
+    return call
+
+
+def _computes(simulation: Simulation, node: Any, path: str) -> Call:
+    original = _original(node)
+    marked = simulation.marks_output(node)
+    key = simulation.add_point(node, path, "output") if marked else ""
+    activation = getattr(getattr(node, "activation", None), "__name__", "") or type(node).__name__.lower()
+    kind = activation if activation in ("sigmoid", "tanh", "softmax") else "range"
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        outputs = original(*args, **kwargs)
+        return simulation.mark(outputs, key, node, kind) if marked else outputs
+
+    return call
+
+
+def _softmax(simulation: Simulation, node: Any, path: str) -> Call:
+    original = _original(node)
+    scores = simulation.add_point(node, path, "scores")
+    output = simulation.add_point(node, path, "output", False)
+
+    def call(inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        inputs = simulation.mark(inputs, scores, node, "scores")
+        return simulation.mark(original(inputs, *args, **kwargs), output, node, "softmax")
+
+    return call
+
+
+def is_plain_norm(layer: Any) -> bool:
+    """A layer norm over the last axis, in no variant of the formula and with nobody else's call."""
+    axis = [layer.axis] if isinstance(layer.axis, int) else list(layer.axis)
+    rank = len(layer.gamma.shape) if layer.gamma is not None else 0
+    return rank == 1 and len(axis) == 1 and not getattr(layer, "rms_scaling", False) and "call" not in vars(layer)
+
+
+def norm_call(layer: Any, mark: Callable[[tf.Tensor, str], tf.Tensor]) -> Call:
+    """The layer norm with the mean taken off first; `mark` sees every tensor on the way with its name."""
+
+    def call(x: tf.Tensor, *args: Any, **kwargs: Any) -> tf.Tensor:
+        if layer.axis not in (-1, [-1], len(x.shape) - 1, [len(x.shape) - 1]):
+            return type(layer).call(layer, x, *args, **kwargs)
+        centered = mark(x - mark(tf.reduce_mean(x, -1, keepdims=True), "mean"), "centered")
+        variance = mark(tf.reduce_mean(mark(centered * centered, "square"), -1, keepdims=True), "variance")
+        inverse = mark(tf.math.rsqrt(mark(variance + layer.epsilon, "stable")), "inverse")
+        scaled = mark(centered * inverse, "normed") * tf.cast(layer.gamma, x.dtype)
+        if layer.beta is None:
+            return mark(scaled, "output")
+        return mark(mark(scaled, "scaled") + tf.cast(layer.beta, x.dtype), "output")
+
+    return call
+
+
+_NORM_POINTS = ("mean", "centered", "square", "variance", "stable", "inverse", "normed", "scaled", "output")
+
+
+def _norm(simulation: Simulation, layer: Any, path: str) -> Call:
+    keys = {name: simulation.add_point(layer, path, name) for name in _NORM_POINTS}
+    return norm_call(layer, lambda x, name: simulation.mark(x, keys[name], layer))
+
+
+def _is_own_attention(layer: Any) -> bool:
+    """Whether the layer computes attention as Keras does, not by code of its own."""
+    home = next(base for base in type(layer).__mro__ if "_compute_attention" in vars(base))
+    return home.__name__ == "MultiHeadAttention" and home.__module__.partition(".")[0] in keras_api.GENERATIONS
+
+
+def _attention(simulation: Simulation, layer: Any, path: str) -> Call:
+    names = ("query", "product", "keep", "mask", "scores", "probabilities", "context")
+    keys = {name: simulation.add_point(layer, path, name) for name in names}
+
+    def mark(x: tf.Tensor, name: str, kind: Any = "range") -> tf.Tensor:
+        return simulation.mark(x, keys[name], layer, kind)
+
+    def compute(
+        query: Any, key: Any, value: Any, attention_mask: Any = None, training: Any = None, *args: Any, **kwargs: Any
+    ) -> tuple[Any, Any]:
+        scale = tf.cast(tf.math.rsqrt(float(layer._key_dim)), query.dtype)
+        scores = mark(tf.einsum(layer._dot_product_equation, key, mark(query * scale, "query")), "product")
+        if kwargs.get("use_causal_mask"):
+            causal = tf.cast(layer._compute_causal_mask(query, value), tf.bool)
+            attention_mask = causal if attention_mask is None else tf.cast(attention_mask, tf.bool) & causal
+        if attention_mask is not None:
+            mask = tf.cast(attention_mask, scores.dtype)
+            for _ in range(len(scores.shape) - len(mask.shape)):
+                mask = tf.expand_dims(mask, -len(layer._attention_axes) * 2 - 1)
+            scores = scores + mark(mark(1.0 - mask, "keep") * _MASKED, "mask")
+        probabilities = mark(tf.nn.softmax(mark(scores, "scores", "scores")), "probabilities", "softmax")
+        dropped = layer._dropout_layer(probabilities, training=training) if layer._dropout else probabilities
+        return mark(tf.einsum(layer._combine_equation, dropped, value), "context"), probabilities
+
+    return compute

@@ -1,0 +1,156 @@
+"""What is known of a quantized model after training or calibration: its grids and ranges.
+
+The record goes with the model object and, as one more member of the archive, with its `.keras` file; Keras
+itself ignores it.
+"""
+
+import dataclasses
+import io
+import json
+from typing import Any
+
+import numpy as np
+
+from tfopt import keras_api
+from tfopt.numerics.fake_quant import Layout, WeightSpec
+from tfopt.quantization.config import QuantizeConfig
+from tfopt.selection import Skipped
+
+_ATTRIBUTE = "_tfopt_quantization"
+
+
+@dataclasses.dataclass(frozen=True)
+class Grid:
+    """The grid of one weight, as a matrix of (outputs, inputs): the order in which files keep weights.
+
+    Attributes:
+        path: the weight.
+        spec: bits, granularity, symmetry.
+        integers: int8 of shape (outputs, inputs).
+        scale: float32 of shape (outputs or 1, blocks or 1).
+        zero: zero points, like `scale`.
+        source: the float weight before rounding, (outputs, inputs); the weight itself after training.
+        note: why the grid is not the one that was asked for, or "".
+    """
+
+    path: str
+    spec: WeightSpec
+    integers: np.ndarray = dataclasses.field(repr=False)
+    scale: np.ndarray = dataclasses.field(repr=False)
+    zero: np.ndarray = dataclasses.field(repr=False)
+    source: np.ndarray = dataclasses.field(repr=False)
+    note: str = ""
+
+    @property
+    def values(self) -> np.ndarray:
+        """The float values of the integers."""
+        rows, columns = self.integers.shape
+        width = columns // self.scale.shape[1]
+        spread = [np.repeat(a, width, 1) if a.shape[1] > 1 else a for a in (self.scale, self.zero)]
+        return (self.integers.astype(np.float32) - spread[1]) * spread[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """What was decided for a whole model.
+
+    Attributes:
+        config: what was asked for.
+        grids: grids by path of the weight.
+        ranges: lowest and highest value of activations by point.
+        skipped: matrices that stayed in float, with the reason.
+        trained: whether the model's weights lie on these grids already.
+    """
+
+    config: QuantizeConfig
+    grids: dict[str, Grid]
+    ranges: dict[str, tuple[float, float]]
+    skipped: tuple[Skipped, ...]
+    trained: bool
+
+
+def as_matrix(array: np.ndarray, layout: Layout) -> np.ndarray:
+    """A weight as (outputs, inputs)."""
+    outputs = [axis for axis in range(array.ndim) if axis not in layout.inputs]
+    moved = np.transpose(array, [*outputs, *layout.inputs])
+    return np.ascontiguousarray(moved).reshape(int(np.prod([array.shape[a] for a in outputs], dtype=int)), -1)
+
+
+def from_matrix(matrix: np.ndarray, shape: tuple[int, ...], layout: Layout) -> np.ndarray:
+    """Undoes `as_matrix`."""
+    outputs = [axis for axis in range(len(shape)) if axis not in layout.inputs]
+    order = [*outputs, *layout.inputs]
+    return np.ascontiguousarray(np.transpose(matrix.reshape([shape[a] for a in order]), np.argsort(order)))
+
+
+def record_of(model: Any) -> Record | None:
+    """The record of a model that was quantized, or None."""
+    return getattr(model, _ATTRIBUTE, None)
+
+
+def attach(model: Any, record: Record) -> None:
+    """Puts the record on the model; `keras_api.save_model` writes it with the model."""
+    object.__setattr__(model, _ATTRIBUTE, record)
+    object.__setattr__(model, keras_api.EXTRA, {_MEMBER: to_bytes(record)})
+
+
+def restore(model: Any) -> Any:
+    """Gives a model that was loaded from a file its record back, and returns the model."""
+    content = getattr(model, keras_api.EXTRA, {}).get(_MEMBER)
+    if content is not None:
+        object.__setattr__(model, _ATTRIBUTE, from_bytes(content, model))
+    return model
+
+
+_MEMBER = "tfopt_quantization.npz"
+
+
+def to_bytes(record: Record) -> bytes:
+    """The record as a NumPy archive; integers are left out where they follow from weights and scales."""
+    config = dataclasses.asdict(record.config)
+    for key in ("include", "exclude"):  # they have done their work, and may be classes
+        config.pop(key)
+    head: dict[str, Any] = {
+        "config": config,
+        "ranges": record.ranges,
+        "skipped": [dataclasses.astuple(s) for s in record.skipped],
+        "grids": [(g.path, list(g.spec), g.note) for g in record.grids.values()],
+    }
+    arrays = {}
+    for index, grid in enumerate(record.grids.values()):
+        arrays[f"scale{index}"] = grid.scale
+        arrays[f"zero{index}"] = grid.zero
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, head=np.frombuffer(json.dumps(head).encode(), np.uint8), **arrays)
+    return buffer.getvalue()
+
+
+def from_bytes(content: bytes, model: Any) -> Record:
+    """Reads what `to_bytes` wrote; the integers come from the model's weights, which lie on the grid."""
+    from tfopt.quantization.kinds import layouts
+
+    with np.load(io.BytesIO(content), allow_pickle=False) as archive:
+        head = json.loads(archive["head"].tobytes())
+        found = {w.path: w for w in keras_api.weights(model)}
+        grids = {}
+        for index, (path, spec, note) in enumerate(head["grids"]):
+            if path not in found:
+                continue
+            weight = found[path]
+            source = as_matrix(keras_api.to_numpy(weight.variable), layouts(weight.layer)[weight.name])
+            scale, zero = archive[f"scale{index}"], archive[f"zero{index}"]
+            grids[path] = grid_of(path, WeightSpec(*spec), source, scale, zero, note)
+    return Record(
+        QuantizeConfig(**head["config"]), grids, {k: (v[0], v[1]) for k, v in head["ranges"].items()},
+        tuple(Skipped(*s) for s in head["skipped"]), trained=True,
+    )  # fmt: skip
+
+
+def grid_of(
+    path: str, spec: WeightSpec, source: np.ndarray, scale: np.ndarray, zero: np.ndarray, note: str = ""
+) -> Grid:
+    """The grid of a matrix whose scales are known: every value goes to the nearest integer."""
+    width = source.shape[1] // scale.shape[1]
+    spread = [np.repeat(a, width, 1) if a.shape[1] > 1 else a for a in (scale, zero)]
+    integers = np.clip(np.rint(source / spread[0]) + spread[1], spec.smallest, spec.largest).astype(np.int8)
+    return Grid(path, spec, integers, scale, zero, source, note)

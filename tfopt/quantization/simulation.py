@@ -1,0 +1,351 @@
+"""Puts rounding into the layers of a model and takes it out again; the model object stays the same.
+
+Only `call` of each layer instance is replaced, so that functional, sequential, nested and subclassed models of
+either generation go one way. What is observed lives outside the model: saved in the middle of a training, it
+is the plain float model.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import numpy as np
+import tensorflow as tf
+
+from tfopt import keras_api
+from tfopt.errors import InputError
+from tfopt.numerics.fake_quant import (
+    best_clip,
+    fake_quant_learned,
+    fake_quant_range,
+    fake_quant_rows,
+    fake_quant_weight,
+    scale_and_zero,
+)
+from tfopt.quantization.config import QuantizeConfig
+from tfopt.quantization.kinds import is_relu, linear_or_relu, role
+from tfopt.quantization.plan import Plan, PlannedWeight
+
+_ATTRIBUTE = "_tfopt_simulation"
+_PRUNED = 0.01  # share of exact zeros that no fresh or trained kernel has
+# Far below the largest score of its row, a softmax gives zero on any grid of ours: exp(-12) is 6e-6.
+_SOFTMAX_DEPTH = 12.0
+# Outputs whose grid the runtime's kernels prescribe: lowest and highest value by bits.
+_FIXED = {
+    ("softmax", 8): (0.0, 255 / 256), ("sigmoid", 8): (0.0, 255 / 256), ("tanh", 8): (-1.0, 127 / 128),
+    ("softmax", 16): (-32767 / 32768, 32767 / 32768), ("sigmoid", 16): (-32767 / 32768, 32767 / 32768),
+    ("tanh", 16): (-32767 / 32768, 32767 / 32768),
+}  # fmt: skip
+Mode = Literal["train", "calibrate", "frozen"]
+Kind = Literal["range", "scores", "softmax", "sigmoid", "tanh"]
+
+
+def simulation_of(model: Any) -> "Simulation | None":
+    """The simulation that is in the model, or None."""
+    return getattr(model, _ATTRIBUTE, None)
+
+
+class Point:
+    """One activation with a fixed range: what was observed of it.
+
+    The variable holds lowest value, highest value and number of observations. Each replica keeps its own; the
+    mean over replicas is what is read from outside.
+    """
+
+    def __init__(self, layer: Any, key: str, learned: bool, widest: bool) -> None:
+        self._widest = widest  # 16 bits have room for every value seen, fewer do better without rare ones
+        self.seen = tf.Variable(
+            tf.zeros([3]), trainable=False, synchronization=tf.VariableSynchronization.ON_READ,
+            aggregation=tf.VariableAggregation.MEAN, name="range",
+        )  # fmt: skip
+        self.layer = layer
+        self.gain = None
+        if learned:
+            name = "range_gain_" + key.rpartition(":")[2]
+            self.gain = keras_api.add_trainable(layer, name, np.zeros(2, np.float32))
+
+    def observe(self, x: tf.Tensor, kind: Kind, momentum: float, active: tf.Tensor | bool) -> None:
+        x = tf.cast(tf.stop_gradient(x), tf.float32)
+        high = tf.reduce_max(x)
+        low = tf.reduce_min(tf.reduce_max(x, -1)) - _SOFTMAX_DEPTH if kind == "scores" else tf.reduce_min(x)
+        now = tf.stack([tf.minimum(tf.maximum(low, tf.reduce_min(x)), 0.0), tf.maximum(high, 0.0)])
+        old = tf.convert_to_tensor(self.seen)
+        count = old[2] + 1.0
+        rate = tf.maximum(1.0 - momentum, 1.0 / count)  # a plain mean until the moving average has warmed up
+        mean = old[:2] + rate * (now - old[:2])
+        widest = tf.stack([tf.minimum(old[0], now[0]), tf.maximum(old[1], now[1])])
+        new = tf.concat([widest if self._widest else mean, [count]], 0)
+        self.seen.assign(tf.where(active, new, old))
+
+    def range(self, x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        seen = tf.convert_to_tensor(self.seen)
+        if self.gain is not None:
+            gains = tf.exp(tf.cast(keras_api.tf_variable(self.gain), tf.float32))
+            return seen[0] * gains[0], seen[1] * gains[1]
+        return seen[0], seen[1]
+
+    def value(self) -> tuple[float, float, int]:
+        seen = np.asarray(self.seen.read_value())
+        gains = np.ones(2) if self.gain is None else np.exp(keras_api.to_numpy(self.gain))
+        return float(seen[0] * gains[0]), float(seen[1] * gains[1]), round(float(seen[2]))
+
+
+class Simulation:
+    """Rounding in the layers of one model.
+
+    Args:
+        model: a built model.
+        config: what is simulated.
+        plan: its weights.
+        ranges: for mode "frozen", lowest and highest value by point.
+        mode: "train" observes and rounds, "calibrate" only observes, "frozen" rounds activations to `ranges`
+            and leaves weights as they are.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        config: QuantizeConfig,
+        plan: Plan,
+        mode: Mode = "train",
+        ranges: dict[str, tuple[float, float]] | None = None,
+    ) -> None:
+        self.model, self.config, self.plan, self.mode = model, config, plan, mode
+        self.ranges = ranges or {}
+        self.points: dict[str, Point] = {}
+        self.steps: dict[str, tuple[tf.Tensor, Any]] = {}  # first step size and trained gain, by weight
+        self._clips: dict[str, tf.Tensor] = {}
+        self._masks: dict[str, tf.Tensor] = {}
+        self._patched: list[tuple[Any, str, Any]] = []
+        self._in_train_step = False
+        self.counter: Any = None
+
+    # putting in and taking out
+
+    def install(self) -> "Simulation":
+        """Replaces the calls of the model's layers."""
+        from tfopt.quantization.calls import new_calls
+
+        if simulation_of(self.model) is not None:
+            raise InputError(f"model {self.model.name!r} is already being quantized; call finish(model) first")
+        variables = keras_api.weights(self.model)
+        strategy = getattr(keras_api.tf_variable(variables[0].variable), "distribute_strategy", None)
+        with strategy.scope() if strategy is not None else contextlib.nullcontext():
+            if self.mode == "train":
+                self.counter = tf.Variable(
+                    0, trainable=False, dtype=tf.int64, synchronization=tf.VariableSynchronization.ON_READ,
+                    aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA, name="quantization_step",
+                )  # fmt: skip
+                for planned in self.plan.weights:
+                    self._prepare_weight(planned)
+            for owner, name, call in new_calls(self):
+                self._patch(owner, name, call)
+            if self.mode == "train":
+                self._patch(self.model, "train_step", self._train_step(self.model.train_step))
+        object.__setattr__(self.model, _ATTRIBUTE, self)
+        return self
+
+    def remove(self) -> None:
+        """Gives every layer its own call back."""
+        for owner, name, before in reversed(self._patched):
+            if before is None:
+                object.__delattr__(owner, name)
+            else:
+                object.__setattr__(owner, name, before)
+        self._patched.clear()
+        for planned in self.plan.weights:
+            if planned.path in self.steps:
+                keras_api.remove_trainable(planned.weight.layer, self.steps[planned.path][1])
+        for point in self.points.values():
+            if point.gain is not None:
+                keras_api.remove_trainable(point.layer, point.gain)
+        if simulation_of(self.model) is self:
+            object.__delattr__(self.model, _ATTRIBUTE)
+        for name in ("train_function", "test_function", "predict_function"):
+            if getattr(self.model, name, None) is not None:  # they hold traces of the rounding
+                setattr(self.model, name, None)
+
+    def _patch(self, owner: Any, name: str, call: Any) -> None:
+        self._patched.append((owner, name, vars(owner).get(name)))
+        object.__setattr__(owner, name, call)
+
+    def _train_step(self, original: Any) -> Any:
+        def train_step(*args: Any, **kwargs: Any) -> Any:
+            self._in_train_step = True  # the only sign of training for models whose call has no such argument
+            try:
+                return original(*args, **kwargs)
+            finally:
+                self._in_train_step = False
+
+        return train_step
+
+    def _prepare_weight(self, planned: PlannedWeight) -> None:
+        value = keras_api.to_numpy(planned.weight.variable).astype(np.float32)
+        if self.config.preserve_sparsity and (value == 0).mean() > _PRUNED:
+            self._masks[planned.path] = tf.constant(value != 0)
+        if self.config.weight_scale == "max":
+            return
+        clip = best_clip(tf.constant(value), planned.layout, planned.spec)
+        if self.config.weight_scale == "mse":
+            self._clips[planned.path] = tf.constant(clip)
+        else:
+            scale, _ = scale_and_zero(tf.constant(value), planned.layout, planned.spec, clip)
+            # Trained as a power of e, since Adam's steps have the size of its rate, not of the gradient.
+            gain = np.zeros(scale.shape, np.float32)
+            variable = keras_api.add_trainable(planned.weight.layer, f"{planned.weight.name}_step_gain", gain)
+            self.steps[planned.path] = (scale, variable)
+
+    # points
+
+    def add_point(self, layer: Any, path: str, name: str, learns: bool = True) -> str:
+        """Makes a place at which an activation gets a fixed range; returns its key."""
+        key = f"{path}:{name}"
+        if self.mode != "frozen" and key not in self.points:
+            owner = layer if hasattr(layer, "add_weight") else self.model
+            learned = learns and self.config.activation_range == "learned" and self.mode == "train"
+            self.points[key] = Point(owner, key, learned, widest=self.config.activation_bits == 16)
+        return key
+
+    def marks_output(self, node: Any) -> bool:
+        """Whether the output of this node is rounded: not where a runtime fuses it into what follows."""
+        readers = keras_api.consumers(node)
+        if not readers or len(readers) > 1:
+            return True
+        kind = role(readers[0])
+        if kind == "softmax":  # which rounds its own input, knowing what matters to it
+            return False
+        if is_relu(readers[0]):
+            return role(node) not in ("product", "norm", "computes") or not linear_or_relu(node)
+        folds = type(readers[0]).__name__ == "BatchNormalization" and role(node) == "product"
+        return not (folds and linear_or_relu(node))
+
+    # rounding, while a call is under way
+
+    def training(self, layer: Any) -> bool:
+        """Whether the call that is under way trains."""
+        flag = keras_api.training_flag(layer)
+        return self._in_train_step if flag is None else bool(flag) if not tf.is_tensor(flag) else False
+
+    def count_step(self, layer: Any) -> None:
+        """Counts a training step, inside the graph."""
+        if self.counter is not None and self.training(layer):
+            self.counter.assign_add(1)
+
+    def _after_warmup(self, x: tf.Tensor, rounded: Any) -> tf.Tensor:
+        if self.mode != "train" or not self.config.warmup_steps:
+            return rounded()
+        ready = tf.convert_to_tensor(self.counter) > self.config.warmup_steps
+        return tf.cond(ready, rounded, lambda: tf.identity(x))
+
+    def weight(self, planned: PlannedWeight, value: tf.Tensor) -> tf.Tensor:
+        """The weight, or rows of a lookup table, on its grid."""
+        if self.mode != "train":
+            return value
+        latent = tf.cast(value, tf.float32)
+        mask = self._masks.get(planned.path)
+        if mask is not None:
+            latent = tf.where(mask, latent, tf.zeros_like(latent))
+
+        def rounded() -> tf.Tensor:
+            if planned.path in self.steps:
+                step = self.step_size(planned)
+                result = fake_quant_learned(latent, step, planned.layout, planned.spec)
+            else:
+                clip = self._clips.get(planned.path, 1.0)
+                result = fake_quant_weight(latent, planned.layout, planned.spec, clip)
+            return tf.cast(result, value.dtype)
+
+        return self._after_warmup(tf.cast(latent, value.dtype), rounded)
+
+    def step_size(self, planned: PlannedWeight) -> tf.Tensor:
+        """The trained step sizes of a weight."""
+        first, gain = self.steps[planned.path]
+        return first * tf.exp(tf.cast(keras_api.tf_variable(gain), tf.float32))
+
+    def latent(self, planned: PlannedWeight) -> tuple[tf.Tensor, Any]:
+        """The trained weight before rounding, pruned zeros kept, and the clip ratio of its groups."""
+        w = tf.constant(keras_api.to_numpy(planned.weight.variable), tf.float32)
+        mask = self._masks.get(planned.path)
+        return (w if mask is None else tf.where(mask, w, tf.zeros_like(w))), self._clips.get(planned.path, 1.0)
+
+    def rounds_by_row(self, planned: PlannedWeight) -> bool:
+        """Whether rows of a table can be rounded after the lookup, without touching the rest of the table."""
+        own_scales = planned.path in self.steps or planned.path in self._clips or planned.path in self._masks
+        return planned.spec.granularity != "tensor" and not own_scales
+
+    def rows(self, x: tf.Tensor, axes: tuple[int, ...]) -> tf.Tensor:
+        """Inputs of a product, rounded row by row where the runtime does so."""
+        if self.mode != "train" or self.config.activations != "dynamic":
+            return x
+        return self._after_warmup(x, lambda: fake_quant_rows(x, axes, 8, self.config.activation_symmetric))
+
+    def mark(self, x: Any, key: str, layer: Any, kind: Kind = "range") -> Any:
+        """An activation, observed and rounded to the fixed range of its point."""
+        if not tf.is_tensor(x) or not x.dtype.is_floating or not self.config.is_static:
+            return x
+        bits, symmetric = self.config.activation_bits or 8, self.config.activation_symmetric
+        fixed = _FIXED.get((kind, bits))
+        if self.mode == "frozen":
+            low, high = fixed or self.ranges.get(key, (None, None))
+            if low is None or high is None:
+                return x
+            low, high = _usable(low, high, symmetric)
+            return fake_quant_range(x, tf.constant(low), tf.constant(high), bits, symmetric)
+        point = self.points.get(key)
+        if point is None:
+            return x
+        self._observe(point, x, layer, kind)
+        if self.mode == "calibrate":
+            return x
+
+        def rounded() -> tf.Tensor:
+            low, high = fixed or point.range(x)
+            count = tf.convert_to_tensor(point.seen)[2]
+            low, high = _usable_tensors(tf.convert_to_tensor(low), tf.convert_to_tensor(high), symmetric)
+            value = fake_quant_range(x, low, high, bits, symmetric)
+            return value if fixed else tf.where(count > 0, value, x)  # nothing was observed before training
+
+        return self._after_warmup(x, rounded)
+
+    def _observe(self, point: Point, x: tf.Tensor, layer: Any, kind: Kind) -> None:
+        if self.mode == "calibrate":
+            point.observe(x, kind, self.config.momentum, True)
+        elif self.training(layer):
+            active: tf.Tensor | bool = True
+            if self.config.freeze_after is not None:
+                active = tf.convert_to_tensor(self.counter) <= self.config.freeze_after
+            point.observe(x, kind, self.config.momentum, active)
+
+    def observed(self) -> dict[str, tuple[float, float]]:
+        """Ranges of the points that saw something."""
+        values = {key: point.value() for key, point in self.points.items()}
+        return {key: (low, high) for key, (low, high, count) in values.items() if count}
+
+
+def _usable(low: float, high: float, symmetric: bool) -> tuple[float, float]:
+    low, high = min(low, 0.0), max(high, 0.0)
+    if symmetric:
+        reach = max(-low, high)
+        low, high = -reach, reach
+    return (low, high) if high - low > 1e-9 else (low, low + 1e-6)
+
+
+def _usable_tensors(low: tf.Tensor, high: tf.Tensor, symmetric: bool) -> tuple[tf.Tensor, tf.Tensor]:
+    low, high = tf.minimum(low, 0.0), tf.maximum(high, 0.0)
+    if symmetric:
+        high = tf.maximum(-low, high)
+        low = -high
+    return low, tf.where(high - low > 1e-9, high, low + 1e-6)
+
+
+@contextlib.contextmanager
+def swapped(layer: Any, values: dict[str, Any]) -> Iterator[None]:
+    """While entered, attributes of the layer have other values, behind the back of Keras' tracking."""
+    before = {name: vars(layer)[name] for name in values}
+    try:
+        for name, value in values.items():
+            object.__setattr__(layer, name, value)
+        yield
+    finally:
+        for name, value in before.items():
+            object.__setattr__(layer, name, value)

@@ -1,0 +1,53 @@
+"""Puts a model's weights on their grids."""
+
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tfopt import keras_api
+from tfopt.numerics.fake_quant import best_clip, scale_and_zero, to_integers
+from tfopt.quantization.plan import PlannedWeight
+from tfopt.quantization.record import Grid, as_matrix, from_matrix
+
+
+def round_to_nearest(planned: PlannedWeight, value: np.ndarray, search_clip: bool) -> Grid:
+    """The grid of a weight as it is.
+
+    Args:
+        planned: the weight.
+        value: its values.
+        search_clip: clip each group where that lowers the squared error, instead of reaching its largest value.
+    """
+    w = tf.constant(value, tf.float32)
+    clip: Any = best_clip(w, planned.layout, planned.spec) if search_clip else 1.0
+    scale, zero = scale_and_zero(w, planned.layout, planned.spec, clip)
+    return make_grid(planned, w, scale, zero)
+
+
+def make_grid(planned: PlannedWeight, w: tf.Tensor, scale: tf.Tensor, zero: tf.Tensor) -> Grid:
+    """The grid of a weight whose scales are given in the shape of `scale_and_zero`."""
+    integers = to_integers(w, planned.layout, planned.spec, scale, zero).numpy()
+    source = as_matrix(np.asarray(w), planned.layout)
+    spread = [_scale_matrix(np.asarray(a), planned, source.shape) for a in (scale, zero)]
+    return Grid(
+        planned.path, planned.spec, as_matrix(integers, planned.layout).astype(np.int8), *spread, source, planned.note
+    )
+
+
+def _scale_matrix(scale: np.ndarray, planned: PlannedWeight, shape: tuple[int, ...]) -> np.ndarray:
+    """Scales as (outputs or 1, blocks or 1)."""
+    if planned.spec.granularity == "tensor":
+        return scale.reshape(1, 1)
+    if planned.spec.granularity == "channel":
+        return scale.reshape(shape[0], 1)
+    first = planned.layout.inputs[0]  # (..., blocks, 1, ...): outputs before and after the input axes
+    blocks = np.moveaxis(np.squeeze(scale, first + 1), first, -1)
+    return np.ascontiguousarray(blocks).reshape(shape[0], -1)
+
+
+def assign(planned: PlannedWeight, grid: Grid) -> None:
+    """Writes the grid's values into the model."""
+    variable = planned.weight.variable
+    shape = tuple(int(d) for d in variable.shape)
+    variable.assign(from_matrix(grid.values, shape, planned.layout).astype(keras_api.to_numpy(variable).dtype))
