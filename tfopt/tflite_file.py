@@ -36,6 +36,9 @@ class Constant:
         shape: its shape.
         readers: names of the operators that read it, in any signature, directly or widened.
         data: the stored bytes as an array of `dtype`; int4 is unpacked to int8.
+        scale: scales of an integer tensor, (1,), (channels,), or (channels, blocks); None for other types.
+        zero: zero points, like `scale`.
+        axis: the axis of the channels.
     """
 
     name: str
@@ -44,6 +47,21 @@ class Constant:
     shape: tuple[int, ...]
     readers: frozenset[str]
     data: np.ndarray = dataclasses.field(repr=False)
+    scale: np.ndarray | None = dataclasses.field(default=None, repr=False)
+    zero: np.ndarray | None = dataclasses.field(default=None, repr=False)
+    axis: int = 0
+
+    @property
+    def values(self) -> np.ndarray:
+        """The float values of an integer tensor; the data of any other."""
+        if self.scale is None or self.zero is None:
+            return self.data
+        if self.scale.ndim == 2:  # blocks along the last axis
+            width = self.shape[-1] // self.scale.shape[1]
+            return self.data.astype(np.float32) * np.repeat(self.scale, width, 1)
+        shape = [1] * len(self.shape)
+        shape[self.axis] = -1 if len(self.scale) > 1 else 1
+        return (self.data.astype(np.float32) - self.zero.reshape(shape)) * self.scale.reshape(shape)
 
     @property
     def is_lookup(self) -> bool:
@@ -107,6 +125,7 @@ def _describe(model: Any) -> TFLiteFile:
     codes = [names.get(max(c.builtinCode, c.deprecatedBuiltinCode), "CUSTOM") for c in model.operatorCodes]
     readers: dict[int, set[str]] = {}
     first: dict[int, Any] = {}
+    graphs: dict[int, Any] = {}
     widened: set[str] = set()
     for graph in model.subgraphs:
         made_by = {int(t): op for op in graph.operators for t in op.outputs}
@@ -121,8 +140,10 @@ def _describe(model: Any) -> TFLiteFile:
                 if _has_data(model, tensor):
                     readers.setdefault(tensor.buffer, set()).add(name)
                     first.setdefault(tensor.buffer, tensor)
+                    graphs.setdefault(tensor.buffer, graph)
     constants = tuple(
-        _constant(tensor, model.buffers[buffer].data, readers[buffer]) for buffer, tensor in sorted(first.items())
+        _constant(tensor, model.buffers[buffer].data, readers[buffer], _scales(model, graphs[buffer], tensor))
+        for buffer, tensor in sorted(first.items())
     )
     operators = Counter(codes[op.opcodeIndex] for op in model.subgraphs[0].operators)
     return TFLiteFile(constants, dict(operators), tuple(sorted(widened)))
@@ -137,7 +158,24 @@ def _text(name: Any) -> str:
     return name.decode("utf-8", "replace") if isinstance(name, bytes) else str(name)
 
 
-def _constant(tensor: Any, data: np.ndarray, readers: set[str]) -> Constant:
+def _scales(model: Any, graph: Any, tensor: Any) -> tuple[Any, Any, int]:
+    """Scales, zero points and channel axis of an integer tensor."""
+    parameters = tensor.quantization
+    if parameters is None:
+        return None, None, 0
+    if parameters.details is not None and getattr(parameters.details, "blockSize", 0):
+        stored = graph.tensors[parameters.details.scales]
+        half = np.frombuffer(bytes(model.buffers[stored.buffer].data), np.float16).reshape(list(stored.shape))
+        return half.astype(np.float32), np.zeros(half.shape, np.int64), 0
+    if parameters.scale is None or not len(parameters.scale):
+        return None, None, 0
+    return (
+        np.asarray(parameters.scale, np.float32), np.asarray(parameters.zeroPoint, np.int64),
+        int(parameters.quantizedDimension),
+    )  # fmt: skip
+
+
+def _constant(tensor: Any, data: np.ndarray, readers: set[str], scales: tuple[Any, Any, int]) -> Constant:
     shape = () if tensor.shape is None else tuple(int(d) for d in tensor.shape)
     dtype, bits, stored = _TYPES.get(tensor.type, (f"type_{tensor.type}", 8, np.uint8))
     values: np.ndarray = np.frombuffer(bytes(data), stored)
@@ -146,4 +184,4 @@ def _constant(tensor: Any, data: np.ndarray, readers: set[str]) -> Constant:
         values = np.where(halves > 7, halves - 16, halves)[: int(np.prod(shape))]
     if values.size == np.prod(shape):
         values = values.reshape(shape)
-    return Constant(_text(tensor.name), dtype, bits, shape, frozenset(readers), values)
+    return Constant(_text(tensor.name), dtype, bits, shape, frozenset(readers), values, *scales)

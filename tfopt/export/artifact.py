@@ -14,19 +14,38 @@ class Check:
 
 
 @dataclasses.dataclass(frozen=True)
+class LayerBits:
+    """How one weight matrix of the model stands in a file.
+
+    Attributes:
+        path: the weight.
+        bits: of its grid; 32 if it stayed in float.
+        granularity: what one scale covers: "tensor", "channel", "block 32" and so on; "" in float.
+        reason: why it stayed in float or has another granularity than was asked for, or "".
+    """
+
+    path: str
+    bits: int
+    granularity: str
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True)
 class Artifact:
     """A verified file or folder.
 
     Attributes:
         path: the `.tflite` file or the SavedModel folder.
         format: "saved_model" or "tflite".
-        quantization: None, "float16" or "dynamic_int8".
+        quantization: None, "float16", a name as in `quantization.NAMED`, or "custom".
         jit_compile: whether the saved function compiles with XLA when it is loaded.
         lengths: sequence lengths that have a signature of their own; empty if the model has no
             sequence axis or takes any length.
         max_abs_error: largest difference from the Keras model on the verification samples.
         agreement: share of samples whose largest output is the same class as the Keras model's.
         checks: every check that was made.
+        layers: the bits of every weight matrix, with the reason where it stayed in float; empty for
+            files without integer weights.
     """
 
     path: Path
@@ -37,3 +56,4 @@ class Artifact:
     max_abs_error: float
     agreement: float | None
     checks: tuple[Check, ...]
+    layers: tuple[LayerBits, ...] = ()

@@ -9,16 +9,17 @@ import tensorflow as tf
 
 from tfopt import keras_api
 from tfopt.errors import InputError
-from tfopt.export.artifact import Artifact
+from tfopt.export.artifact import Artifact, Check, LayerBits
+from tfopt.export.quantization import as_written, make_record, resolve, write_quantized
 from tfopt.export.saved_model import write_saved_model
 from tfopt.export.signatures import MASK, check_lengths, check_samples
-from tfopt.export.tflite import write_tflite
-from tfopt.export.verify import check_contents, check_outputs
+from tfopt.export.tflite import convert
+from tfopt.export.verify import check_contents, check_outputs, largest_error
 from tfopt.files import replacing
 from tfopt.keras_io import Inputs, call, inputs_of
+from tfopt.quantization.config import QuantizeConfig
 
 FORMATS = ("saved_model", "tflite")
-QUANTIZATIONS = (None, "float16", "dynamic_int8")
 _RANDOM_ROWS, _RANDOM_LENGTH = 8, 8
 
 
@@ -26,7 +27,7 @@ def export(
     model: Any,
     path: str | Path,
     format: str = "saved_model",
-    quantization: str | None = None,
+    quantization: str | QuantizeConfig | None = None,
     jit_compile: bool = False,
     representative: dict[str, np.ndarray] | None = None,
     lengths: Sequence[int] | None = None,
@@ -42,10 +43,14 @@ def export(
         model: a built model of either Keras generation; it is not changed.
         path: a `.tflite` file, or the folder of a SavedModel.
         format: "saved_model" or "tflite".
-        quantization: for TFLite, None (float32), "float16" or "dynamic_int8".
+        quantization: for TFLite, None (float32), "float16", a name in `quantization.NAMED` such as
+            "dynamic_int8", "dynamic_int4_block32", "weight_only_int4", "int8" (integers from input to output)
+            or "int16", a `QuantizeConfig`, or "trained": what quantization-aware training simulated. Grids that
+            were trained are written as they are; other models are rounded now.
         jit_compile: for SavedModels, compile with XLA wherever the artifact is loaded.
-        representative: inputs by name, for the comparison with the Keras model and of the classes that both
-            choose; random ones if None, which show a broken conversion but say nothing about classes.
+        representative: inputs by name, for the ranges of static quantization, the comparison with the Keras
+            model and of the classes that both choose; random ones if None, which show a broken conversion
+            but say nothing about ranges and classes.
         lengths: for models that take sequences of any length, the lengths to export; shorter inputs are
             padded when the artifact is used. By default 32, 64 and 128 where the model has an
             "attention_mask". A SavedModel without `jit_compile` takes any length and ignores this.
@@ -63,29 +68,43 @@ def export(
     keras_api.check_model(model)
     path = Path(path).resolve()
     _check_arguments(path, format, quantization, jit_compile, batch_size)
+    name, config = resolve(quantization, model)
     inputs = inputs_of(model, input_signature)
     flexible = format == "saved_model" and not jit_compile
     chosen = () if flexible else check_lengths(model, inputs, lengths)
     samples = _samples(model, inputs, representative, max(chosen, default=_RANDOM_LENGTH))
+    reference = _outputs(model, inputs, samples)
+    checks: list[Check] = []
+    layers: tuple[LayerBits, ...] = ()
     with replacing(path) as temporary:
-        if format == "tflite":
-            write_tflite(model, temporary, inputs, chosen, batch_size, quantization)
+        if config is not None:
+            given = None if representative is None else samples
+            record, checks = make_record(model, config, inputs, given)
+            written = write_quantized(model, temporary, inputs, chosen, batch_size, record, given)
+            with as_written(model, written):
+                expected = _outputs(model, inputs, samples)
+            checks, layers = [*checks, *written.checks], written.layers
         else:
-            write_saved_model(model, temporary, inputs, chosen, jit_compile=jit_compile)
-        checks = check_contents(temporary, format, quantization, jit_compile)
-        reference = {name: value.numpy() for name, value in call(model, inputs, samples).items()}
-        more, error, agreement = check_outputs(
-            temporary, samples, reference, quantization, compare_classes=representative is not None
+            expected = reference
+            if format == "tflite":
+                temporary.write_bytes(convert(model, inputs, chosen, batch_size, name == "float16"))
+            else:
+                write_saved_model(model, temporary, inputs, chosen, jit_compile=jit_compile)
+        checks += check_contents(temporary, format, name, jit_compile)
+        outputs, more, agreement = check_outputs(
+            temporary, samples, expected, name, compare_classes=representative is not None
         )
-    return Artifact(path, format, quantization, jit_compile, chosen, error, agreement, (*checks, *more))
+    error = largest_error(outputs, reference)
+    return Artifact(path, format, name, jit_compile, chosen, error, agreement, (*checks, *more), layers)
 
 
-def _check_arguments(path: Path, format: str, quantization: str | None, jit_compile: bool, batch_size: int) -> None:
+def _outputs(model: Any, inputs: Inputs, samples: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {name: value.numpy() for name, value in call(model, inputs, samples).items()}
+
+
+def _check_arguments(path: Path, format: str, quantization: Any, jit_compile: bool, batch_size: int) -> None:
     if format not in FORMATS:
         raise InputError(f"format must be one of {', '.join(FORMATS)}, got {format!r}")
-    if quantization not in QUANTIZATIONS:
-        names = ", ".join(str(q) for q in QUANTIZATIONS)
-        raise InputError(f"quantization must be one of {names}, got {quantization!r}")
     if format == "saved_model" and quantization is not None:
         raise InputError(f"quantization={quantization!r} needs format='tflite'; a SavedModel keeps float weights")
     if format == "tflite" and jit_compile:

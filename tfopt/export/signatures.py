@@ -66,3 +66,14 @@ def check_samples(inputs: Inputs, samples: dict[str, np.ndarray]) -> dict[str, n
         rows = len(value)
         chosen[name] = value.astype(spec.dtype.as_numpy_dtype)
     return chosen
+
+
+def pad_to(value: np.ndarray, spec: Any, length: int | None) -> np.ndarray:
+    """Rows cut and padded with zeros along axes of unknown size to `length`."""
+    if length is None:
+        return value
+    for axis, size in enumerate(tuple(spec.shape)[1:], 1):
+        if size is None:
+            value = np.take(value, range(min(length, value.shape[axis])), axis)
+            value = np.pad(value, [(0, length - n if i == axis else 0) for i, n in enumerate(value.shape)])
+    return value

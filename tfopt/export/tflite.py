@@ -1,4 +1,4 @@
-"""Converts to TFLite through a SavedModel: float32, float16, or dynamic int8."""
+"""Converts to TFLite through a SavedModel: float32 or float16."""
 
 import tempfile
 from pathlib import Path
@@ -13,19 +13,20 @@ from tfopt.export.saved_model import DEFAULT_SIGNATURE, length_signature, write_
 from tfopt.keras_io import Inputs
 
 
-def write_tflite(
-    model: Any, path: Path, inputs: Inputs, lengths: tuple[int, ...], batch: int, quantization: str | None
-) -> None:
-    """Writes a file with one signature per length, or `serving_default` if there is one shape only.
+def signature_of(length: int | None) -> str:
+    """Name of the signature for a length, or for a model of one shape."""
+    return DEFAULT_SIGNATURE if length is None else length_signature(length)
+
+
+def convert(model: Any, inputs: Inputs, lengths: tuple[int, ...], batch: int, float16: bool = False) -> bytes:
+    """A float file with one signature per length, or `serving_default` if there is one shape only.
 
     Args:
         model: a Keras model of either generation.
-        path: the file to write.
         inputs: the model's inputs.
         lengths: fixed lengths; empty if all axes are known.
         batch: rows per call.
-        quantization: None, "float16" (weights) or "dynamic_int8" (weights int8 per channel, lookup
-            tables int8 per table, activations quantized per row while running).
+        float16: store weights in float16.
 
     Raises:
         WorkFailedError: the converter gave up; its reason is kept.
@@ -34,11 +35,10 @@ def write_tflite(
         saved = Path(folder, "model")
         with few_passes(model):
             write_saved_model(model, saved, inputs, lengths, batch)
-        keys = [length_signature(n) for n in lengths] or [DEFAULT_SIGNATURE]
+        keys = [signature_of(n) for n in lengths or (None,)]
         converter = tf.lite.TFLiteConverter.from_saved_model(str(saved), signature_keys=keys)
-        if quantization is not None:
+        if float16:
             converter.optimizations = [tf.lite.Optimize.DEFAULT]
-        if quantization == "float16":
             converter.target_spec.supported_types = [tf.float16]
         try:
             content = converter.convert()
@@ -48,7 +48,7 @@ def write_tflite(
             if type(error).__name__ != "ConverterError":  # defined in a private module of TensorFlow
                 raise
             raise WorkFailedError(f"TFLite conversion failed: {_reason(error)}") from error
-    path.write_bytes(content if quantization is None else widen_after_lookup(content))
+    return widen_after_lookup(content) if float16 else bytes(content)
 
 
 def _reason(error: Exception) -> str:

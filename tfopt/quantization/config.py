@@ -108,8 +108,11 @@ class QuantizeConfig:
         grain = self.weight_granularity
         if grain not in ("tensor", "channel", *BLOCKS) or isinstance(grain, bool):
             raise InputError(f"weight_granularity must be 'tensor', 'channel', 32, 64 or 128, got {grain!r}")
-        if isinstance(grain, int) and (self.is_static or not self.weight_symmetric):
-            raise InputError(f"weight_granularity={grain} needs symmetric weights and no static activations")
+        if isinstance(grain, int) and (self.activations != "dynamic" or not self.weight_symmetric):
+            raise InputError(  # LiteRT multiplies such weights, but does not widen them
+                f"weight_granularity={grain} needs activations='dynamic' and symmetric weights, "
+                f"got {self.activations!r}"
+            )
         if isinstance(grain, int) and (self.weight_bits or 0) > 4:
             raise InputError(
                 f"weight_granularity={grain} needs 4 bits or less (runtimes have no 8-bit blocks), "
@@ -149,8 +152,7 @@ def _named() -> dict[str, QuantizeConfig]:
         "int16": QuantizeConfig(activations="static", activation_bits=16),
     }
     for block in BLOCKS:
-        for name in ("dynamic_int4", "weight_only_int4"):
-            kinds[f"{name}_block{block}"] = dataclasses.replace(kinds[name], weight_granularity=block)
+        kinds[f"dynamic_int4_block{block}"] = dataclasses.replace(kinds["dynamic_int4"], weight_granularity=block)
     return kinds
 
 

@@ -98,8 +98,8 @@ class Simulation:
         config: what is simulated.
         plan: its weights.
         ranges: for mode "frozen", lowest and highest value by point.
-        mode: "train" observes and rounds, "calibrate" only observes, "frozen" rounds activations to `ranges`
-            and leaves weights as they are.
+        mode: "train" observes and rounds, "calibrate" only observes, "frozen" is for conversion: it rounds
+            activations to `ranges` and leaves weights as they are.
     """
 
     def __init__(
@@ -275,6 +275,10 @@ class Simulation:
 
     def rows(self, x: tf.Tensor, axes: tuple[int, ...]) -> tf.Tensor:
         """Inputs of a product, rounded row by row where the runtime does so."""
+        if self.mode == "frozen" and not self.config.is_static:
+            # Only a barrier in a graph that is to be converted: a converter would multiply the gamma of a layer
+            # norm into the weights behind it, which then lie on no grid.
+            return tf.quantization.fake_quant_with_min_max_args(x)
         if self.mode != "train" or self.config.activations != "dynamic":
             return x
         return self._after_warmup(x, lambda: fake_quant_rows(x, axes, 8, self.config.activation_symmetric))

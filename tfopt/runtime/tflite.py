@@ -5,6 +5,7 @@ damaged file with an error where `CompiledModel` ends the process.
 """
 
 import os
+from typing import Any
 
 import numpy as np
 
@@ -35,12 +36,16 @@ class TFLitePredictor(Predictor):
         runner = self._runners[key]
         return Signature(
             key,
-            {n: (tuple(map(int, d["shape"])), np.dtype(d["dtype"])) for n, d in runner.get_input_details().items()},
+            {n: (tuple(map(int, d["shape"])), _given_type(d)) for n, d in runner.get_input_details().items()},
             {n: tuple(map(int, d["shape"])) for n, d in runner.get_output_details().items()},
         )
 
     def _run(self, signature: Signature, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        return self._runners[signature.key](**inputs)
+        runner = self._runners[signature.key]
+        details = runner.get_input_details()
+        outputs = runner(**{name: _to_integers(value, details[name]) for name, value in inputs.items()})
+        details = runner.get_output_details()
+        return {name: _to_floats(value, details[name]) for name, value in outputs.items()}
 
     def weights(self) -> list[StoredWeight]:
         return [
@@ -48,3 +53,27 @@ class TFLitePredictor(Predictor):
             for c in read_tflite(self.path).constants
             if c.is_matrix
         ]
+
+
+def _is_quantized(detail: dict[str, Any]) -> bool:
+    return np.issubdtype(detail["dtype"], np.integer) and detail["quantization"][0] != 0
+
+
+def _given_type(detail: dict[str, Any]) -> np.dtype:
+    """What the caller gives: float also where the file takes integers."""
+    return np.dtype(np.float32) if _is_quantized(detail) else np.dtype(detail["dtype"])
+
+
+def _to_integers(value: np.ndarray, detail: dict[str, Any]) -> np.ndarray:
+    if not _is_quantized(detail):
+        return value
+    scale, zero = detail["quantization"]
+    limits = np.iinfo(detail["dtype"])
+    return np.clip(np.rint(value / scale) + zero, limits.min, limits.max).astype(detail["dtype"])
+
+
+def _to_floats(value: np.ndarray, detail: dict[str, Any]) -> np.ndarray:
+    if not _is_quantized(detail):
+        return value
+    scale, zero = detail["quantization"]
+    return ((value.astype(np.float32) - zero) * scale).astype(np.float32)

@@ -1,0 +1,108 @@
+"""Reading and changing the objects of a TFLite file."""
+
+from typing import Any
+
+import numpy as np
+from ai_edge_litert import schema_py_generated as schema
+from ai_edge_litert.tools import flatbuffer_utils
+
+Op = schema.BuiltinOperator
+FLOAT32, INT32, INT8, INT4, FLOAT16 = (
+    schema.TensorType.FLOAT32, schema.TensorType.INT32, schema.TensorType.INT8, schema.TensorType.INT4,
+    schema.TensorType.FLOAT16,
+)  # fmt: skip
+
+
+def read(content: bytes) -> Any:
+    """The file as a tree of Python objects."""
+    return flatbuffer_utils.convert_bytearray_to_object(bytearray(content))
+
+
+def write(model: Any) -> bytes:
+    """The bytes of the tree."""
+    return bytes(flatbuffer_utils.convert_object_to_bytearray(model))
+
+
+def code(model: Any, op: Any) -> int:
+    """Which builtin operator this is."""
+    found = model.operatorCodes[op.opcodeIndex]
+    return int(max(found.builtinCode, found.deprecatedBuiltinCode))
+
+
+def opcode(model: Any, builtin: int, version: int) -> int:
+    """Index of an operator code, added if the model lacks it; its version is raised to `version`."""
+    for index, found in enumerate(model.operatorCodes):
+        if max(found.builtinCode, found.deprecatedBuiltinCode) == builtin:
+            found.version = max(found.version, version)
+            return index
+    new = schema.OperatorCodeT()
+    new.builtinCode, new.deprecatedBuiltinCode, new.version = builtin, min(builtin, 127), version
+    model.operatorCodes.append(new)
+    return len(model.operatorCodes) - 1
+
+
+def data(model: Any, tensor: Any) -> np.ndarray | None:
+    """The bytes of a constant tensor, None for one that is computed."""
+    found = model.buffers[tensor.buffer].data
+    return None if found is None or len(found) == 0 else np.asarray(found, np.uint8)
+
+
+def floats(model: Any, tensor: Any) -> np.ndarray | None:
+    """A constant float32 tensor's values, None for anything else."""
+    found = data(model, tensor) if tensor.type == FLOAT32 else None
+    return None if found is None else found.view(np.float32).reshape([int(d) for d in tensor.shape])
+
+
+def name(tensor: Any) -> str:
+    """The tensor's name as text."""
+    return tensor.name.decode("utf-8", "replace") if isinstance(tensor.name, bytes) else str(tensor.name)
+
+
+def add_tensor(graph: Any, title: str, shape: Any, dtype: int, buffer: int = 0) -> int:
+    """Adds a tensor to a graph under a name that no other tensor of it has; returns its index."""
+    new = schema.TensorT()
+    new.name, new.shape, new.type, new.buffer = f"{title}/{len(graph.tensors)}".encode(), list(shape), dtype, buffer
+    graph.tensors.append(new)
+    return len(graph.tensors) - 1
+
+
+def add_buffer(model: Any, values: np.ndarray) -> int:
+    """Adds a buffer with the bytes of an array; returns its index."""
+    new = schema.BufferT()
+    new.data = np.frombuffer(np.ascontiguousarray(values).tobytes(), np.uint8)
+    model.buffers.append(new)
+    return len(model.buffers) - 1
+
+
+def operator(model: Any, builtin: int, version: int, inputs: list[int], outputs: list[int]) -> Any:
+    """A new operator without options."""
+    new = schema.OperatorT()
+    new.opcodeIndex, new.inputs, new.outputs = opcode(model, builtin, version), inputs, outputs
+    return new
+
+
+def reshape(model: Any, graph: Any, source: int, target: int, shape: list[int]) -> Any:
+    """A new RESHAPE operator."""
+    sizes = np.array(shape, np.int32)
+    constant = add_tensor(graph, "shape", sizes.shape, INT32, add_buffer(model, sizes))
+    new = operator(model, Op.RESHAPE, 1, [source, constant], [target])
+    new.builtinOptionsType, new.builtinOptions = schema.BuiltinOptions.ReshapeOptions, schema.ReshapeOptionsT()
+    new.builtinOptions.newShape = shape
+    return new
+
+
+def drop_unused_tensors(model: Any) -> None:
+    """Takes out tensors that no operator, input or output refers to; readers of all tensors trip over them."""
+    for number, graph in enumerate(model.subgraphs):
+        used = {int(i) for op in graph.operators for i in (*op.inputs, *op.outputs) if i >= 0}
+        used |= {int(i) for i in (*graph.inputs, *graph.outputs)}
+        kept = [i for i in range(len(graph.tensors)) if i in used]
+        new = {-1: -1, **{old: index for index, old in enumerate(kept)}}
+        graph.tensors = [graph.tensors[i] for i in kept]
+        for op in graph.operators:
+            op.inputs, op.outputs = [new[int(i)] for i in op.inputs], [new[int(i)] for i in op.outputs]
+        graph.inputs, graph.outputs = [new[int(i)] for i in graph.inputs], [new[int(i)] for i in graph.outputs]
+        for signature in model.signatureDefs or ():
+            if signature.subgraphIndex == number:
+                for tensor in (*signature.inputs, *signature.outputs):
+                    tensor.tensorIndex = new[int(tensor.tensorIndex)]

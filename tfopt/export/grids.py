@@ -1,0 +1,260 @@
+"""Writes the grids of a quantized model into a float TFLite file: the same integers, not a second rounding."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from ai_edge_litert import schema_py_generated as schema
+
+from tfopt.export import flatbuffer as fb
+from tfopt.export.artifact import LayerBits
+from tfopt.export.ranges import strip_ranges
+from tfopt.quantization.record import Grid, Record
+
+_TOLERANCE = 1e-5
+# Smaller matrices stay in float where no grid was trained for them: nothing is gained by narrowing them.
+SMALLEST_QUANTIZED = 1024
+# Operators with a constant weight: its position among the inputs, the axis of its output channels, and the
+# version from which the operator takes integer weights with float activations.
+PRODUCTS = {
+    fb.Op.FULLY_CONNECTED: (1, 0, 9), fb.Op.CONV_2D: (1, 0, 5), fb.Op.DEPTHWISE_CONV_2D: (1, 3, 6),
+    fb.Op.TRANSPOSE_CONV: (1, 0, 3), fb.Op.EMBEDDING_LOOKUP: (1, 0, 4), fb.Op.GATHER: (0, 0, 5),
+}  # fmt: skip
+# Without integer kernels for float activations: their weights are widened before the product.
+_WIDENED = {fb.Op.TRANSPOSE_CONV}
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """A constant weight of a file: its buffer, operator and values as a matrix of (outputs, inputs)."""
+
+    buffer: int
+    operator: int
+    name: str
+    axis: int
+    shape: tuple[int, ...]
+    matrix: np.ndarray = dataclasses.field(repr=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class Matched:
+    """A weight of a file with the grid that belongs to it, scaled as the converter scaled the weight."""
+
+    found: Found
+    grid: Grid
+
+
+def find_weights(model: Any) -> list[Found]:
+    """Every constant float weight that an operator multiplies by or looks up in, each buffer once."""
+    weights: dict[int, Found] = {}
+    for graph in model.subgraphs:
+        for op in graph.operators:
+            kind = fb.code(model, op)
+            if kind not in PRODUCTS:
+                continue
+            place, axis, _ = PRODUCTS[kind]
+            tensor = graph.tensors[int(op.inputs[place])]
+            values = fb.floats(model, tensor)
+            if values is None or values.ndim < 2 or tensor.buffer in weights:
+                continue
+            matrix = np.ascontiguousarray(np.moveaxis(values, axis, 0)).reshape(values.shape[axis], -1)
+            weights[tensor.buffer] = Found(tensor.buffer, kind, fb.name(tensor), axis, values.shape, matrix)
+    return list(weights.values())
+
+
+def match(found: list[Found], grids: dict[str, Grid]) -> tuple[list[Matched], list[Found]]:
+    """Finds for each weight of a file the grid with which it agrees up to one factor per output.
+
+    Converters fold batch norms and attention scales into weights; a grid with one scale per output follows.
+
+    Returns:
+        What was matched, and the weights without a grid.
+    """
+    matched, others = [], []
+    for weight in found:
+        pairs = ((grid, _factors(weight.matrix, grid.source)) for grid in grids.values())
+        hit = next(((grid, factors) for grid, factors in pairs if factors is not None), None)
+        if hit is None:
+            others.append(weight)
+        else:
+            matched.append(Matched(weight, _scaled(*hit)))
+    return matched, others
+
+
+def _factors(matrix: np.ndarray, source: np.ndarray) -> np.ndarray | None:
+    """One factor per row that makes `source` equal to `matrix`, or None."""
+    if matrix.shape != source.shape:
+        return None
+    for rows in (slice(0, 4), slice(None)):  # most candidates differ at once
+        found, known = matrix[rows], source[rows]
+        largest = np.abs(known).argmax(1)[:, None]
+        top = np.take_along_axis(known, largest, 1)
+        factors = np.where(top == 0, 1.0, np.take_along_axis(found, largest, 1) / np.where(top == 0, 1, top))
+        reach = np.abs(found).max(1, keepdims=True)
+        if (np.abs(found - factors * known) > _TOLERANCE * np.maximum(reach, 1e-12)).any():
+            return None
+    return factors.astype(np.float32)
+
+
+def _scaled(grid: Grid, factors: np.ndarray) -> Grid:
+    """The grid of a weight that was multiplied by a factor per output."""
+    if (factors == 1).all():
+        return grid
+    factors = np.where(factors == 0, 1.0, factors)
+    sign = np.sign(factors).astype(np.int8)
+    if (sign < 0).any() and not grid.spec.symmetric:
+        raise AssertionError("a negative factor needs a symmetric grid")
+    equal = np.ptp(factors) <= _TOLERANCE * np.abs(factors).max()
+    if grid.scale.shape[0] == 1 and not equal:  # one scale per tensor becomes one per output
+        grid = dataclasses.replace(grid, spec=grid.spec._replace(granularity="channel"))
+    scale = grid.scale * np.abs(factors[:1] if equal else factors).astype(np.float32)
+    zero = np.broadcast_to(grid.zero, scale.shape)
+    return dataclasses.replace(
+        grid, integers=grid.integers * sign, scale=scale, zero=zero, source=grid.source * factors
+    )
+
+
+def write_grids(
+    content: bytes,
+    record: Record,
+    rows: Callable[[Any], None],
+    fallback: Callable[[Found], Grid | None],
+) -> tuple[bytes, list[Matched], list[LayerBits]]:
+    """Writes integer weights where activations stay in float or are quantized while running.
+
+    Args:
+        content: a float TFLite file of the model.
+        record: its grids.
+        rows: rewrites lookups, see `lookups.look_up_rows`.
+        fallback: the grid of a weight that matches none of the record's, or None to leave it in float.
+
+    Returns:
+        The new file, what was written, and the bits of every matrix of the model.
+    """
+    model = fb.read(content)
+    strip_ranges(model)
+    rows(model)
+    matched, others = match(find_weights(model), record.grids)
+    matched += [Matched(w, grid) for w in others for grid in [fallback(w)] if grid is not None]
+    widened = {m.found.buffer for m in matched if _needs_widening(m, record.config.activations == "none")}
+    for item in matched:
+        _write_one(model, item)
+    for graph in model.subgraphs:
+        _widen(model, graph, widened)
+        for op in graph.operators:
+            kind = fb.code(model, op)
+            if kind not in PRODUCTS:
+                continue
+            place, _, version = PRODUCTS[kind]
+            if graph.tensors[int(op.inputs[place])].type in (fb.INT8, fb.INT4):
+                fb.opcode(model, kind, version)
+                if hasattr(op.builtinOptions, "asymmetricQuantizeInputs"):
+                    op.builtinOptions.asymmetricQuantizeInputs = not record.config.activation_symmetric
+    return fb.write(model), matched, layer_bits(record, matched)
+
+
+def _needs_widening(item: Matched, weights_only: bool) -> bool:
+    if item.found.operator in (fb.Op.EMBEDDING_LOOKUP, fb.Op.GATHER):
+        return False
+    return weights_only or item.found.operator in _WIDENED
+
+
+def _write_one(model: Any, item: Matched) -> None:
+    narrow = item.grid.spec.bits <= 4
+    integers = np.moveaxis(
+        item.grid.integers.reshape([item.found.shape[item.found.axis], *_without(item.found)]), 0, item.found.axis
+    )
+    model.buffers[item.found.buffer].data = pack_int4(integers) if narrow else integers.ravel().view(np.uint8)
+    for graph in model.subgraphs:
+        for tensor in [t for t in graph.tensors if t.buffer == item.found.buffer]:
+            tensor.type = fb.INT4 if narrow else fb.INT8
+            tensor.quantization = _parameters(model, graph, item)
+
+
+def _without(found: Found) -> list[int]:
+    return [size for axis, size in enumerate(found.shape) if axis != found.axis]
+
+
+def pack_int4(integers: np.ndarray) -> np.ndarray:
+    """Two integers of -8 to 7 per byte, the first in the low half."""
+    flat = integers.ravel().astype(np.int8)
+    flat = np.append(flat, np.int8(0)) if flat.size % 2 else flat
+    return ((flat[0::2] & 0xF) | ((flat[1::2] & 0xF) << 4)).astype(np.uint8)
+
+
+def _parameters(model: Any, graph: Any, item: Matched) -> Any:
+    new = schema.QuantizationParametersT()
+    grid = item.grid
+    if isinstance(grid.spec.granularity, int):
+        new.detailsType = schema.QuantizationDetails.BlockwiseQuantization
+        new.details = schema.BlockwiseQuantizationT()
+        half = grid.scale.astype(np.float16)  # exact: these scales came from bfloat16
+        new.details.scales = fb.add_tensor(
+            graph, f"{item.found.name}/scales", half.shape, fb.FLOAT16, fb.add_buffer(model, half)
+        )
+        new.details.zeroPoints, new.details.blockSize = -1, grid.spec.granularity
+        new.quantizedDimension = 0
+        return new
+    new.scale = grid.scale.ravel().astype(np.float32)
+    new.zeroPoint = grid.zero.ravel().astype(np.int64)
+    new.quantizedDimension = item.found.axis if len(new.scale) > 1 else 0
+    return new
+
+
+def _widen(model: Any, graph: Any, buffers: set[int]) -> None:
+    """Puts DEQUANTIZE between integer weights and operators that multiply in float."""
+    wide: dict[int, int] = {}
+    before = []
+    for op in graph.operators:
+        place = PRODUCTS.get(fb.code(model, op), (None,))[0]
+        if place is None or graph.tensors[int(op.inputs[place])].buffer not in buffers:
+            continue
+        index = int(op.inputs[place])
+        if index not in wide:
+            tensor = graph.tensors[index]
+            wide[index] = fb.add_tensor(graph, f"{fb.name(tensor)}/wide", tensor.shape, fb.FLOAT32)
+            before.append(fb.operator(model, fb.Op.DEQUANTIZE, 6, [index], [wide[index]]))
+        op.inputs = [wide[index] if i == place else int(v) for i, v in enumerate(op.inputs)]
+    graph.operators = [*before, *graph.operators]
+
+
+def layer_bits(record: Record, matched: list[Matched]) -> list[LayerBits]:
+    """The bits of every matrix of the model in the file, with the reason where it stayed in float."""
+    written = {m.grid.path: m for m in matched}
+    rows = []
+    for path, grid in record.grids.items():
+        item = written.pop(path, None)
+        if item is None:
+            rows.append(LayerBits(path, 32, "", "the converter folded it into float constants"))
+        else:
+            rows.append(_row(path, item, grid.note))
+    rows += [_row(path, item, "") for path, item in written.items()]
+    return rows + [LayerBits(s.path, 32, "", s.reason) for s in record.skipped]
+
+
+def _row(path: str, item: Matched, note: str) -> LayerBits:
+    grain = item.grid.spec.granularity
+    return LayerBits(path, item.grid.spec.bits, f"block {grain}" if isinstance(grain, int) else grain, note)
+
+
+def stored_bits(grid: Grid) -> int:
+    """Bits that each weight takes in the file."""
+    return 4 if grid.spec.bits <= 4 else 8
+
+
+def nearest_grid(found: Found, bits: int, path: str) -> Grid:
+    """A grid by rounding to nearest, one scale per output, for a weight that no known layer owns."""
+    from tfopt.numerics.fake_quant import WeightSpec
+
+    spec = WeightSpec(bits)
+    reach = np.abs(found.matrix).max(1, keepdims=True)
+    scale = np.where(reach > 0, reach / spec.largest, 1).astype(np.float32)
+    integers = np.clip(np.rint(found.matrix / scale), spec.smallest, spec.largest).astype(np.int8)
+    return Grid(path, spec, integers, scale, np.zeros_like(scale), found.matrix)
+
+
+def size_of(found: Found) -> int:
+    """Elements of the weight."""
+    return math.prod(found.shape)

@@ -1,0 +1,204 @@
+"""Quantized TFLite files: from a model's grids and ranges, trained or found on representative data."""
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tfopt import keras_api
+from tfopt.errors import InputError, VerificationError
+from tfopt.export.artifact import Check, LayerBits
+from tfopt.export.grids import (
+    SMALLEST_QUANTIZED,
+    Found,
+    Matched,
+    layer_bits,
+    nearest_grid,
+    size_of,
+    write_grids,
+)
+from tfopt.export.lookups import look_up_rows
+from tfopt.export.signatures import pad_to
+from tfopt.export.static import check_float_left, write_static
+from tfopt.export.tflite import convert, signature_of
+from tfopt.keras_io import Inputs
+from tfopt.numerics.fake_quant import Layout
+from tfopt.quantization.calibration import calibrate, quantize_weights
+from tfopt.quantization.config import NAMED, QuantizeConfig
+from tfopt.quantization.kinds import layouts
+from tfopt.quantization.plan import plan_weights
+from tfopt.quantization.record import Grid, Record, from_matrix, record_of
+from tfopt.quantization.simulation import Simulation
+from tfopt.tflite_file import read_tflite
+
+TRAINED = "trained"
+FLOAT_KINDS = (None, "float16")
+
+
+@dataclasses.dataclass(frozen=True)
+class Written:
+    """A quantized file that was written.
+
+    Attributes:
+        record: the grids and ranges behind it.
+        matched: its weights with their grids.
+        layers: bits of every matrix.
+        checks: what was checked on the way.
+    """
+
+    record: Record
+    matched: list[Matched]
+    layers: tuple[LayerBits, ...]
+    checks: list[Check]
+
+
+def resolve(quantization: Any, model: Any) -> tuple[str | None, QuantizeConfig | None]:
+    """The name and configuration that `quantization` means for this model.
+
+    Raises:
+        InputError: an unknown name, "trained" for a model without a record, or fewer bits than were trained.
+    """
+    record = record_of(model)
+    if quantization in FLOAT_KINDS:
+        return quantization, None
+    if quantization == TRAINED:
+        if record is None:
+            raise InputError(f"quantization='trained' needs a model that finish() gave back; {model.name!r} is not")
+        return TRAINED, record.config
+    if isinstance(quantization, QuantizeConfig):
+        config, name = quantization, next((n for n, c in NAMED.items() if c == quantization), "custom")
+    elif quantization in NAMED:
+        config, name = NAMED[quantization], str(quantization)
+    else:
+        names = ", ".join(str(q) for q in (*FLOAT_KINDS, *NAMED, TRAINED))
+        raise InputError(f"quantization must be one of {names} or a QuantizeConfig, got {quantization!r}")
+    if record is not None:
+        most = max((g.spec.bits for g in record.grids.values()), default=0)
+        if most > (config.weight_bits or 8):
+            raise InputError(
+                f"model {model.name!r} was trained with {most}-bit weights, and {name} would round them again to "
+                f"{config.weight_bits}; export it as 'trained', or train it with weight_bits={config.weight_bits}"
+            )
+    return name, config
+
+
+def make_record(
+    model: Any, config: QuantizeConfig, inputs: Inputs, representative: dict[str, np.ndarray] | None
+) -> tuple[Record, list[Check]]:
+    """Grids and ranges for a file: those that were trained, else new ones.
+
+    Raises:
+        InputError: static quantization without data.
+    """
+    trained, checks = record_of(model), []
+    record = dataclasses.replace(trained, config=config) if trained else quantize_weights(model, config)
+    if config.is_static and not record.ranges:
+        if representative is None:
+            raise InputError(
+                "static quantization needs representative data: pass representative={name: array}, or train the "
+                "model with quantize_aware(activations='static')"
+            )
+        record, rows = calibrate(model, record, inputs, representative)
+        checks.append(Check("calibration", f"{rows} rows, {len(record.ranges)} ranges", "every batch seen"))
+    return record, checks
+
+
+def write_quantized(
+    model: Any,
+    path: Path,
+    inputs: Inputs,
+    lengths: tuple[int, ...],
+    batch: int,
+    record: Record,
+    representative: dict[str, np.ndarray] | None,
+) -> Written:
+    """Converts the model and writes its grids into the file."""
+    config = record.config
+    with frozen(model, record):
+        content = convert(model, inputs, lengths, batch)
+    if config.is_static:
+        samples = None if representative is None else _by_signature(representative, inputs, lengths, batch)
+        content, matched = write_static(content, config, record.grids, samples)
+        layers = layer_bits(record, matched)
+    else:
+        content, matched, layers = write_grids(
+            content, record, look_up_rows, lambda found: _fallback(found, record)
+        )
+    path.write_bytes(content)
+    checks = [check_grids(path, matched)]
+    if config.is_static:
+        checks.append(Check("float_operators", float(check_float_left(path)), "reported"))
+    return Written(record, matched, tuple(layers), checks)
+
+
+def _fallback(found: Found, record: Record) -> Grid | None:
+    """After training, what has no grid was meant to stay in float; else it is rounded as it stands."""
+    bits = record.config.weight_bits
+    selected = record.config.include is not None or record.config.exclude is not None
+    if record.trained or bits is None or selected or record.config.bits or size_of(found) < SMALLEST_QUANTIZED:
+        return None
+    return nearest_grid(found, bits, found.name)
+
+
+def check_grids(path: Path, matched: list[Matched]) -> Check:
+    """Reads the integers and scales back from the file and compares them with the grids.
+
+    Raises:
+        VerificationError: named "grids".
+    """
+    stored = {c.name: c for c in read_tflite(path).constants}
+    for item in matched:
+        constant = stored.get(item.found.name)
+        if constant is None or constant.scale is None:
+            raise VerificationError("grids", f"weight {item.found.name!r} is not an integer tensor of the file")
+        integers = np.moveaxis(constant.data, item.found.axis, 0).reshape(item.grid.integers.shape)
+        if (integers != item.grid.integers).any():
+            raise VerificationError("grids", f"weight {item.found.name!r} holds other integers than its grid")
+        if not np.allclose(constant.scale, item.grid.scale.reshape(constant.scale.shape), rtol=1e-6, atol=0):
+            raise VerificationError("grids", f"weight {item.found.name!r} has other scales than its grid")
+    return Check("grids", f"{len(matched)} weights", "integers and scales of the file are those of the model")
+
+
+@contextlib.contextmanager
+def frozen(model: Any, record: Record) -> Iterator[None]:
+    """While entered, static activations are rounded to the record's ranges, and nothing is folded into inputs."""
+    config = record.config
+    simulation = Simulation(model, config, plan_weights(model, config), "frozen", record.ranges).install()
+    try:
+        yield
+    finally:
+        simulation.remove()
+
+
+@contextlib.contextmanager
+def as_written(model: Any, written: Written) -> Iterator[None]:
+    """While entered, the model computes what the file should: weights on their grids, activations in their ranges."""
+    grids = {m.grid.path for m in written.matched} & set(written.record.grids)
+    before = []
+    try:
+        for weight in keras_api.weights(model):
+            if weight.path in grids and not written.record.trained:
+                value = keras_api.to_numpy(weight.variable)
+                layout: Layout = layouts(weight.layer)[weight.name]
+                before.append((weight.variable, value))
+                rounded = from_matrix(written.record.grids[weight.path].values, value.shape, layout)
+                weight.variable.assign(rounded.astype(value.dtype))
+        with frozen(model, written.record) if written.record.config.is_static else contextlib.nullcontext():
+            yield
+    finally:
+        for variable, value in before:
+            variable.assign(value)
+
+
+def _by_signature(
+    samples: dict[str, np.ndarray], inputs: Inputs, lengths: tuple[int, ...], batch: int
+) -> dict[str, list[dict[str, np.ndarray]]]:
+    """Samples cut and padded for the longest signature, in its batch size."""
+    length = max(lengths, default=None)
+    rows = len(next(iter(samples.values())))
+    shaped = {name: pad_to(samples[name], inputs.specs[name], length) for name in inputs.specs}
+    whole = range(0, rows - rows % batch, batch)
+    return {signature_of(length): [{n: v[i : i + batch] for n, v in shaped.items()} for i in whole]}

@@ -1,0 +1,145 @@
+"""Static quantization of a TFLite file: integers from input to output, on ranges that are already known.
+
+The model is traced with its roundings in it, which a converter keeps as pairs of QUANTIZE and DEQUANTIZE; each
+pair names a tensor and its grid. Taken out again, they leave a float file and a table of ranges, from which
+litert-quantizer writes the integer file.
+"""
+
+import contextlib
+import io
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tfopt.errors import InputError, WorkFailedError
+from tfopt.export import flatbuffer as fb
+from tfopt.export.grids import Matched, find_weights, match
+from tfopt.export.ranges import Range, strip_ranges
+from tfopt.quantization.config import QuantizeConfig
+from tfopt.quantization.record import Grid
+
+Samples = dict[str, Iterable[dict[str, np.ndarray]]]
+# Outputs are values of the input on the input's grid; the input that counts.
+_SAME_GRID = {
+    fb.Op.RESHAPE: 0, fb.Op.TRANSPOSE: 0, fb.Op.SQUEEZE: 0, fb.Op.EXPAND_DIMS: 0, fb.Op.SLICE: 0,
+    fb.Op.STRIDED_SLICE: 0, fb.Op.MAX_POOL_2D: 0, fb.Op.PAD: 0, fb.Op.SPLIT: 1, fb.Op.GATHER: 0,
+    fb.Op.BROADCAST_TO: 0, fb.Op.RESIZE_NEAREST_NEIGHBOR: 0, fb.Op.GATHER_ND: 0, fb.Op.UNPACK: 0,
+}  # fmt: skip
+
+
+def write_static(
+    content: bytes, config: QuantizeConfig, grids: dict[str, Grid], samples: Samples | None
+) -> tuple[bytes, list[Matched]]:
+    """Quantizes a file that was converted from a model with frozen ranges.
+
+    Args:
+        content: a TFLite file with QUANTIZE and DEQUANTIZE around every tensor whose range is known.
+        config: bits of activations.
+        grids: grids of the weights.
+        samples: inputs by signature, to observe what no rounding covered; None if there are none.
+
+    Returns:
+        The integer file, and its weights with the grids they were given.
+
+    Raises:
+        InputError: tensors without a range, and no samples to observe them.
+        WorkFailedError: litert-quantizer gave up.
+    """
+    model = fb.read(content)
+    ranges = strip_ranges(model)
+    matched, _ = match(find_weights(model), grids)
+    for item in matched:
+        if item.found.operator == fb.Op.GATHER:  # what is looked up lies on the table's grid
+            reach = float(item.grid.scale.max())
+            ranges[item.found.name] = (-128 * reach, 127 * reach)
+    plain = fb.write(model)
+    known: dict[str, Any] = {name: _as_statistics(r) for name, r in _spread(model, ranges).items()}
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        quantizer = _quantizer(plain, config)
+        missing = _without_range(model, known)
+        if missing:
+            if samples is None:
+                raise InputError(
+                    f"static quantization needs representative data: {len(missing)} tensors have no trained range, "
+                    f"{missing[0]!r} for one"
+                )
+            observed = quantizer.calibrate(samples, num_threads=2)
+            known = {**observed, **known}
+        for item in matched:
+            if item.found.operator != fb.Op.GATHER:
+                known[item.found.name] = _weight_statistics(item)
+        try:
+            result = quantizer.quantize(known)
+        except (ValueError, RuntimeError, KeyError) as error:
+            reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+            raise WorkFailedError(f"static quantization failed: {reason}") from error
+    return bytes(result.quantized_model), matched
+
+
+def _quantizer(content: bytes, config: QuantizeConfig) -> Any:
+    from litert_quantizer import qtyping, quantizer
+
+    new = quantizer.Quantizer(content)
+    new.add_static_config(".*", qtyping.TFLOperationName.ALL_SUPPORTED, config.activation_bits or 8, 8)
+    return new
+
+
+def _as_statistics(found: Range) -> dict[str, np.ndarray]:
+    return {"min": np.array(found[0], np.float32), "max": np.array(found[1], np.float32)}
+
+
+def _weight_statistics(item: Matched) -> dict[str, np.ndarray]:
+    """Statistics from which litert-quantizer takes exactly the scales of the grid."""
+    grid, found = item.grid, item.found
+    shape = [1] * len(found.shape)
+    shape[found.axis] = found.shape[found.axis]
+    reach = (np.broadcast_to(grid.scale, (shape[found.axis], 1)) * 127).reshape(shape).astype(np.float32)
+    return {"min": -reach, "max": reach}
+
+
+def _spread(model: Any, ranges: dict[str, Range]) -> dict[str, Range]:
+    """Hands ranges on through operators that only move values, in both directions."""
+    known = dict(ranges)
+    changed = True
+    while changed:
+        changed = False
+        for graph in model.subgraphs:
+            for op in graph.operators:
+                place = _SAME_GRID.get(fb.code(model, op))
+                if place is None:
+                    continue
+                source = fb.name(graph.tensors[int(op.inputs[place])])
+                for result in (fb.name(graph.tensors[int(i)]) for i in op.outputs):
+                    for one, other in ((source, result), (result, source)):
+                        if one in known and other not in known:
+                            known[other] = known[one]
+                            changed = True
+    return known
+
+
+def _without_range(model: Any, known: dict[str, Any]) -> list[str]:
+    """Float tensors that are computed and have no range, except what only widens integers."""
+    missing = []
+    for graph in model.subgraphs:
+        for op in graph.operators:
+            for tensor in (graph.tensors[int(i)] for i in op.outputs):
+                if tensor.type == fb.FLOAT32 and fb.name(tensor) not in known:
+                    missing.append(fb.name(tensor))
+        for tensor in (graph.tensors[int(i)] for i in graph.inputs):
+            if tensor.type == fb.FLOAT32 and fb.name(tensor) not in known:
+                missing.append(fb.name(tensor))
+    return missing
+
+
+def check_float_left(path: Path) -> int:
+    """Number of operators of a static file that still compute in float."""
+    model = fb.read(path.read_bytes())
+    graph = model.subgraphs[0]
+    border = (fb.Op.QUANTIZE, fb.Op.DEQUANTIZE)
+    return sum(
+        any(graph.tensors[int(i)].type == fb.FLOAT32 for i in op.outputs)
+        for op in graph.operators
+        if fb.code(model, op) not in border
+    )
