@@ -9,17 +9,16 @@ import logging
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 
 from tfopt import keras_api
 from tfopt.compress.base import Prepared
 from tfopt.errors import InputError
+from tfopt.numerics.fake_quant import scale_and_zero
 from tfopt.quantization.config import QuantizeConfig
 from tfopt.quantization.plan import PlannedWeight, check_finite, plan_weights
 from tfopt.quantization.record import Grid, Record, attach, record_of
 from tfopt.quantization.simulation import Simulation, simulation_of
 from tfopt.quantization.weights import assign, make_grid
-from tfopt.numerics.fake_quant import scale_and_zero
 
 _log = logging.getLogger(__name__)
 
@@ -119,6 +118,8 @@ class QuantizationMonitor(keras_api.Callback):
         widths = {key: high - low for key, (low, high) in simulation.observed().items()}
         if widths:
             logs["observed_points"] = float(len(widths))
-            changes = [abs(width / max(self._widths[k], 1e-9) - 1) for k, width in widths.items() if k in self._widths]
+            changes = [
+                abs(width / max(self._widths[k], 1e-9) - 1) for k, width in widths.items() if k in self._widths
+            ]
             logs["range_change"] = float(np.mean(changes)) if changes else 0.0
         self._widths = widths

@@ -24,6 +24,8 @@ PRODUCTS = {
 }  # fmt: skip
 # Without integer kernels for float activations: their weights are widened before the product.
 _WIDENED = {fb.Op.TRANSPOSE_CONV}
+# Takes two weights per byte; others store grids of few bits in whole bytes.
+_TAKES_INT4 = {fb.Op.FULLY_CONNECTED, fb.Op.CONV_2D, fb.Op.EMBEDDING_LOOKUP}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,7 +164,7 @@ def _needs_widening(item: Matched, weights_only: bool) -> bool:
 
 
 def _write_one(model: Any, item: Matched) -> None:
-    narrow = item.grid.spec.bits <= 4
+    narrow = stored_bits(item) == 4
     integers = np.moveaxis(
         item.grid.integers.reshape([item.found.shape[item.found.axis], *_without(item.found)]), 0, item.found.axis
     )
@@ -239,9 +241,9 @@ def _row(path: str, item: Matched, note: str) -> LayerBits:
     return LayerBits(path, item.grid.spec.bits, f"block {grain}" if isinstance(grain, int) else grain, note)
 
 
-def stored_bits(grid: Grid) -> int:
+def stored_bits(item: Matched) -> int:
     """Bits that each weight takes in the file."""
-    return 4 if grid.spec.bits <= 4 else 8
+    return 4 if item.grid.spec.bits <= 4 and item.found.operator in _TAKES_INT4 else 8
 
 
 def nearest_grid(found: Found, bits: int, path: str) -> Grid:

@@ -7,6 +7,7 @@ litert-quantizer writes the integer file.
 
 import contextlib
 import io
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -48,16 +49,18 @@ def write_static(
         WorkFailedError: litert-quantizer gave up.
     """
     model = fb.read(content)
-    ranges = strip_ranges(model)
+    ranges, wide = strip_ranges(model)
     matched, _ = match(find_weights(model), grids)
     for item in matched:
         if item.found.operator == fb.Op.GATHER:  # what is looked up lies on the table's grid
-            reach = float(item.grid.scale.max())
-            ranges[item.found.name] = (-128 * reach, 127 * reach)
+            scale = float(item.grid.scale.max())
+            # With 16 bits, the same integers and scale in a wider type.
+            limits = (-32767, 32767) if config.activation_bits == 16 else (-128, 127)
+            ranges[item.found.name] = (limits[0] * scale, limits[1] * scale)
     plain = fb.write(model)
     known: dict[str, Any] = {name: _as_statistics(r) for name, r in _spread(model, ranges).items()}
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        quantizer = _quantizer(plain, config)
+        quantizer = _quantizer(plain, config, _touching(model, wide))
         missing = _without_range(model, known)
         if missing:
             if samples is None:
@@ -78,12 +81,26 @@ def write_static(
     return bytes(result.quantized_model), matched
 
 
-def _quantizer(content: bytes, config: QuantizeConfig) -> Any:
+def _quantizer(content: bytes, config: QuantizeConfig, wide: list[str]) -> Any:
     from litert_quantizer import qtyping, quantizer
 
+    everything, bits = qtyping.TFLOperationName.ALL_SUPPORTED, config.activation_bits or 8
     new = quantizer.Quantizer(content)
-    new.add_static_config(".*", qtyping.TFLOperationName.ALL_SUPPORTED, config.activation_bits or 8, 8)
+    new.add_static_config(".*", everything, bits, 8)
+    for name in wide if bits == 8 else ():
+        new.add_static_config(f"^{re.escape(name)};?$", everything, 16, 8)
     return new
+
+
+def _touching(model: Any, wide: set[str]) -> list[str]:
+    """Names of the outputs of operators that read or make a tensor of 16 bits: they compute in 16 bits."""
+    names = []
+    for graph in model.subgraphs:
+        for op in graph.operators:
+            touched = (fb.name(graph.tensors[int(i)]) for i in (*op.inputs, *op.outputs) if i >= 0)
+            if wide.intersection(touched):
+                names.append(fb.name(graph.tensors[int(op.outputs[0])]))
+    return names
 
 
 def _as_statistics(found: Range) -> dict[str, np.ndarray]:

@@ -86,7 +86,10 @@ def check_outputs(
     agreement = None
     name, expected = next(iter(reference.items()))
     if compare_classes and expected.ndim == 2 and expected.shape[1] > 1:
-        agreement, least = class_agreement(outputs[name], expected), _AGREEMENT.get(quantization, _QUANTIZED_AGREEMENT)
+        agreement, least = (
+            class_agreement(outputs[name], expected),
+            _AGREEMENT.get(quantization, _QUANTIZED_AGREEMENT),
+        )
         # Of a few samples, one may fall either way.
         if round((1 - agreement) * len(expected)) > max(1, (1 - least) * len(expected)):
             kept = f"{agreement:.1%} of the samples keep their class, not {least:.0%}"

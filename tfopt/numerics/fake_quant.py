@@ -90,9 +90,7 @@ def scale_and_zero(
         low = tf.minimum(tf.reduce_min(values, axes, keepdims=True), 0.0) * clip
         high = tf.maximum(tf.reduce_max(values, axes, keepdims=True), 0.0) * clip
         scale = _usable_scale((high - low) / (spec.largest - spec.smallest), spec)
-        zero = tf.clip_by_value(
-            tf.round(spec.smallest - low / scale), float(spec.smallest), float(spec.largest)
-        )
+        zero = tf.clip_by_value(tf.round(spec.smallest - low / scale), float(spec.smallest), float(spec.largest))
     return scale, zero
 
 
@@ -104,9 +102,7 @@ def _usable_scale(scale: tf.Tensor, spec: WeightSpec) -> tf.Tensor:
     return scale
 
 
-def to_integers(
-    w: tf.Tensor, layout: Layout, spec: WeightSpec, scale: tf.Tensor, zero: tf.Tensor
-) -> tf.Tensor:
+def to_integers(w: tf.Tensor, layout: Layout, spec: WeightSpec, scale: tf.Tensor, zero: tf.Tensor) -> tf.Tensor:
     """The integers (as floats, zero point included) of the weight, in its own shape."""
     values, _ = grouped(w, layout, spec.granularity)
     integers = tf.clip_by_value(tf.round(values / scale) + zero, float(spec.smallest), float(spec.largest))

@@ -55,7 +55,9 @@ def calibrate(model: Any, record: Record, inputs: Inputs, samples: dict[str, np.
     finally:
         simulation.remove()
     if max(counts, default=0) < -(-rows // BATCH):
-        raise WorkFailedError(f"calibration did not run: {max(counts, default=0)} of {-(-rows // BATCH)} batches seen")
+        raise WorkFailedError(
+            f"calibration did not run: {max(counts, default=0)} of {-(-rows // BATCH)} batches seen"
+        )
     for key, (low, high) in ranges.items():
         if not np.isfinite([low, high]).all():
             raise WorkFailedError(f"activation {key!r} became NaN or infinite on the representative data")

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from tfopt import keras_api
@@ -56,13 +57,17 @@ def _root(simulation: Simulation) -> Call:
     """Counts steps and rounds float inputs of the whole model."""
     model = simulation.model
     original = _original(model)
-    keys = [simulation.add_point(model, "model", f"input{i}", False) for i in range(4 * simulation.config.is_static)]
+    keys = [
+        simulation.add_point(model, "model", f"input{i}", False) for i in range(4 * simulation.config.is_static)
+    ]
 
     def call(*args: Any, **kwargs: Any) -> Any:
         simulation.count_step(model)
         if args and keys:
             flat = tf.nest.flatten(args[0])
             if len(flat) <= len(keys):
+                # Functional models of Keras 3 are given arrays as they are.
+                flat = [tf.convert_to_tensor(x) if isinstance(x, np.ndarray) else x for x in flat]
                 marked = [simulation.mark(x, key, model) for x, key in zip(flat, keys, strict=False)]
                 args = (tf.nest.pack_sequence_as(args[0], marked), *args[1:])
         return original(*args, **kwargs)
@@ -81,6 +86,7 @@ def _product(simulation: Simulation, layer: Any, path: str, own: list[PlannedWei
     static = simulation.config.is_static
     inner = simulation.add_point(layer, path, "product") if static and not linear_or_relu(layer) else None
     outer = simulation.add_point(layer, path, "output") if static and simulation.marks_output(layer) else None
+    in_blocks = any(isinstance(w.spec.granularity, int) for w in own)
     activation = getattr(layer, "activation", None)
     kind = getattr(activation, "__name__", "")
 
@@ -90,6 +96,8 @@ def _product(simulation: Simulation, layer: Any, path: str, own: list[PlannedWei
             values["activation"] = lambda x: activation(simulation.mark(x, inner, layer))
         with swapped(layer, values):
             outputs = original(simulation.rows(inputs, axes), *args, **kwargs)
+        if in_blocks:
+            return simulation.keep_apart(outputs)
         if outer is None:
             return outputs
         return simulation.mark(outputs, outer, layer, kind if kind in ("sigmoid", "tanh", "softmax") else "range")
@@ -160,15 +168,22 @@ def is_plain_norm(layer: Any) -> bool:
     return rank == 1 and len(axis) == 1 and not getattr(layer, "rms_scaling", False) and "call" not in vars(layer)
 
 
-def norm_call(layer: Any, mark: Callable[[tf.Tensor, str], tf.Tensor]) -> Call:
-    """The layer norm with the mean taken off first; `mark` sees every tensor on the way with its name."""
+def norm_call(layer: Any, mark: Callable[[tf.Tensor, str], tf.Tensor], floor: float = 0.0) -> Call:
+    """The layer norm with the mean taken off first.
+
+    Args:
+        layer: a plain layer norm.
+        mark: sees every tensor on the way with its name, and gives it back.
+        floor: added where a variance that was rounded to zero would have no gradient.
+    """
 
     def call(x: tf.Tensor, *args: Any, **kwargs: Any) -> tf.Tensor:
         if layer.axis not in (-1, [-1], len(x.shape) - 1, [len(x.shape) - 1]):
             return type(layer).call(layer, x, *args, **kwargs)
         centered = mark(x - mark(tf.reduce_mean(x, -1, keepdims=True), "mean"), "centered")
         variance = mark(tf.reduce_mean(mark(centered * centered, "square"), -1, keepdims=True), "variance")
-        inverse = mark(tf.math.rsqrt(mark(variance + layer.epsilon, "stable")), "inverse")
+        stable = mark(variance + layer.epsilon, "stable")
+        inverse = mark(tf.math.rsqrt(stable + floor if floor else stable), "inverse")
         scaled = mark(centered * inverse, "normed") * tf.cast(layer.gamma, x.dtype)
         if layer.beta is None:
             return mark(scaled, "output")
@@ -178,11 +193,14 @@ def norm_call(layer: Any, mark: Callable[[tf.Tensor, str], tf.Tensor]) -> Call:
 
 
 _NORM_POINTS = ("mean", "centered", "square", "variance", "stable", "inverse", "normed", "scaled", "output")
+# Squares and variances of different tokens lie orders of magnitude apart: in 8 bits small ones become zero.
+_WIDE = ("square", "variance", "stable", "inverse")
 
 
 def _norm(simulation: Simulation, layer: Any, path: str) -> Call:
-    keys = {name: simulation.add_point(layer, path, name) for name in _NORM_POINTS}
-    return norm_call(layer, lambda x, name: simulation.mark(x, keys[name], layer))
+    keys = {name: simulation.add_point(layer, path, name, wide=name in _WIDE) for name in _NORM_POINTS}
+    floor = 0.0 if simulation.mode == "frozen" else 1e-12
+    return norm_call(layer, lambda x, name: simulation.mark(x, keys[name], layer), floor)
 
 
 def _is_own_attention(layer: Any) -> bool:
@@ -199,7 +217,13 @@ def _attention(simulation: Simulation, layer: Any, path: str) -> Call:
         return simulation.mark(x, keys[name], layer, kind)
 
     def compute(
-        query: Any, key: Any, value: Any, attention_mask: Any = None, training: Any = None, *args: Any, **kwargs: Any
+        query: Any,
+        key: Any,
+        value: Any,
+        attention_mask: Any = None,
+        training: Any = None,
+        *args: Any,
+        **kwargs: Any,
     ) -> tuple[Any, Any]:
         scale = tf.cast(tf.math.rsqrt(float(layer._key_dim)), query.dtype)
         scores = mark(tf.einsum(layer._dot_product_equation, key, mark(query * scale, "query")), "product")

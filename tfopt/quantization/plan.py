@@ -56,7 +56,7 @@ def plan_weights(model: Any, config: QuantizeConfig) -> Plan:
     chosen: list[PlannedWeight] = []
     skipped: list[Skipped] = []
     for weight in selection.weights:
-        if len(weight.variable.shape) < 2:
+        if len(weight.variable.shape) < 2 or weight.name == "bias":  # those of MultiHeadAttention are matrices
             continue
         found = _decide(selection, weight, config)
         if isinstance(found, Skipped):

@@ -114,6 +114,7 @@ class Simulation:
         self.ranges = ranges or {}
         self.points: dict[str, Point] = {}
         self.steps: dict[str, tuple[tf.Tensor, Any]] = {}  # first step size and trained gain, by weight
+        self._wide: set[str] = set()
         self._clips: dict[str, tf.Tensor] = {}
         self._masks: dict[str, tf.Tensor] = {}
         self._patched: list[tuple[Any, str, Any]] = []
@@ -143,7 +144,14 @@ class Simulation:
             if self.mode == "train":
                 self._patch(self.model, "train_step", self._train_step(self.model.train_step))
         object.__setattr__(self.model, _ATTRIBUTE, self)
+        self._forget_traces()
         return self
+
+    def _forget_traces(self) -> None:
+        """Drops the model's compiled functions, which hold the calls that its layers had."""
+        for name in ("train_function", "test_function", "predict_function"):
+            if getattr(self.model, name, None) is not None:
+                setattr(self.model, name, None)
 
     def remove(self) -> None:
         """Gives every layer its own call back."""
@@ -161,9 +169,7 @@ class Simulation:
                 keras_api.remove_trainable(point.layer, point.gain)
         if simulation_of(self.model) is self:
             object.__delattr__(self.model, _ATTRIBUTE)
-        for name in ("train_function", "test_function", "predict_function"):
-            if getattr(self.model, name, None) is not None:  # they hold traces of the rounding
-                setattr(self.model, name, None)
+        self._forget_traces()
 
     def _patch(self, owner: Any, name: str, call: Any) -> None:
         self._patched.append((owner, name, vars(owner).get(name)))
@@ -197,13 +203,15 @@ class Simulation:
 
     # points
 
-    def add_point(self, layer: Any, path: str, name: str, learns: bool = True) -> str:
-        """Makes a place at which an activation gets a fixed range; returns its key."""
+    def add_point(self, layer: Any, path: str, name: str, learns: bool = True, wide: bool = False) -> str:
+        """Makes a place at which an activation gets a fixed range, of 16 bits if it is wide; returns its key."""
         key = f"{path}:{name}"
+        if wide:
+            self._wide.add(key)
         if self.mode != "frozen" and key not in self.points:
             owner = layer if hasattr(layer, "add_weight") else self.model
-            learned = learns and self.config.activation_range == "learned" and self.mode == "train"
-            self.points[key] = Point(owner, key, learned, widest=self.config.activation_bits == 16)
+            learned = learns and not wide and self.config.activation_range == "learned" and self.mode == "train"
+            self.points[key] = Point(owner, key, learned, widest=wide or self.config.activation_bits == 16)
         return key
 
     def marks_output(self, node: Any) -> bool:
@@ -283,11 +291,20 @@ class Simulation:
             return x
         return self._after_warmup(x, lambda: fake_quant_rows(x, axes, 8, self.config.activation_symmetric))
 
+    def keep_apart(self, x: tf.Tensor) -> tf.Tensor:
+        """A product's output, in a graph to be converted, so that nothing is folded into its weights from behind.
+
+        Scales of blocks are stored in 16 bits, which a factor folded into them would need more of.
+        """
+        return tf.quantization.fake_quant_with_min_max_args(x) if self.mode == "frozen" else x
+
     def mark(self, x: Any, key: str, layer: Any, kind: Kind = "range") -> Any:
         """An activation, observed and rounded to the fixed range of its point."""
         if not tf.is_tensor(x) or not x.dtype.is_floating or not self.config.is_static:
             return x
         bits, symmetric = self.config.activation_bits or 8, self.config.activation_symmetric
+        if key in self._wide:
+            bits, symmetric = 16, True
         fixed = _FIXED.get((kind, bits))
         if self.mode == "frozen":
             low, high = fixed or self.ranges.get(key, (None, None))

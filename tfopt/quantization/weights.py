@@ -31,7 +31,12 @@ def make_grid(planned: PlannedWeight, w: tf.Tensor, scale: tf.Tensor, zero: tf.T
     source = as_matrix(np.asarray(w), planned.layout)
     spread = [_scale_matrix(np.asarray(a), planned, source.shape) for a in (scale, zero)]
     return Grid(
-        planned.path, planned.spec, as_matrix(integers, planned.layout).astype(np.int8), *spread, source, planned.note
+        planned.path,
+        planned.spec,
+        as_matrix(integers, planned.layout).astype(np.int8),
+        *spread,
+        source,
+        planned.note,
     )
 
 
