@@ -163,7 +163,7 @@ def _scales(model: Any, graph: Any, tensor: Any) -> tuple[Any, Any, int]:
     parameters = tensor.quantization
     if parameters is None:
         return None, None, 0
-    if parameters.details is not None and getattr(parameters.details, "blockSize", 0):
+    if parameters.details is not None and getattr(parameters.details, "blockSize", None):
         stored = graph.tensors[parameters.details.scales]
         half = np.frombuffer(bytes(model.buffers[stored.buffer].data), np.float16).reshape(list(stored.shape))
         return half.astype(np.float32), np.zeros(half.shape, np.int64), 0

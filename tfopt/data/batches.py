@@ -87,20 +87,50 @@ def record_lengths(folder: str | Path, manifest: Manifest) -> np.ndarray:
     return np.concatenate([f["input_ids"].row_lengths().numpy() for f in parsed])
 
 
-def samples(folder: str | Path, count: int, split: str = SPLIT) -> dict[str, np.ndarray]:
-    """The first `count` records padded to one length, for checks and calibration.
+def record_count(folder: str | Path, split: str = SPLIT) -> int:
+    """Records of a split."""
+    return read_manifest(folder, split).records
+
+
+def samples(folder: str | Path, count: int, split: str = SPLIT, balanced: bool = False) -> dict[str, np.ndarray]:
+    """Records padded to one length, for checks and calibration.
+
+    Args:
+        folder: a packed folder.
+        count: how many records; fewer if the split has fewer.
+        split: of the folder.
+        balanced: the same number of each class, as far as the split has them, instead of the first records.
 
     Returns:
         "input_ids" and "attention_mask" of shape (count, length), int32, and "label" if there is one.
+
+    Raises:
+        DataError: the split holds no records.
+        InputError: `balanced` for records without labels.
     """
     manifest = read_manifest(folder, split)
-    found = list(itertools.islice(batches(folder, count, by_length=False, split=split), 1))
+    if balanced and not manifest.labels:
+        raise InputError(f"{folder} holds no labels to balance; leave balanced=False")
+    wanted = manifest.records if balanced else count
+    found = list(itertools.islice(batches(folder, max(wanted, 1), by_length=False, split=split), 1))
     if not found:
         raise DataError(f"{folder} holds no records")
     if not manifest.labels:
         return {k: v.numpy() for k, v in found[0].items()}
     inputs, labels = found[0]
-    return {**{k: v.numpy() for k, v in inputs.items()}, "label": labels.numpy()}
+    everything = {**{k: v.numpy() for k, v in inputs.items()}, "label": labels.numpy()}
+    if not balanced:
+        return everything
+    rows = _balanced_rows(everything["label"], count)
+    longest = int(everything["attention_mask"][rows].sum(1).max())
+    return {k: v[rows][:, :longest] if v.ndim > 1 else v[rows] for k, v in everything.items()}
+
+
+def _balanced_rows(labels: np.ndarray, count: int) -> np.ndarray:
+    """The first rows of each class in turn, until there are `count`."""
+    places = [np.flatnonzero(labels == label) for label in np.unique(labels)]
+    turns = [row for turn in itertools.zip_longest(*places) for row in turn if row is not None]
+    return np.array(turns[:count])
 
 
 def _count(records: int, window: int, batch_size: int) -> int:

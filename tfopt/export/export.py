@@ -10,7 +10,7 @@ import tensorflow as tf
 from tfopt import keras_api
 from tfopt.errors import InputError
 from tfopt.export.artifact import Artifact, Check, LayerBits
-from tfopt.export.quantization import as_written, make_record, resolve, write_quantized
+from tfopt.export.quantization import as_written, make_record, resolve, smoother, write_quantized
 from tfopt.export.saved_model import write_saved_model
 from tfopt.export.signatures import MASK, check_lengths, check_samples
 from tfopt.export.tflite import convert
@@ -79,11 +79,12 @@ def export(
     with replacing(path) as temporary:
         if config is not None:
             given = None if representative is None else samples
-            record, checks = make_record(model, config, inputs, given)
-            written = write_quantized(model, temporary, inputs, chosen, batch_size, record, given)
-            with as_written(model, written):
-                expected = _outputs(model, inputs, samples)
-            checks, layers = [*checks, *written.checks], written.layers
+            with smoother(model, config, inputs, given) as smoothing:
+                record, checks = make_record(model, config, inputs, given)
+                written = write_quantized(model, temporary, inputs, chosen, batch_size, record, given)
+                with as_written(model, written):
+                    expected = _outputs(model, inputs, samples)
+            checks, layers = [*smoothing, *checks, *written.checks], written.layers
         else:
             expected = reference
             if format == "tflite":

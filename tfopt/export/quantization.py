@@ -22,16 +22,17 @@ from tfopt.export.grids import (
 )
 from tfopt.export.lookups import look_up_rows
 from tfopt.export.signatures import pad_to
-from tfopt.export.static import check_float_left, write_static
+from tfopt.export.static import Samples, check_float_left, write_static
 from tfopt.export.tflite import convert, signature_of
 from tfopt.keras_io import Inputs
 from tfopt.numerics.fake_quant import Layout
-from tfopt.quantization.calibration import calibrate, quantize_weights
+from tfopt.quantization.calibration import Improved, calibrate, quantize_weights
 from tfopt.quantization.config import NAMED, QuantizeConfig
 from tfopt.quantization.kinds import layouts
 from tfopt.quantization.plan import plan_weights
 from tfopt.quantization.record import Grid, Record, from_matrix, record_of
 from tfopt.quantization.simulation import Simulation
+from tfopt.quantization.smooth import smoothed
 from tfopt.tflite_file import read_tflite
 
 TRAINED = "trained"
@@ -93,17 +94,46 @@ def make_record(
     Raises:
         InputError: static quantization without data.
     """
-    trained, checks = record_of(model), []
-    record = dataclasses.replace(trained, config=config) if trained else quantize_weights(model, config)
+    trained = record_of(model)
+    if trained is not None:
+        checks: list[Check] = []
+        record = dataclasses.replace(trained, config=config)
+    else:
+        if config.needs_data and representative is None:
+            raise InputError(_NEEDS_DATA)
+        record, improved = quantize_weights(model, config, inputs, representative)
+        checks = [] if improved is None else [_gptq_check(improved)]
     if config.is_static and not record.ranges:
         if representative is None:
-            raise InputError(
-                "static quantization needs representative data: pass representative={name: array}, or train the "
-                "model with quantize_aware(activations='static')"
-            )
+            raise InputError(_NEEDS_DATA)
         record, rows = calibrate(model, record, inputs, representative)
         checks.append(Check("calibration", f"{rows} rows, {len(record.ranges)} ranges", "every batch seen"))
     return record, checks
+
+
+_NEEDS_DATA = (
+    "static quantization, GPTQ and smoothing need representative data: pass representative={name: array}, or train "
+    "the model with quantize_aware(...)"
+)
+
+
+def _gptq_check(improved: Improved) -> Check:
+    found = f"{improved.better} of {improved.tried} matrices, mean error {improved.error_ratio:.2f} of nearest"
+    return Check("gptq", found, "better than rounding to nearest, else that is kept")
+
+
+@contextlib.contextmanager
+def smoother(
+    model: Any, config: QuantizeConfig, inputs: Inputs, representative: dict[str, np.ndarray] | None
+) -> Iterator[list[Check]]:
+    """While entered, the spread of activations is in the weights, if the configuration says so."""
+    if config.smooth is None or record_of(model) is not None:
+        yield []
+        return
+    if representative is None:
+        raise InputError(_NEEDS_DATA)
+    with smoothed(model, inputs, representative, config.smooth) as places:
+        yield [Check("smooth", f"{places} places", "reported")]
 
 
 def write_quantized(
@@ -175,7 +205,7 @@ def frozen(model: Any, record: Record) -> Iterator[None]:
 
 @contextlib.contextmanager
 def as_written(model: Any, written: Written) -> Iterator[None]:
-    """While entered, the model computes what the file should: weights on their grids, activations in their ranges."""
+    """While entered, the model computes what the file should: weights on grids, activations in ranges."""
     grids = {m.grid.path for m in written.matched} & set(written.record.grids)
     before = []
     try:
@@ -193,9 +223,7 @@ def as_written(model: Any, written: Written) -> Iterator[None]:
             variable.assign(value)
 
 
-def _by_signature(
-    samples: dict[str, np.ndarray], inputs: Inputs, lengths: tuple[int, ...], batch: int
-) -> dict[str, list[dict[str, np.ndarray]]]:
+def _by_signature(samples: dict[str, np.ndarray], inputs: Inputs, lengths: tuple[int, ...], batch: int) -> Samples:
     """Samples cut and padded for the longest signature, in its batch size."""
     length = max(lengths, default=None)
     rows = len(next(iter(samples.values())))

@@ -8,7 +8,7 @@ litert-quantizer writes the integer file.
 import contextlib
 import io
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from tfopt.export.ranges import Range, strip_ranges
 from tfopt.quantization.config import QuantizeConfig
 from tfopt.quantization.record import Grid
 
-Samples = dict[str, Iterable[dict[str, np.ndarray]]]
+Samples = Mapping[str, Iterable[dict[str, np.ndarray]]]
 # Outputs are values of the input on the input's grid; the input that counts.
 _SAME_GRID = {
     fb.Op.RESHAPE: 0, fb.Op.TRANSPOSE: 0, fb.Op.SQUEEZE: 0, fb.Op.EXPAND_DIMS: 0, fb.Op.SLICE: 0,
@@ -68,7 +68,7 @@ def write_static(
                     f"static quantization needs representative data: {len(missing)} tensors have no trained range, "
                     f"{missing[0]!r} for one"
                 )
-            observed = quantizer.calibrate(samples, num_threads=2)
+            observed = quantizer.calibrate(dict(samples), num_threads=2)
             known = {**observed, **known}
         for item in matched:
             if item.found.operator != fb.Op.GATHER:

@@ -1,6 +1,7 @@
 """Quantization without training: grids by rounding, ranges by running representative data through the model."""
 
 import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -9,22 +10,78 @@ from tfopt import keras_api
 from tfopt.errors import InputError, WorkFailedError
 from tfopt.keras_io import Inputs, call
 from tfopt.quantization.config import QuantizeConfig
-from tfopt.quantization.plan import plan_weights
+from tfopt.quantization.gptq import gptq
+from tfopt.quantization.kinds import role
+from tfopt.quantization.plan import Plan, plan_weights
 from tfopt.quantization.record import Grid, Record
-from tfopt.quantization.simulation import Simulation
+from tfopt.quantization.simulation import Simulation, watched_inputs
 from tfopt.quantization.weights import round_to_nearest
 
 BATCH = 8
 
 
-def quantize_weights(model: Any, config: QuantizeConfig) -> Record:
-    """Grids for the model's weights as they are; the model is not changed."""
+@dataclasses.dataclass(frozen=True)
+class Improved:
+    """What GPTQ did: matrices it rounded better than to nearest, of how many, and the mean ratio of errors."""
+
+    better: int
+    tried: int
+    error_ratio: float
+
+
+def quantize_weights(
+    model: Any, config: QuantizeConfig, inputs: Inputs | None = None, samples: dict[str, np.ndarray] | None = None
+) -> tuple[Record, Improved | None]:
+    """Grids for the model's weights as they are; the model is not changed.
+
+    Args:
+        model: the float model.
+        config: the grids.
+        inputs: how it is called; for GPTQ.
+        samples: representative inputs by name; for GPTQ.
+    """
     plan = plan_weights(model, config)
     grids: dict[str, Grid] = {}
     for planned in plan.weights:
         value = keras_api.to_numpy(planned.weight.variable).astype(np.float32)
         grids[planned.path] = round_to_nearest(planned, value, config.weight_scale != "max")
-    return Record(config, grids, {}, plan.skipped, trained=False)
+    improved = None
+    if config.rounding == "gptq":
+        assert inputs is not None and samples is not None
+        improved = _improve(model, plan, grids, inputs, samples)
+    return Record(config, grids, {}, plan.skipped, trained=False), improved
+
+
+def _improve(
+    model: Any, plan: Plan, grids: dict[str, Grid], inputs: Inputs, samples: dict[str, np.ndarray]
+) -> Improved:
+    """Replaces grids of matrices by those of GPTQ where they are better, in place."""
+    matrices = {
+        id(p.weight.layer): p for p in plan.weights if p.layout.blocks and role(p.weight.layer) == "product"
+    }
+    hessians: dict[str, np.ndarray] = {}
+
+    def watch(layer: Any, x: Any) -> None:
+        planned = matrices.get(id(layer))
+        if planned is None:
+            return
+        rows = np.asarray(x, np.float64).reshape(-1, grids[planned.path].source.shape[1])
+        hessians[planned.path] = hessians.get(planned.path, 0) + rows.T @ rows
+
+    with watched_inputs(model, watch):
+        for batch in batches_of(samples):
+            call(model, inputs, batch)
+    results = {path: gptq(grids[path], hessian) for path, hessian in hessians.items()}
+    grids.update({path: result.grid for path, result in results.items()})
+    ratios = [min(r.error / max(r.error_nearest, 1e-30), 1.0) for r in results.values()]
+    better = sum(r.improved for r in results.values())
+    return Improved(better, len(results), float(np.mean(ratios)) if ratios else 1.0)
+
+
+def batches_of(samples: dict[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
+    """The samples in batches."""
+    for start in range(0, len(next(iter(samples.values()))), BATCH):
+        yield {name: value[start : start + BATCH] for name, value in samples.items()}
 
 
 def calibrate(model: Any, record: Record, inputs: Inputs, samples: dict[str, np.ndarray]) -> tuple[Record, int]:
@@ -48,8 +105,8 @@ def calibrate(model: Any, record: Record, inputs: Inputs, samples: dict[str, np.
     plan = plan_weights(model, record.config)
     simulation = Simulation(model, record.config, plan, "calibrate").install()
     try:
-        for start in range(0, rows, BATCH):
-            call(model, inputs, {name: value[start : start + BATCH] for name, value in samples.items()})
+        for batch in batches_of(samples):
+            call(model, inputs, batch)
         ranges = simulation.observed()
         counts = [point.value()[2] for point in simulation.points.values()]
     finally:

@@ -9,7 +9,7 @@ import tensorflow as tf
 from tfopt import keras_api
 from tfopt.quantization.kinds import class_names, einsum_input_axes, linear_or_relu, role
 from tfopt.quantization.plan import PlannedWeight
-from tfopt.quantization.simulation import Simulation, swapped
+from tfopt.quantization.simulation import Kind, Simulation, swapped
 
 Call = Callable[..., Any]
 _MASKED = -10_000.0
@@ -85,24 +85,36 @@ def _product(simulation: Simulation, layer: Any, path: str, own: list[PlannedWei
     names = {_attribute_of(layer, w.weight.variable): w for w in own}
     static = simulation.config.is_static
     inner = simulation.add_point(layer, path, "product") if static and not linear_or_relu(layer) else None
-    outer = simulation.add_point(layer, path, "output") if static and simulation.marks_output(layer) else None
+    marked = static and simulation.marks_output(layer)
+    wide = marked and simulation.feeds_norm(layer, through_add=True)
+    outer = simulation.add_point(layer, path, "output", wide=wide) if marked else None
+    symmetric = any("Depthwise" in name for name in class_names(layer))  # as its kernel in LiteRT has it
     in_blocks = any(isinstance(w.spec.granularity, int) for w in own)
     activation = getattr(layer, "activation", None)
-    kind = getattr(activation, "__name__", "")
+    kind = _kind(getattr(activation, "__name__", ""))
+
+    def activate(x: Any) -> Any:
+        return activation(simulation.mark(x, str(inner), layer))  # type: ignore[misc]
 
     def call(inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        values = {name: simulation.weight(w, _tensor(w)) for name, w in names.items()}
+        values: dict[str, Any] = {name: simulation.weight(w, _tensor(w)) for name, w in names.items()}
         if inner is not None:
-            values["activation"] = lambda x: activation(simulation.mark(x, inner, layer))
+            values["activation"] = activate
         with swapped(layer, values):
-            outputs = original(simulation.rows(inputs, axes), *args, **kwargs)
+            outputs = original(simulation.rows(layer, inputs, axes, symmetric), *args, **kwargs)
         if in_blocks:
             return simulation.keep_apart(outputs)
         if outer is None:
             return outputs
-        return simulation.mark(outputs, outer, layer, kind if kind in ("sigmoid", "tanh", "softmax") else "range")
+        return simulation.mark(outputs, outer, layer, kind)
 
     return call
+
+
+def _kind(activation: str) -> Kind:
+    """The kind of output an activation gives: some have a grid that runtimes prescribe."""
+    kinds: dict[str, Kind] = {"sigmoid": "sigmoid", "tanh": "tanh", "softmax": "softmax"}
+    return kinds.get(activation, "range")
 
 
 def _tensor(planned: PlannedWeight) -> tf.Tensor:
@@ -138,9 +150,9 @@ def _table(simulation: Simulation, layer: Any, planned: PlannedWeight) -> Call:
 def _computes(simulation: Simulation, node: Any, path: str) -> Call:
     original = _original(node)
     marked = simulation.marks_output(node)
-    key = simulation.add_point(node, path, "output") if marked else ""
+    key = simulation.add_point(node, path, "output", wide=simulation.feeds_norm(node)) if marked else ""
     activation = getattr(getattr(node, "activation", None), "__name__", "") or type(node).__name__.lower()
-    kind = activation if activation in ("sigmoid", "tanh", "softmax") else "range"
+    kind = _kind(activation)
 
     def call(*args: Any, **kwargs: Any) -> Any:
         outputs = original(*args, **kwargs)
@@ -193,8 +205,10 @@ def norm_call(layer: Any, mark: Callable[[tf.Tensor, str], tf.Tensor], floor: fl
 
 
 _NORM_POINTS = ("mean", "centered", "square", "variance", "stable", "inverse", "normed", "scaled", "output")
-# Squares and variances of different tokens lie orders of magnitude apart: in 8 bits small ones become zero.
-_WIDE = ("square", "variance", "stable", "inverse")
+# Squares and variances of different tokens lie orders of magnitude apart, and a trained residual has single
+# values a hundred times larger than the rest: in 8 bits all the others would become zero. See also
+# Bondarenko et al., https://arxiv.org/abs/2109.12948.
+_WIDE = ("mean", "centered", "square", "variance", "stable", "inverse", "normed")
 
 
 def _norm(simulation: Simulation, layer: Any, path: str) -> Call:

@@ -11,6 +11,7 @@ from tfopt.numerics.fake_quant import Granularity, WeightSpec
 BLOCKS = (32, 64, 128)
 Activations = Literal["none", "dynamic", "static"]
 WeightScale = Literal["max", "mse", "learned"]
+Rounding = Literal["nearest", "gptq"]
 ActivationRange = Literal["moving_average", "learned"]
 
 
@@ -33,6 +34,10 @@ class QuantizeConfig:
         momentum: share of the old range that a moving average keeps at each step.
         bits: bits by layer, as pattern -> 2 to 8 or None for float; the last match counts.
         table_bits: bits of lookup tables, if not `weight_bits`.
+        rounding: of weights after training, "nearest", or "gptq" which looks at what each layer is fed; needs
+            data.
+        smooth: after training, share of the spread of activations that is moved into weights (SmoothQuant),
+            above 0 and below 1; None moves nothing. Needs data.
         warmup_steps: training steps before rounding starts; ranges are already observed.
         freeze_after: training step after which static ranges no longer move; None never freezes.
         preserve_sparsity: exact zeros of a pruned kernel stay zero while training.
@@ -55,6 +60,8 @@ class QuantizeConfig:
     momentum: float = 0.99
     bits: Mapping[str, int | None] = dataclasses.field(default_factory=dict)
     table_bits: int | None = None
+    rounding: Rounding = "nearest"
+    smooth: float | None = None
     warmup_steps: int = 0
     freeze_after: int | None = None
     preserve_sparsity: bool = True
@@ -70,6 +77,9 @@ class QuantizeConfig:
         self._check_choice("activations", Activations)
         self._check_choice("weight_scale", WeightScale)
         self._check_choice("activation_range", ActivationRange)
+        self._check_choice("rounding", Rounding)
+        if self.smooth is not None and not 0 < self.smooth < 1:
+            raise InputError(f"smooth must be above 0 and below 1, got {self.smooth}")
         if self.activation_bits is None and self.activations != "none":
             object.__setattr__(self, "activations", "none")
         if self.activations == "none":
@@ -95,7 +105,8 @@ class QuantizeConfig:
         if self.activation_bits not in allowed:
             text = " or ".join(str(b) for b in allowed)
             raise InputError(
-                f"activation_bits must be {text} with activations={self.activations!r}, got {self.activation_bits!r}"
+                f"activation_bits must be {text} with activations={self.activations!r}, "
+                f"got {self.activation_bits!r}"
             )
         if self.activation_bits == 16:
             object.__setattr__(self, "activation_symmetric", True)  # the only kind that runtimes have
@@ -122,6 +133,11 @@ class QuantizeConfig:
             raise InputError("weight_symmetric=False needs activations='none': runtimes multiply symmetric weights")
         if not self.weight_symmetric and self.weight_scale == "learned":
             raise InputError("weight_scale='learned' needs weight_symmetric=True")
+
+    @property
+    def needs_data(self) -> bool:
+        """Whether quantization without training needs representative data."""
+        return self.is_static or self.rounding != "nearest" or self.smooth is not None
 
     @property
     def is_static(self) -> bool:

@@ -137,3 +137,9 @@ def is_relu(node: Any) -> bool:
     if "Activation" in names:
         return getattr(node.activation, "__name__", "") in ("relu", "relu6")
     return "TFOpLambda" in names and _function_name(node) in ("relu", "relu6")
+
+
+def is_add(node: Any) -> bool:
+    """Whether a layer or operation adds two tensors."""
+    names = class_names(node)
+    return "Add" in names or ("TFOpLambda" in names and _function_name(node) in ("add", "add_v2"))

@@ -44,8 +44,7 @@ class Grid:
     @property
     def values(self) -> np.ndarray:
         """The float values of the integers."""
-        rows, columns = self.integers.shape
-        width = columns // self.scale.shape[1]
+        width = self.integers.shape[1] // self.scale.shape[1]
         spread = [np.repeat(a, width, 1) if a.shape[1] > 1 else a for a in (self.scale, self.zero)]
         return (self.integers.astype(np.float32) - spread[1]) * spread[0]
 
@@ -116,7 +115,7 @@ def to_bytes(record: Record) -> bytes:
         "skipped": [dataclasses.astuple(s) for s in record.skipped],
         "grids": [(g.path, list(g.spec), g.note) for g in record.grids.values()],
     }
-    arrays = {}
+    arrays: dict[str, Any] = {}
     for index, grid in enumerate(record.grids.values()):
         arrays[f"scale{index}"] = grid.scale
         arrays[f"zero{index}"] = grid.zero

@@ -6,7 +6,7 @@ is the plain float model.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import numpy as np
@@ -23,8 +23,8 @@ from tfopt.numerics.fake_quant import (
     scale_and_zero,
 )
 from tfopt.quantization.config import QuantizeConfig
-from tfopt.quantization.kinds import is_relu, linear_or_relu, role
-from tfopt.quantization.plan import Plan, PlannedWeight
+from tfopt.quantization.kinds import is_add, is_relu, linear_or_relu, role
+from tfopt.quantization.plan import Plan, PlannedWeight, plan_weights
 
 _ATTRIBUTE = "_tfopt_simulation"
 _PRUNED = 0.01  # share of exact zeros that no fresh or trained kernel has
@@ -77,7 +77,7 @@ class Point:
         new = tf.concat([widest if self._widest else mean, [count]], 0)
         self.seen.assign(tf.where(active, new, old))
 
-    def range(self, x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def range(self) -> tuple[tf.Tensor, tf.Tensor]:
         seen = tf.convert_to_tensor(self.seen)
         if self.gain is not None:
             gains = tf.exp(tf.cast(keras_api.tf_variable(self.gain), tf.float32))
@@ -119,6 +119,7 @@ class Simulation:
         self._masks: dict[str, tf.Tensor] = {}
         self._patched: list[tuple[Any, str, Any]] = []
         self._in_train_step = False
+        self.watch: Callable[[Any, tf.Tensor], None] | None = None  # sees the inputs of products
         self.counter: Any = None
 
     # putting in and taking out
@@ -227,6 +228,16 @@ class Simulation:
         folds = type(readers[0]).__name__ == "BatchNormalization" and role(node) == "product"
         return not (folds and linear_or_relu(node))
 
+    def feeds_norm(self, node: Any, through_add: bool = False) -> bool:
+        """Whether a layer norm reads the output, as it is or, `through_add`, as a term of a sum."""
+        for reader in keras_api.consumers(node):
+            kind = role(reader)
+            if kind == "norm" or (kind == "same" and self.feeds_norm(reader, through_add)):
+                return True
+            if through_add and is_add(reader) and self.feeds_norm(reader):
+                return True
+        return False
+
     # rounding, while a call is under way
 
     def training(self, layer: Any) -> bool:
@@ -281,15 +292,18 @@ class Simulation:
         own_scales = planned.path in self.steps or planned.path in self._clips or planned.path in self._masks
         return planned.spec.granularity != "tensor" and not own_scales
 
-    def rows(self, x: tf.Tensor, axes: tuple[int, ...]) -> tf.Tensor:
+    def rows(self, layer: Any, x: tf.Tensor, axes: tuple[int, ...], symmetric: bool = False) -> tf.Tensor:
         """Inputs of a product, rounded row by row where the runtime does so."""
+        if self.watch is not None:
+            self.watch(layer, x)
         if self.mode == "frozen" and not self.config.is_static:
             # Only a barrier in a graph that is to be converted: a converter would multiply the gamma of a layer
             # norm into the weights behind it, which then lie on no grid.
             return tf.quantization.fake_quant_with_min_max_args(x)
         if self.mode != "train" or self.config.activations != "dynamic":
             return x
-        return self._after_warmup(x, lambda: fake_quant_rows(x, axes, 8, self.config.activation_symmetric))
+        symmetric = symmetric or self.config.activation_symmetric
+        return self._after_warmup(x, lambda: fake_quant_rows(x, axes, 8, symmetric))
 
     def keep_apart(self, x: tf.Tensor) -> tf.Tensor:
         """A product's output, in a graph to be converted, so that nothing is folded into its weights from behind.
@@ -307,10 +321,10 @@ class Simulation:
             bits, symmetric = 16, True
         fixed = _FIXED.get((kind, bits))
         if self.mode == "frozen":
-            low, high = fixed or self.ranges.get(key, (None, None))
-            if low is None or high is None:
+            known = fixed or self.ranges.get(key)
+            if known is None:
                 return x
-            low, high = _usable(low, high, symmetric)
+            low, high = _usable(*known, symmetric)
             return fake_quant_range(x, tf.constant(low), tf.constant(high), bits, symmetric)
         point = self.points.get(key)
         if point is None:
@@ -320,9 +334,9 @@ class Simulation:
             return x
 
         def rounded() -> tf.Tensor:
-            low, high = fixed or point.range(x)
+            low, high = (tf.convert_to_tensor(bound) for bound in fixed or point.range())
             count = tf.convert_to_tensor(point.seen)[2]
-            low, high = _usable_tensors(tf.convert_to_tensor(low), tf.convert_to_tensor(high), symmetric)
+            low, high = _usable_tensors(low, high, symmetric)
             value = fake_quant_range(x, low, high, bits, symmetric)
             return value if fixed else tf.where(count > 0, value, x)  # nothing was observed before training
 
@@ -357,6 +371,19 @@ def _usable_tensors(low: tf.Tensor, high: tf.Tensor, symmetric: bool) -> tuple[t
         high = tf.maximum(-low, high)
         low = -high
     return low, tf.where(high - low > 1e-9, high, low + 1e-6)
+
+
+@contextlib.contextmanager
+def watched_inputs(model: Any, watch: Callable[[Any, tf.Tensor], None]) -> Iterator[None]:
+    """While entered, `watch` is called with every layer that has a kernel and what it is fed."""
+    config = QuantizeConfig(weight_bits=8, activations="none")
+    simulation = Simulation(model, config, plan_weights(model, config), "calibrate")
+    simulation.watch = watch
+    simulation.install()
+    try:
+        yield
+    finally:
+        simulation.remove()
 
 
 @contextlib.contextmanager

@@ -29,15 +29,9 @@ def make_grid(planned: PlannedWeight, w: tf.Tensor, scale: tf.Tensor, zero: tf.T
     """The grid of a weight whose scales are given in the shape of `scale_and_zero`."""
     integers = to_integers(w, planned.layout, planned.spec, scale, zero).numpy()
     source = as_matrix(np.asarray(w), planned.layout)
-    spread = [_scale_matrix(np.asarray(a), planned, source.shape) for a in (scale, zero)]
-    return Grid(
-        planned.path,
-        planned.spec,
-        as_matrix(integers, planned.layout).astype(np.int8),
-        *spread,
-        source,
-        planned.note,
-    )
+    scales, zeros = (_scale_matrix(np.asarray(a), planned, source.shape) for a in (scale, zero))
+    matrix = as_matrix(integers, planned.layout).astype(np.int8)
+    return Grid(planned.path, planned.spec, matrix, scales, zeros, source, planned.note)
 
 
 def _scale_matrix(scale: np.ndarray, planned: PlannedWeight, shape: tuple[int, ...]) -> np.ndarray:

@@ -1,0 +1,137 @@
+"""MiniLM-L6 on SST-2 (full dev set): accuracy and bytes of every quantized file, trained and post-training.
+
+    python -m benchmarks.quantization_sst2 RUN --work DIR
+
+RUN is the folder of a finished `tfopt run minilm-sst2`. Trainings that DIR holds already are not repeated.
+"""
+
+import argparse
+import dataclasses
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.common import goal, save, show
+from tfopt import Predictor, export, keras_api
+from tfopt.compress import quantize
+from tfopt.data import batches as batching
+from tfopt.keras_io import inputs_of
+from tfopt.quantization import NAMED, QuantizeConfig
+from tfopt.quantization.sensitivity import measure_sensitivity
+from tfopt.train import TrainConfig, fit
+from tfopt.train.fit import seed_everything, total_steps
+
+EPOCHS, SAMPLES = 1, 128
+# Name -> configuration and learning rate of a quantization-aware training that starts from the float model.
+TRAININGS = {
+    "q8": (QuantizeConfig(), 1e-5),
+    "q4": (QuantizeConfig(weight_bits=4, weight_scale="mse"), 3e-5),
+    "s8": (QuantizeConfig(activations="static", freeze_after=1600), 1e-5),
+}
+NEAREST4 = QuantizeConfig(weight_bits=4)
+POST_TRAINING: dict[str, Any] = {
+    "float32": None,
+    "float16": "float16",
+    "int8 dynamic": "dynamic_int8",
+    "int4 channel, nearest": NEAREST4,
+    "int4 channel, clipped": "dynamic_int4",
+    "int4 channel, GPTQ": dataclasses.replace(NAMED["dynamic_int4"], rounding="gptq"),
+    "int4 block 32, clipped": "dynamic_int4_block32",
+    "int4 block 32, GPTQ": dataclasses.replace(NAMED["dynamic_int4_block32"], rounding="gptq"),
+    "int8 static": "int8",
+    "int16 static": "int16",
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--work", type=Path, default=Path("quantization_sst2"))
+    arguments = parser.parse_args()
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    bench = Bench(arguments.run, arguments.work)
+    rows = bench.post_training() | bench.mixed() | bench.trained()
+    show(rows)
+    base = rows["float32"]
+    lost = {name: base["accuracy"] - row["accuracy"] for name, row in rows.items()}
+    goals = [
+        goal("8-bit training, points lost", lost["int8 dynamic, trained"], 0.3, True),
+        goal("4-bit training, points lost", lost["int4 channel, trained"], 1.0, True),
+        goal("static int8 training, points lost", lost["int8 static, trained"], 1.0, True),
+        goal("int4 rounded to nearest loses more than trained, points",
+             lost["int4 channel, nearest"] - lost["int4 channel, trained"], 0.5),
+        goal("dynamic int8, share of float bytes", rows["int8 dynamic"]["bytes"] / base["bytes"], 0.26, True),
+        goal("int4, share of float bytes", rows["int4 channel, trained"]["bytes"] / base["bytes"], 0.15, True),
+    ]  # fmt: skip
+    save("quantization_sst2", {"files": rows, "trainings": bench.trainings, "goals": goals})
+
+
+class Bench:
+    """Exports and measures on one run's model and data."""
+
+    def __init__(self, run: Path, work: Path) -> None:
+        self.data, self.work, self.model_file = run / "data", work, run / "baseline" / "model.keras"
+        self.samples = batching.samples(self.data, SAMPLES, "train", balanced=True)
+        self.trainings: dict[str, Any] = {}
+
+    def post_training(self) -> dict[str, dict[str, Any]]:
+        model = keras_api.load_model(self.model_file)
+        return {name: self._measure(model, quantization) for name, quantization in POST_TRAINING.items()}
+
+    def mixed(self) -> dict[str, dict[str, Any]]:
+        """Bits by layer: the table of what each loses, and the best choice for the bytes half way to 4 bits."""
+        model = keras_api.load_model(self.model_file)
+        inputs = inputs_of(model)
+        table = measure_sensitivity(
+            model, NAMED["dynamic_int4"], inputs, {n: self.samples[n] for n in inputs.specs}
+        )
+        table.save(self.work / "sensitivity.json")
+        print(table.text())
+        sizes = {bits: sum(r.bytes for r in table.rows if r.bits == bits) for bits in (8, 4)}
+        chosen = table.within_bytes((sizes[8] + sizes[4]) // 2)
+        return {"int8 and int4 by sensitivity": self._measure(model, chosen)}
+
+    def trained(self) -> dict[str, dict[str, Any]]:
+        titles = {"q8": "int8 dynamic", "q4": "int4 channel", "s8": "int8 static"}
+        return {f"{titles[n]}, trained": self._measure(self._train(n), "trained") for n in TRAININGS}
+
+    def _train(self, name: str) -> Any:
+        path = self.work / f"{name}.keras"
+        config, rate = TRAININGS[name]
+        if not path.exists():
+            seed_everything("tf_keras", 8)
+            model = keras_api.load_model(self.model_file)
+            settings = TrainConfig(epochs=EPOCHS, batch_size=32, learning_rate=rate, seed=7)
+            train = batching.batches(self.data, 32, shuffle=True, seed=7, split="train")
+            prepared = quantize.prepare(model, config)
+            steps = total_steps(batching.record_count(self.data, "train"), settings)
+            started = time.perf_counter()
+            history = fit(model, train, settings, steps, prepared.callbacks, title=name)
+            history["seconds"] = [round(time.perf_counter() - started)]
+            keras_api.save_model(quantize.finish(model), path)
+            self.trainings[name] = {key: values[-1] for key, values in history.items()}
+        return keras_api.load_model(path)
+
+    def _measure(self, model: Any, quantization: Any) -> dict[str, Any]:
+        path = self.work / "model.tflite"
+        artifact = export(
+            model, path, "tflite", quantization, representative=self.samples, lengths=[32, 128]
+        )  # fmt: skip
+        predictor = Predictor.load(path)
+        right, rows = 0, 0
+        for inputs, labels in batching.batches(self.data, 64, split="validation"):
+            found = predictor.predict({k: v.numpy() for k, v in inputs.items()})
+            right += int((next(iter(found.values())).argmax(1) == labels.numpy()).sum())
+            rows += len(labels)
+        kept = [c for c in artifact.checks if c.name in ("gptq", "calibration", "float_operators")]
+        return {
+            "accuracy": round(100 * right / rows, 2), "rows": rows, "bytes": path.stat().st_size,
+            "agreement": None if artifact.agreement is None else float(np.round(artifact.agreement, 4)),
+            **{c.name: c.found for c in kept},
+        }  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

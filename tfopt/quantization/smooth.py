@@ -1,0 +1,110 @@
+"""Moves the spread of activations into weights, so that one range per tensor suits them better.
+
+Xiao et al., "SmoothQuant", https://arxiv.org/abs/2211.10438. Where a layer norm, or a layer that is linear or
+ends in a ReLU, feeds nothing but matrix products, its channels are divided by factors that those products
+multiply by; the model computes what it did before.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from tfopt import keras_api
+from tfopt.errors import InputError
+from tfopt.keras_io import Inputs, call
+from tfopt.quantization.kinds import class_names, einsum_input_axes, linear_or_relu, role
+from tfopt.quantization.simulation import watched_inputs
+
+
+@contextlib.contextmanager
+def smoothed(model: Any, inputs: Inputs, samples: dict[str, np.ndarray], strength: float) -> Iterator[int]:
+    """While entered, the model's activations are smoother; yields how many places were smoothed.
+
+    Args:
+        model: a functional model.
+        inputs: how it is called.
+        samples: representative inputs by name.
+        strength: share of the spread that goes into the weights, in (0, 1); 0.5 balances both.
+
+    Raises:
+        InputError: `strength` outside its range.
+    """
+    if not 0 < strength < 1:
+        raise InputError(f"smooth must be above 0 and below 1, got {strength}")
+    places = find_places(model)
+    readers = {id(layer): layer for _, products in places for layer in products}
+    reach: dict[int, np.ndarray] = {}
+
+    def watch(layer: Any, x: Any) -> None:
+        if id(layer) in readers:
+            seen = np.abs(np.asarray(x)).reshape(-1, x.shape[-1]).max(0)
+            reach[id(layer)] = np.maximum(reach.get(id(layer), 0), seen)
+
+    with watched_inputs(model, watch):
+        call(model, inputs, samples)
+    before = []
+    try:
+        for source, products in places:
+            touched = [*_own(source), *(p.kernel for p in products)]
+            before += [(v, keras_api.to_numpy(v)) for v in touched]
+            _move(source, products, reach[id(products[0])], strength)
+        yield len(places)
+    finally:
+        for variable, value in before:
+            variable.assign(value)
+
+
+def find_places(model: Any) -> list[tuple[Any, list[Any]]]:
+    """Layers whose output goes into matrix products only, with those products."""
+    places = []
+    for _, layer in keras_api.walk(model):
+        plain_norm = "LayerNormalization" in class_names(layer) and layer.gamma is not None
+        linear = "Dense" in class_names(layer) and linear_or_relu(layer)
+        if not (plain_norm or linear) or getattr(layer, "axis", -1) not in (-1, [-1], [2]):
+            continue
+        products = []
+        for reader in keras_api.consumers(layer):
+            found = _products(reader)
+            products += found
+            if not found:
+                products = []
+                break
+        if products:
+            places.append((layer, products))
+    return places
+
+
+def _products(reader: Any) -> list[Any]:
+    """The layers that multiply the last axis of their input, inside a reader that does nothing else with it."""
+    if role(reader) == "attention":
+        nodes = reader._inbound_nodes
+        if len({id(t) for node in nodes for t in _tensors(node)}) != 1:
+            return []  # query and value come from different places
+        return [reader._query_dense, reader._key_dense, reader._value_dense]
+    if "EinsumDense" in class_names(reader) and einsum_input_axes(reader) == (-1,):
+        return [reader]
+    return [reader] if "Dense" in class_names(reader) else []
+
+
+def _tensors(node: Any) -> list[Any]:
+    found = getattr(node, "keras_inputs", None)
+    return list(found) if found is not None else list(node.input_tensors)
+
+
+def _own(source: Any) -> list[Any]:
+    if "Dense" in class_names(source):
+        return [source.kernel] + ([source.bias] if source.bias is not None else [])
+    return [source.gamma] + ([source.beta] if source.beta is not None else [])
+
+
+def _move(source: Any, products: list[Any], reach: np.ndarray, strength: float) -> None:
+    kernels = [keras_api.to_numpy(p.kernel) for p in products]
+    weights = np.max([np.abs(k).reshape(k.shape[0], -1).max(1) for k in kernels], axis=0)
+    factors = np.maximum(reach, 1e-5) ** strength / np.maximum(weights, 1e-5) ** (1 - strength)
+    factors = np.where((reach > 0) & (weights > 0), factors, 1.0).astype(np.float32)
+    for variable in _own(source):
+        variable.assign(keras_api.to_numpy(variable) / factors)  # the last axis is the channel in each of them
+    for product, kernel in zip(products, kernels, strict=True):
+        product.kernel.assign(kernel * factors.reshape([-1] + [1] * (kernel.ndim - 1)))
