@@ -108,9 +108,18 @@ def read_tflite(path: str | Path) -> TFLiteFile:
 
     try:
         model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(data))
+        gather_buffers(model, data)
         return _describe(model)
     except Exception as error:  # a damaged buffer fails anywhere, with whatever its bytes lead to
         raise ModelFileError(f"{path} is damaged: {error}") from error
+
+
+def gather_buffers(model: Any, content: bytes) -> None:
+    """Reads the buffers that a file keeps behind the tree of objects, as litert-quantizer writes them."""
+    for buffer in model.buffers:
+        if buffer.data is None and buffer.offset > 1:
+            buffer.data = np.frombuffer(content, np.uint8, buffer.size, buffer.offset)
+            buffer.offset = buffer.size = 0
 
 
 @functools.cache

@@ -6,6 +6,8 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.tools import flatbuffer_utils
 
+from tfopt.tflite_file import gather_buffers
+
 Op = schema.BuiltinOperator
 FLOAT32, INT32, INT8, INT4, FLOAT16 = (
     schema.TensorType.FLOAT32, schema.TensorType.INT32, schema.TensorType.INT8, schema.TensorType.INT4,
@@ -15,7 +17,9 @@ FLOAT32, INT32, INT8, INT4, FLOAT16 = (
 
 def read(content: bytes) -> Any:
     """The file as a tree of Python objects."""
-    return flatbuffer_utils.convert_bytearray_to_object(bytearray(content))
+    model = flatbuffer_utils.convert_bytearray_to_object(bytearray(content))
+    gather_buffers(model, content)
+    return model
 
 
 def write(model: Any) -> bytes:

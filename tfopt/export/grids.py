@@ -30,14 +30,21 @@ _TAKES_INT4 = {fb.Op.FULLY_CONNECTED, fb.Op.CONV_2D, fb.Op.EMBEDDING_LOOKUP}
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """A constant weight of a file: its buffer, operator and values as a matrix of (outputs, inputs)."""
+    """A constant weight of a file: its buffer, operator and values as a matrix of (outputs, inputs).
+
+    Signatures share buffers, under a name of each one's own; `name` is the first of `names`.
+    """
 
     buffer: int
     operator: int
-    name: str
+    names: tuple[str, ...]
     axis: int
     shape: tuple[int, ...]
     matrix: np.ndarray = dataclasses.field(repr=False)
+
+    @property
+    def name(self) -> str:
+        return self.names[0]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +58,10 @@ class Matched:
 def find_weights(model: Any) -> list[Found]:
     """Every constant float weight that an operator multiplies by or looks up in, each buffer once."""
     weights: dict[int, Found] = {}
+    names: dict[int, list[str]] = {}
+    for graph in model.subgraphs:
+        for tensor in graph.tensors:
+            names.setdefault(tensor.buffer, []).append(fb.name(tensor))
     for graph in model.subgraphs:
         for op in graph.operators:
             kind = fb.code(model, op)
@@ -62,7 +73,9 @@ def find_weights(model: Any) -> list[Found]:
             if values is None or values.ndim < 2 or tensor.buffer in weights:
                 continue
             matrix = np.ascontiguousarray(np.moveaxis(values, axis, 0)).reshape(values.shape[axis], -1)
-            weights[tensor.buffer] = Found(tensor.buffer, kind, fb.name(tensor), axis, values.shape, matrix)
+            weights[tensor.buffer] = Found(
+                tensor.buffer, kind, tuple(names[tensor.buffer]), axis, values.shape, matrix
+            )
     return list(weights.values())
 
 

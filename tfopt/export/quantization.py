@@ -181,7 +181,7 @@ def check_grids(path: Path, matched: list[Matched]) -> Check:
     """
     stored = {c.name: c for c in read_tflite(path).constants}
     for item in matched:
-        constant = stored.get(item.found.name)
+        constant = next((stored[name] for name in item.found.names if name in stored), None)
         if constant is None or constant.scale is None:
             raise VerificationError("grids", f"weight {item.found.name!r} is not an integer tensor of the file")
         integers = np.moveaxis(constant.data, item.found.axis, 0).reshape(item.grid.integers.shape)

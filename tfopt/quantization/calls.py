@@ -150,7 +150,8 @@ def _table(simulation: Simulation, layer: Any, planned: PlannedWeight) -> Call:
 def _computes(simulation: Simulation, node: Any, path: str) -> Call:
     original = _original(node)
     marked = simulation.marks_output(node)
-    key = simulation.add_point(node, path, "output", wide=simulation.feeds_norm(node)) if marked else ""
+    wide = marked and (simulation.feeds_norm(node, through_add=True) or simulation.makes_scores(node))
+    key = simulation.add_point(node, path, "output", wide=wide) if marked else ""
     activation = getattr(getattr(node, "activation", None), "__name__", "") or type(node).__name__.lower()
     kind = _kind(activation)
 

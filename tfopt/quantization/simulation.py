@@ -238,6 +238,11 @@ class Simulation:
                 return True
         return False
 
+    def makes_scores(self, node: Any) -> bool:
+        """Whether the output is what a softmax reads, before a mask is added."""
+        adds = [reader for reader in keras_api.consumers(node) if is_add(reader)]
+        return any(role(reader) == "softmax" for add in adds for reader in keras_api.consumers(add))
+
     # rounding, while a call is under way
 
     def training(self, layer: Any) -> bool:
