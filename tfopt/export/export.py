@@ -93,8 +93,9 @@ def export(
                 write_saved_model(model, temporary, inputs, chosen, jit_compile=jit_compile)
         checks += check_contents(temporary, format, name, jit_compile)
         outputs, more, agreement = check_outputs(
-            temporary, samples, expected, name, compare_classes=representative is not None
-        )
+            temporary, samples, expected, name, compare_classes=representative is not None,
+            static=config is not None and config.is_static,
+        )  # fmt: skip
     error = largest_error(outputs, reference)
     return Artifact(path, format, name, jit_compile, chosen, error, agreement, (*checks, *more), layers)
 
