@@ -17,7 +17,6 @@ from benchmarks.common import goal, save, show
 from tfopt import Predictor, export, keras_api
 from tfopt.compress import quantize
 from tfopt.data import batches as batching
-from tfopt.keras_io import inputs_of
 from tfopt.quantization import NAMED, QuantizeConfig
 from tfopt.quantization.sensitivity import measure_sensitivity
 from tfopt.train import TrainConfig, fit
@@ -83,10 +82,7 @@ class Bench:
     def mixed(self) -> dict[str, dict[str, Any]]:
         """Bits by layer: the table of what each loses, and the best choice for the bytes half way to 4 bits."""
         model = keras_api.load_model(self.model_file)
-        inputs = inputs_of(model)
-        table = measure_sensitivity(
-            model, NAMED["dynamic_int4"], inputs, {n: self.samples[n] for n in inputs.specs}
-        )
+        table = measure_sensitivity(model, self.samples)
         table.save(self.work / "sensitivity.json")
         print(table.text())
         sizes = {bits: sum(r.bytes for r in table.rows if r.bits == bits) for bits in (8, 4)}

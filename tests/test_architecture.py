@@ -9,18 +9,19 @@ import pytest
 from .conftest import REPOSITORY
 
 PACKAGE = REPOSITORY / "tfopt"
-LEAVES = {"errors", "files", "schedules", "tflite_file", "child", "keras_api", "keras_io"}
+LEAVES = {"errors", "files", "schedules", "tflite_file", "child", "keras_api", "keras_io", "selection"}
 ALLOWED = {
     "numerics": set(),
     "models": {"numerics"},
     "data": set(),
-    "compress": {"numerics"},
+    "quantization": {"numerics"},
+    "compress": {"numerics", "quantization"},
     "train": {"recipe"},
-    "export": {"data"},
+    "export": {"data", "numerics", "quantization"},
     "runtime": set(),
     "measure": {"runtime", "data", "numerics"},
     "report": {"measure"},
-    "recipe": {"numerics"},
+    "recipe": {"numerics", "quantization"},
     "run_folder": {"recipe", "report"},
 }  # top-level modules that are not listed join everything: pipeline, cli, compare, inspection, ...
 MODULES = sorted(PACKAGE.rglob("*.py"))

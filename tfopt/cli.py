@@ -161,7 +161,18 @@ def export(
     model: Annotated[Path, typer.Argument(help="A Keras file or a Hugging Face folder.")],
     format: Annotated[str, typer.Option("--format", help="saved_model or tflite.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="The .tflite file or SavedModel folder to write.")],
-    quantization: Annotated[str | None, typer.Option(help="For tflite: float16 or dynamic_int8.")] = None,
+    quantization: Annotated[
+        str | None,
+        typer.Option(
+            help="For tflite: float16, dynamic_int8, dynamic_int4[_block32], weight_only_int4, int8, "
+            "int16, or trained."
+        ),
+    ] = None,
+    representative: Annotated[Path | None, typer.Option(help="Packed data for ranges and rounding.")] = None,
+    samples: Annotated[int, typer.Option(min=1, help="Records of it, as many of each class.")] = 128,
+    rounding: Annotated[str, typer.Option(help="nearest or gptq.")] = "nearest",
+    smooth: Annotated[float | None, typer.Option(help="Share of spread moved into weights, 0 to 1.")] = None,
+    max_bytes: Annotated[int | None, typer.Option(min=1, help="Budget of the weights: bits by layer.")] = None,
     jit_compile: Annotated[bool, typer.Option("--jit-compile", help="SavedModel that XLA compiles.")] = False,
     lengths: Annotated[list[int] | None, typer.Option("--length", help="Exported length; repeatable.")] = None,
     as_json: Json = False,
@@ -170,7 +181,12 @@ def export(
     from tfopt.export import export as export_model
     from tfopt.models.source import load_any
 
-    artifact = export_model(load_any(model), out, format, quantization, jit_compile, lengths=lengths)
+    loaded = load_any(model)
+    data = None if representative is None else _calibration_samples(representative, samples)
+    chosen: Any = quantization
+    if rounding != "nearest" or smooth is not None or max_bytes is not None:
+        chosen = _refined(loaded, quantization, data, rounding, smooth, max_bytes)
+    artifact = export_model(loaded, out, format, chosen, jit_compile, data, lengths)
     values = {**dataclasses.asdict(artifact), "path": str(artifact.path)}
 
     def show() -> None:
@@ -178,8 +194,39 @@ def export(
         for check in artifact.checks:
             limit = f" (limit {_figure(check.limit)})" if check.limit != "" else ""
             typer.echo(f"  {check.name}: {_figure(check.found)}{limit}")
+        for layer in artifact.layers:
+            grain = f", one scale per {layer.granularity}" if layer.granularity else ""
+            why = f" ({layer.reason})" if layer.reason else ""
+            typer.echo(f"  {layer.path}: {layer.bits} bits{grain}{why}")
 
     _show(as_json, values, show)
+
+
+def _calibration_samples(folder: Path, count: int) -> dict[str, Any]:
+    from tfopt.data import batches
+    from tfopt.data.pack import read_manifest
+
+    balanced = bool(read_manifest(folder).labels)
+    return batches.samples(folder, count, balanced=balanced)
+
+
+def _refined(
+    model: Any, name: str | None, data: Any, rounding: Any, smooth: float | None, max_bytes: int | None
+) -> Any:
+    """A named quantization with what the command line adds to it."""
+    from tfopt.quantization import NAMED
+    from tfopt.quantization.sensitivity import measure_sensitivity
+
+    if name is None or name not in NAMED:
+        raise InputError(f"--rounding, --smooth and --max-bytes need --quantization {', '.join(NAMED)}, got {name}")
+    config = dataclasses.replace(NAMED[name], rounding=rounding, smooth=smooth)
+    if max_bytes is None:
+        return config
+    if data is None:
+        raise InputError("--max-bytes needs --representative DIR, to measure what each layer loses")
+    table = measure_sensitivity(model, data, config)
+    typer.echo(table.text(), err=True)
+    return table.within_bytes(max_bytes)
 
 
 @app.command()

@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from tfopt.errors import InputError
@@ -109,3 +110,29 @@ def output_names(model: Any, count: int) -> list[str]:
 def call(model: Any, inputs: Inputs, named: dict[str, Any]) -> dict[str, tf.Tensor]:
     """The model's outputs by name, in inference mode."""
     return named_outputs(model, model(inputs.arguments(named), training=False))
+
+
+def check_samples(inputs: Inputs, samples: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The model's inputs out of `samples`, with the model's dtypes.
+
+    Raises:
+        InputError: an input is missing, empty, misshapen, or not finite.
+    """
+    chosen, rows = {}, None
+    for name, spec in inputs.specs.items():
+        if name not in samples:
+            raise InputError(f"representative data lacks input {name!r}; it has {sorted(samples)}")
+        value = np.asarray(samples[name])
+        shape = tuple(spec.shape)
+        fits = value.ndim == len(shape) and all(
+            want in (None, have) for want, have in zip(shape[1:], value.shape[1:], strict=True)
+        )
+        if not fits or not len(value):
+            raise InputError(f"representative input {name!r} must have shape {shape}, got {value.shape}")
+        if rows not in (None, len(value)):
+            raise InputError(f"representative inputs differ in rows: {rows} and {len(value)} ({name!r})")
+        if not np.isfinite(value).all():
+            raise InputError(f"representative input {name!r} holds NaN or infinity")
+        rows = len(value)
+        chosen[name] = value.astype(spec.dtype.as_numpy_dtype)
+    return chosen

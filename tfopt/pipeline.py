@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from tfopt import keras_api
-from tfopt.compress import prune
+from tfopt.compress import cluster, prune, quantize
 from tfopt.data import batches as batching
 from tfopt.data import pack as packing
 from tfopt.data.readers import Texts, label_names, read_texts
@@ -28,6 +28,8 @@ from tfopt.measure.findings import findings
 from tfopt.measure.results import Measurement
 from tfopt.models.bert import BertConfig, bert
 from tfopt.models.pretrained import check_weights, from_pretrained, read_config
+from tfopt.quantization import NAMED
+from tfopt.quantization.sensitivity import measure_sensitivity
 from tfopt.recipe import (
     BASELINE,
     ExportSection,
@@ -133,12 +135,12 @@ class _Run:
             train = functools.partial(self._train_variant, variant, data)
             self._step(f"train {variant.name}", [_keras_file(variant.name)], train)
         targets = {BASELINE: "baseline/saved_model", "baseline_keras": _keras_file(BASELINE)}
-        errors = {}
+        exported = {}
         for planned in r.artifacts():
             targets[planned.name] = planned.path
             work = functools.partial(self._export, planned)
-            errors[planned.name] = self._step(f"export {planned.name}", [planned.path], work)
-        measured = self._step("measure", [], lambda: self._measure(targets, errors))
+            exported[planned.name] = self._step(f"export {planned.name}", [planned.path], work)
+        measured = self._step("measure", [], lambda: self._measure(targets, exported))
         self._step("report", ["report.json", "report.html", "plots"], lambda: self._report(measured, data))
         report = Report.load(self.path / "report.json")
         self.folder.write_manifest(report.machine)
@@ -250,13 +252,29 @@ class _Run:
 
     # export
 
-    def _export(self, planned: PlannedArtifact) -> float:
-        section = planned.section
+    def _export(self, planned: PlannedArtifact) -> dict[str, Any]:
+        section, model = planned.section, self._model(planned.owner)
+        samples = self._calibration() if section.quantization in NAMED else self._samples()
         artifact = export(
-            self._model(planned.owner), self.path / planned.path, section.format, section.quantization,
-            section.jit_compile, representative=self._samples(), lengths=self._lengths(section),
+            model, self.path / planned.path, section.format, self._quantization(section, model, samples),
+            section.jit_compile, representative=samples, lengths=self._lengths(section),
         )  # fmt: skip
-        return artifact.max_abs_error
+        layers = [dataclasses.asdict(layer) for layer in artifact.layers]
+        return {"max_abs_error": artifact.max_abs_error, "layers": layers}
+
+    def _quantization(self, section: ExportSection, model: Any, samples: dict[str, Any]) -> Any:
+        if section.quantization is None or section.quantization not in NAMED:
+            return section.quantization
+        config = dataclasses.replace(NAMED[section.quantization], rounding=section.rounding, smooth=section.smooth)
+        if section.max_bytes is None:
+            return config
+        table = measure_sensitivity(model, samples, config)
+        self.log(table.text())
+        return table.within_bytes(section.max_bytes)
+
+    def _calibration(self) -> dict[str, Any]:
+        """Training texts, as many of each class, for ranges and rounding."""
+        return batching.samples(self.path / "data", _SAMPLES, "train", balanced=True)
 
     def _lengths(self, section: ExportSection) -> list[int] | None:
         if section.format == "saved_model" and not section.jit_compile:
@@ -274,15 +292,19 @@ class _Run:
 
     # measure and report
 
-    def _measure(self, targets: dict[str, str], errors: dict[str, float]) -> list[dict[str, Any]]:
+    def _measure(self, targets: dict[str, str], exported: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
         section, samples = self.recipe.measure, self._samples()
         length = section.length or self.recipe.data.max_length
         inputs = {name: _widened(samples[name], length) for name in ("input_ids", "attention_mask")}
         found = measure_in_child(
             {name: self.path / target for name, target in targets.items()},
-            self.path / "data", "validation", inputs, section.threads, section.rounds, errors, self.log,
+            self.path / "data", "validation", inputs, section.threads, section.rounds,
+            {name: facts["max_abs_error"] for name, facts in exported.items()}, self.log,
         )  # fmt: skip
-        return [{**dataclasses.asdict(m), "path": targets[m.name]} for m in found]
+        layers = {name: facts["layers"] or None for name, facts in exported.items()}
+        return [
+            {**dataclasses.asdict(m), "path": targets[m.name], "layers": layers.get(m.name)} for m in found
+        ]  # fmt: skip
 
     def _report(self, measured: list[dict[str, Any]], data: dict[str, Any]) -> None:
         found = [Measurement.from_dict(values) for values in measured]
@@ -316,9 +338,12 @@ def prune_config(section: PruneSection, steps: int) -> prune.PruneConfig:
     return prune.PruneConfig(schedule, section.structure, section.scope, section.include, section.exclude)
 
 
-# Section of a variant -> how its configuration is made, and the technique's module.
+# Section of a variant -> how its configuration is made, and the technique's module; in the order in which their
+# callbacks run. Rounding comes last: it sees the weights as the others leave them.
 TECHNIQUES: dict[str, tuple[Callable[[Any, int], Any], Any]] = {
     "prune": (prune_config, prune),
+    "cluster": (lambda section, steps: cluster.ClusterConfig(**section.model_dump()), cluster),
+    "quantize": (lambda section, steps: section.config(steps), quantize),
 }
 
 

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from tfopt.errors import InputError, MissingFileError
 from tfopt.numerics.masks import check_pattern_sparsity, parse_structure
+from tfopt.quantization import NAMED, QuantizeConfig
 from tfopt.schedules import check_sparsity
 
 BASELINE = "baseline"
@@ -107,19 +108,72 @@ class PruneSection(_Section):
         return self
 
 
+class ClusterSection(_Section):
+    """Weight clustering during the training of a variant; see `tfopt.callbacks.WeightClustering`."""
+
+    clusters: Annotated[int, Field(ge=2)] = 16
+    include: list[str] | None = None
+    exclude: list[str] | None = None
+
+
+class QuantizeSection(_Section):
+    """Quantization-aware training of a variant; warmup and freeze are shares of its steps.
+
+    See `tfopt.QuantizeConfig` for the other keys.
+    """
+
+    weight_bits: int | None = 8
+    activation_bits: int | None = 8
+    activations: Literal["none", "dynamic", "static"] = "dynamic"
+    weight_granularity: Literal["tensor", "channel"] | int = "channel"
+    weight_symmetric: bool = True
+    activation_symmetric: bool = False
+    weight_scale: Literal["max", "mse", "learned"] = "max"
+    activation_range: Literal["moving_average", "learned"] = "moving_average"
+    bits: dict[str, int] = {}
+    table_bits: int | None = None
+    warmup: Share = 0.0
+    freeze: Share | None = None
+    include: list[str] | None = None
+    exclude: list[str] | None = None
+    strict: bool = False
+
+    @pydantic.model_validator(mode="after")
+    def _check(self) -> "QuantizeSection":
+        self.config(1000)
+        return self
+
+    def config(self, steps: int) -> QuantizeConfig:
+        """The technique's configuration for a training of so many steps."""
+        values = self.model_dump(exclude={"warmup", "freeze"})
+        frozen = None if self.freeze is None else round(self.freeze * steps)
+        return QuantizeConfig(**values, warmup_steps=round(self.warmup * steps), freeze_after=frozen)
+
+
 class VariantSection(_Section):
     """A model made from the trained baseline by compressing and training it on."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
-    prune: PruneSection
+    prune: PruneSection | None = None
+    cluster: ClusterSection | None = None
+    quantize: QuantizeSection | None = None
     train: TrainSection = TrainSection()
+
+    @pydantic.model_validator(mode="after")
+    def _check_any(self) -> "VariantSection":
+        if not (self.prune or self.cluster or self.quantize):
+            raise ValueError(f"variant {self.name!r} needs a section prune, cluster or quantize")
+        return self
 
 
 class ExportSection(_Section):
     """One artifact of the baseline or of each named variant."""
 
     format: Literal["saved_model", "tflite"]
-    quantization: Literal["float16", "dynamic_int8"] | None = None
+    quantization: str | None = None
+    rounding: Literal["nearest", "gptq"] = "nearest"
+    smooth: Annotated[float, Field(gt=0, lt=1)] | None = None
+    max_bytes: Count | None = None
     jit_compile: bool = False
     of: list[str] | None = None
 
@@ -127,7 +181,19 @@ class ExportSection(_Section):
     def suffix(self) -> str:
         """The part of the artifact's name after the variant's."""
         kind = "xla" if self.jit_compile else self.format
-        return kind + {None: "", "float16": "_float16", "dynamic_int8": "_int8"}[self.quantization]
+        extras = ("gptq" * (self.rounding == "gptq"), "smooth" * bool(self.smooth), "mixed" * bool(self.max_bytes))
+        name = "int8" if self.quantization == "dynamic_int8" else (self.quantization or "")
+        name = "static_int8" if self.quantization == "int8" else name
+        return "_".join(part for part in (kind, name, *extras) if part)
+
+    @pydantic.field_validator("quantization")
+    @classmethod
+    def _check_quantization(cls, value: str | None) -> str | None:
+        known = ("float16", *NAMED, "trained")
+        if value is not None and value not in known:
+            near = difflib.get_close_matches(value, known, n=1, cutoff=0.0)
+            raise ValueError(f"unknown quantization {value!r}; did you mean {near[0]!r}?")
+        return value
 
     @pydantic.model_validator(mode="after")
     def _check_kind(self) -> "ExportSection":
@@ -135,6 +201,8 @@ class ExportSection(_Section):
             raise ValueError(f"quantization {self.quantization!r} needs format 'tflite'")
         if self.format == "tflite" and self.jit_compile:
             raise ValueError("jit_compile needs format 'saved_model'")
+        if self.quantization not in NAMED and (self.rounding != "nearest" or self.smooth or self.max_bytes):
+            raise ValueError("rounding, smooth and max_bytes need an integer quantization after training")
         return self
 
 
@@ -201,11 +269,16 @@ class Recipe(_Section):
         planned = [PlannedArtifact(BASELINE, BASELINE, ExportSection(format="saved_model"), "baseline/saved_model")]
         for owner in (BASELINE, *(v.name for v in self.variants)):
             for section in self.exports:
-                if section.of is None or owner in section.of:
+                if self._exports(section, owner):
                     name = f"{owner}_{section.suffix}"
                     file = "model.tflite" if section.format == "tflite" else "saved_model"
                     planned.append(PlannedArtifact(name, owner, section, f"{name}/{file}"))
         return planned
+
+    def _exports(self, section: ExportSection, owner: str) -> bool:
+        """Whether an export is for this model; what was trained is there for quantized variants only."""
+        trained = any(v.name == owner and v.quantize for v in self.variants)
+        return (section.of is None or owner in section.of) and (section.quantization != "trained" or trained)
 
     @classmethod
     def load(cls, source: str | os.PathLike[str]) -> "Recipe":

@@ -12,11 +12,11 @@ from tfopt.errors import InputError
 from tfopt.export.artifact import Artifact, Check, LayerBits
 from tfopt.export.quantization import as_written, make_record, resolve, smoother, write_quantized
 from tfopt.export.saved_model import write_saved_model
-from tfopt.export.signatures import MASK, check_lengths, check_samples
+from tfopt.export.signatures import MASK, check_lengths
 from tfopt.export.tflite import convert
 from tfopt.export.verify import check_contents, check_outputs, largest_error
 from tfopt.files import replacing
-from tfopt.keras_io import Inputs, call, inputs_of
+from tfopt.keras_io import Inputs, call, check_samples, inputs_of
 from tfopt.quantization.config import QuantizeConfig
 
 FORMATS = ("saved_model", "tflite")

@@ -261,7 +261,7 @@ def stored_bits(item: Matched) -> int:
 
 def nearest_grid(found: Found, bits: int, path: str) -> Grid:
     """A grid by rounding to nearest, one scale per output, for a weight that no known layer owns."""
-    from tfopt.numerics.fake_quant import WeightSpec
+    from tfopt.numerics.grids import WeightSpec
 
     spec = WeightSpec(bits)
     reach = np.abs(found.matrix).max(1, keepdims=True)

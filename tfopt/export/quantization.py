@@ -25,7 +25,7 @@ from tfopt.export.signatures import pad_to
 from tfopt.export.static import Samples, check_float_left, write_static
 from tfopt.export.tflite import convert, signature_of
 from tfopt.keras_io import Inputs
-from tfopt.numerics.fake_quant import Layout
+from tfopt.numerics.grids import Layout
 from tfopt.quantization.calibration import Improved, calibrate, quantize_weights
 from tfopt.quantization.config import NAMED, QuantizeConfig
 from tfopt.quantization.kinds import layouts

@@ -42,32 +42,6 @@ def check_lengths(model: Any, inputs: Inputs, lengths: Sequence[int] | None) -> 
     return chosen
 
 
-def check_samples(inputs: Inputs, samples: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The model's inputs out of `samples`, with the model's dtypes.
-
-    Raises:
-        InputError: an input is missing, empty, misshapen, or not finite.
-    """
-    chosen, rows = {}, None
-    for name, spec in inputs.specs.items():
-        if name not in samples:
-            raise InputError(f"representative data lacks input {name!r}; it has {sorted(samples)}")
-        value = np.asarray(samples[name])
-        shape = tuple(spec.shape)
-        fits = value.ndim == len(shape) and all(
-            want in (None, have) for want, have in zip(shape[1:], value.shape[1:], strict=True)
-        )
-        if not fits or not len(value):
-            raise InputError(f"representative input {name!r} must have shape {shape}, got {value.shape}")
-        if rows not in (None, len(value)):
-            raise InputError(f"representative inputs differ in rows: {rows} and {len(value)} ({name!r})")
-        if not np.isfinite(value).all():
-            raise InputError(f"representative input {name!r} holds NaN or infinity")
-        rows = len(value)
-        chosen[name] = value.astype(spec.dtype.as_numpy_dtype)
-    return chosen
-
-
 def pad_to(value: np.ndarray, spec: Any, length: int | None) -> np.ndarray:
     """Rows cut and padded with zeros along axes of unknown size to `length`."""
     if length is None:

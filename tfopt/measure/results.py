@@ -35,6 +35,8 @@ class Measurement:
         max_abs_error: largest difference from the Keras model it was exported from.
         agreement: share of held-out rows that get the baseline's class.
         shrink: the baseline's bytes by this artifact's.
+        layers: for files with integer weights, each matrix with its bits, what one scale covers, and the
+            reason where it stayed in float.
     """
 
     name: str
@@ -54,6 +56,7 @@ class Measurement:
     max_abs_error: float | None = None
     agreement: float | None = None
     shrink: float | None = None
+    layers: list[dict[str, Any]] | None = None
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Measurement":

@@ -6,49 +6,13 @@ https://arxiv.org/abs/1308.3432; learned step size: Esser et al., https://arxiv.
 """
 
 import math
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import tensorflow as tf
 
-Granularity = Literal["tensor", "channel"] | int
+from tfopt.numerics.grids import Granularity, Layout, WeightSpec
+
 _CLIP_RATIOS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.55, 0.5)
-
-
-class Layout(NamedTuple):
-    """Which axes of a weight are what.
-
-    Attributes:
-        inputs: axes that are summed over in the product (or lie inside one row of a lookup table); the others
-            are output channels.
-        blocks: whether `inputs` may be cut into blocks: they are neighbours and keep their order in a file.
-    """
-
-    inputs: tuple[int, ...]
-    blocks: bool = True
-
-
-class WeightSpec(NamedTuple):
-    """The grid of one weight.
-
-    Attributes:
-        bits: 2 to 8.
-        granularity: one scale per "tensor", per output "channel", or per block of so many inputs.
-        symmetric: zero is the middle of the grid; else the grid spans the values from lowest to highest.
-    """
-
-    bits: int
-    granularity: Granularity = "channel"
-    symmetric: bool = True
-
-    @property
-    def largest(self) -> int:
-        """Largest integer of the grid."""
-        return int(2 ** (self.bits - 1)) - 1
-
-    @property
-    def smallest(self) -> int:
-        """Smallest integer; a symmetric grid leaves out the one that has no opposite."""
-        return -self.largest if self.symmetric else -self.largest - 1
 
 
 @tf.custom_gradient

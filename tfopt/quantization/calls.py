@@ -8,8 +8,10 @@ import tensorflow as tf
 
 from tfopt import keras_api
 from tfopt.quantization.kinds import class_names, einsum_input_axes, linear_or_relu, role
+from tfopt.quantization.placement import feeds_norm, makes_scores, marks_output
 from tfopt.quantization.plan import PlannedWeight
-from tfopt.quantization.simulation import Kind, Simulation, swapped
+from tfopt.quantization.points import Kind
+from tfopt.quantization.simulation import Simulation, swapped
 
 Call = Callable[..., Any]
 _MASKED = -10_000.0
@@ -85,8 +87,8 @@ def _product(simulation: Simulation, layer: Any, path: str, own: list[PlannedWei
     names = {_attribute_of(layer, w.weight.variable): w for w in own}
     static = simulation.config.is_static
     inner = simulation.add_point(layer, path, "product") if static and not linear_or_relu(layer) else None
-    marked = static and simulation.marks_output(layer)
-    wide = marked and simulation.feeds_norm(layer, through_add=True)
+    marked = static and marks_output(layer)
+    wide = marked and feeds_norm(layer, through_add=True)
     outer = simulation.add_point(layer, path, "output", wide=wide) if marked else None
     symmetric = any("Depthwise" in name for name in class_names(layer))  # as its kernel in LiteRT has it
     in_blocks = any(isinstance(w.spec.granularity, int) for w in own)
@@ -149,8 +151,8 @@ def _table(simulation: Simulation, layer: Any, planned: PlannedWeight) -> Call:
 
 def _computes(simulation: Simulation, node: Any, path: str) -> Call:
     original = _original(node)
-    marked = simulation.marks_output(node)
-    wide = marked and (simulation.feeds_norm(node, through_add=True) or simulation.makes_scores(node))
+    marked = marks_output(node)
+    wide = marked and (feeds_norm(node, through_add=True) or makes_scores(node))
     key = simulation.add_point(node, path, "output", wide=wide) if marked else ""
     activation = getattr(getattr(node, "activation", None), "__name__", "") or type(node).__name__.lower()
     kind = _kind(activation)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from tfopt.errors import InputError
-from tfopt.numerics.fake_quant import Granularity, WeightSpec
+from tfopt.numerics.grids import Granularity, WeightSpec
 
 BLOCKS = (32, 64, 128)
 Activations = Literal["none", "dynamic", "static"]

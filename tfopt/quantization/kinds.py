@@ -7,7 +7,7 @@ subclasses such as those of KerasHub.
 import math
 from typing import Any, Literal
 
-from tfopt.numerics.fake_quant import Layout
+from tfopt.numerics.grids import Layout
 
 Role = Literal["product", "table", "norm", "same", "computes", "attention", "softmax", "stays_float", "unknown"]
 

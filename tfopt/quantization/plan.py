@@ -8,7 +8,7 @@ import numpy as np
 from tfopt import keras_api
 from tfopt.errors import InputError
 from tfopt.keras_api import Weight
-from tfopt.numerics.fake_quant import Layout, WeightSpec
+from tfopt.numerics.grids import Layout, WeightSpec
 from tfopt.quantization.config import QuantizeConfig
 from tfopt.quantization.kinds import input_width, layouts, role, why_float
 from tfopt.selection import Selection, Skipped

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from tfopt import keras_api
-from tfopt.numerics.fake_quant import Layout, WeightSpec
+from tfopt.numerics.grids import Layout, WeightSpec
 from tfopt.quantization.config import QuantizeConfig
 from tfopt.selection import Skipped
 
@@ -83,22 +83,20 @@ def from_matrix(matrix: np.ndarray, shape: tuple[int, ...], layout: Layout) -> n
 
 
 def record_of(model: Any) -> Record | None:
-    """The record of a model that was quantized, or None."""
-    return getattr(model, _ATTRIBUTE, None)
+    """The record of a model that was quantized, in this process or before it was saved, or None."""
+    record = getattr(model, _ATTRIBUTE, None)
+    content = getattr(model, keras_api.EXTRA, {}).get(_MEMBER)
+    if record is None and content is not None:
+        record = from_bytes(content, model)
+        object.__setattr__(model, _ATTRIBUTE, record)
+    return record
 
 
 def attach(model: Any, record: Record) -> None:
     """Puts the record on the model; `keras_api.save_model` writes it with the model."""
     object.__setattr__(model, _ATTRIBUTE, record)
-    object.__setattr__(model, keras_api.EXTRA, {_MEMBER: to_bytes(record)})
-
-
-def restore(model: Any) -> Any:
-    """Gives a model that was loaded from a file its record back, and returns the model."""
-    content = getattr(model, keras_api.EXTRA, {}).get(_MEMBER)
-    if content is not None:
-        object.__setattr__(model, _ATTRIBUTE, from_bytes(content, model))
-    return model
+    members = getattr(model, keras_api.EXTRA, {})
+    object.__setattr__(model, keras_api.EXTRA, {**members, _MEMBER: to_bytes(record)})
 
 
 _MEMBER = "tfopt_quantization.npz"

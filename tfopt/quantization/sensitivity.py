@@ -11,7 +11,8 @@ import numpy as np
 from tfopt import keras_api
 from tfopt.errors import InputError
 from tfopt.files import write_json
-from tfopt.keras_io import Inputs, call
+from tfopt.keras_io import Inputs, call, check_samples, inputs_of
+from tfopt.quantization.calibration import check_varied
 from tfopt.quantization.config import QuantizeConfig
 from tfopt.quantization.plan import PlannedWeight, plan_weights
 from tfopt.quantization.record import from_matrix
@@ -135,20 +136,27 @@ class Sensitivity:
 
 def measure_sensitivity(
     model: Any,
-    config: QuantizeConfig,
-    inputs: Inputs,
-    samples: dict[str, np.ndarray],
+    representative: dict[str, np.ndarray],
+    config: QuantizeConfig | None = None,
     bits: Sequence[int] = (8, 4),
+    input_signature: Any = None,
 ) -> Sensitivity:
     """Rounds one weight after the other and runs the samples; the model is as before in the end.
 
     Args:
         model: the float model.
-        config: settings other than bits.
-        inputs: how it is called.
-        samples: representative inputs by name, checked.
-        bits: the numbers of bits to try.
+        representative: inputs by name, the same number of rows each.
+        config: settings other than bits; by default those of dynamic quantization.
+        bits: the numbers of bits to try, each 2 to 8.
+        input_signature: for subclassed models, ``{name: tf.TensorSpec}`` or one TensorSpec.
+
+    Raises:
+        InputError: samples that are missing, misshapen, not finite or all the same.
     """
+    config = config or QuantizeConfig(weight_scale="mse")
+    inputs = inputs_of(keras_api.check_model(model), input_signature)
+    samples = check_samples(inputs, representative)
+    check_varied(samples)
     expected = _output(model, inputs, samples)
     variance = max(float(expected.var()), 1e-12)
     rows = []

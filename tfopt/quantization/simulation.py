@@ -23,71 +23,17 @@ from tfopt.numerics.fake_quant import (
     scale_and_zero,
 )
 from tfopt.quantization.config import QuantizeConfig
-from tfopt.quantization.kinds import is_add, is_relu, linear_or_relu, role
 from tfopt.quantization.plan import Plan, PlannedWeight, plan_weights
+from tfopt.quantization.points import FIXED, Kind, Point, usable, usable_tensors
 
 _ATTRIBUTE = "_tfopt_simulation"
 _PRUNED = 0.01  # share of exact zeros that no fresh or trained kernel has
-# Far below the largest score of its row, a softmax gives zero on any grid of ours: exp(-12) is 6e-6.
-_SOFTMAX_DEPTH = 12.0
-# Outputs whose grid the runtime's kernels prescribe: lowest and highest value by bits.
-_FIXED = {
-    ("softmax", 8): (0.0, 255 / 256), ("sigmoid", 8): (0.0, 255 / 256), ("tanh", 8): (-1.0, 127 / 128),
-    ("softmax", 16): (-32767 / 32768, 32767 / 32768), ("sigmoid", 16): (-32767 / 32768, 32767 / 32768),
-    ("tanh", 16): (-32767 / 32768, 32767 / 32768),
-}  # fmt: skip
 Mode = Literal["train", "calibrate", "frozen"]
-Kind = Literal["range", "scores", "softmax", "sigmoid", "tanh"]
 
 
 def simulation_of(model: Any) -> "Simulation | None":
     """The simulation that is in the model, or None."""
     return getattr(model, _ATTRIBUTE, None)
-
-
-class Point:
-    """One activation with a fixed range: what was observed of it.
-
-    The variable holds lowest value, highest value and number of observations. Each replica keeps its own; the
-    mean over replicas is what is read from outside.
-    """
-
-    def __init__(self, layer: Any, key: str, learned: bool, widest: bool) -> None:
-        self._widest = widest  # 16 bits have room for every value seen, fewer do better without rare ones
-        self.seen = tf.Variable(
-            tf.zeros([3]), trainable=False, synchronization=tf.VariableSynchronization.ON_READ,
-            aggregation=tf.VariableAggregation.MEAN, name="range",
-        )  # fmt: skip
-        self.layer = layer
-        self.gain = None
-        if learned:
-            name = "range_gain_" + key.rpartition(":")[2]
-            self.gain = keras_api.add_trainable(layer, name, np.zeros(2, np.float32))
-
-    def observe(self, x: tf.Tensor, kind: Kind, momentum: float, active: tf.Tensor | bool) -> None:
-        x = tf.cast(tf.stop_gradient(x), tf.float32)
-        high = tf.reduce_max(x)
-        low = tf.reduce_min(tf.reduce_max(x, -1)) - _SOFTMAX_DEPTH if kind == "scores" else tf.reduce_min(x)
-        now = tf.stack([tf.minimum(tf.maximum(low, tf.reduce_min(x)), 0.0), tf.maximum(high, 0.0)])
-        old = tf.convert_to_tensor(self.seen)
-        count = old[2] + 1.0
-        rate = tf.maximum(1.0 - momentum, 1.0 / count)  # a plain mean until the moving average has warmed up
-        mean = old[:2] + rate * (now - old[:2])
-        widest = tf.stack([tf.minimum(old[0], now[0]), tf.maximum(old[1], now[1])])
-        new = tf.concat([widest if self._widest else mean, [count]], 0)
-        self.seen.assign(tf.where(active, new, old))
-
-    def range(self) -> tuple[tf.Tensor, tf.Tensor]:
-        seen = tf.convert_to_tensor(self.seen)
-        if self.gain is not None:
-            gains = tf.exp(tf.cast(keras_api.tf_variable(self.gain), tf.float32))
-            return seen[0] * gains[0], seen[1] * gains[1]
-        return seen[0], seen[1]
-
-    def value(self) -> tuple[float, float, int]:
-        seen = np.asarray(self.seen.read_value())
-        gains = np.ones(2) if self.gain is None else np.exp(keras_api.to_numpy(self.gain))
-        return float(seen[0] * gains[0]), float(seen[1] * gains[1]), round(float(seen[2]))
 
 
 class Simulation:
@@ -215,34 +161,6 @@ class Simulation:
             self.points[key] = Point(owner, key, learned, widest=wide or self.config.activation_bits == 16)
         return key
 
-    def marks_output(self, node: Any) -> bool:
-        """Whether the output of this node is rounded: not where a runtime fuses it into what follows."""
-        readers = keras_api.consumers(node)
-        if not readers or len(readers) > 1:
-            return True
-        kind = role(readers[0])
-        if kind == "softmax":  # which rounds its own input, knowing what matters to it
-            return False
-        if is_relu(readers[0]):
-            return role(node) not in ("product", "norm", "computes") or not linear_or_relu(node)
-        folds = type(readers[0]).__name__ == "BatchNormalization" and role(node) == "product"
-        return not (folds and linear_or_relu(node))
-
-    def feeds_norm(self, node: Any, through_add: bool = False) -> bool:
-        """Whether a layer norm reads the output, as it is or, `through_add`, as a term of a sum."""
-        for reader in keras_api.consumers(node):
-            kind = role(reader)
-            if kind == "norm" or (kind == "same" and self.feeds_norm(reader, through_add)):
-                return True
-            if through_add and is_add(reader) and self.feeds_norm(reader):
-                return True
-        return False
-
-    def makes_scores(self, node: Any) -> bool:
-        """Whether the output is what a softmax reads, before a mask is added."""
-        adds = [reader for reader in keras_api.consumers(node) if is_add(reader)]
-        return any(role(reader) == "softmax" for add in adds for reader in keras_api.consumers(add))
-
     # rounding, while a call is under way
 
     def training(self, layer: Any) -> bool:
@@ -324,12 +242,12 @@ class Simulation:
         bits, symmetric = self.config.activation_bits or 8, self.config.activation_symmetric
         if key in self._wide:
             bits, symmetric = 16, True
-        fixed = _FIXED.get((kind, bits))
+        fixed = FIXED.get((kind, bits))
         if self.mode == "frozen":
             known = fixed or self.ranges.get(key)
             if known is None:
                 return x
-            low, high = _usable(*known, symmetric)
+            low, high = usable(*known, symmetric)
             return fake_quant_range(x, tf.constant(low), tf.constant(high), bits, symmetric)
         point = self.points.get(key)
         if point is None:
@@ -341,7 +259,7 @@ class Simulation:
         def rounded() -> tf.Tensor:
             low, high = (tf.convert_to_tensor(bound) for bound in fixed or point.range())
             count = tf.convert_to_tensor(point.seen)[2]
-            low, high = _usable_tensors(low, high, symmetric)
+            low, high = usable_tensors(low, high, symmetric)
             value = fake_quant_range(x, low, high, bits, symmetric)
             return value if fixed else tf.where(count > 0, value, x)  # nothing was observed before training
 
@@ -360,22 +278,6 @@ class Simulation:
         """Ranges of the points that saw something."""
         values = {key: point.value() for key, point in self.points.items()}
         return {key: (low, high) for key, (low, high, count) in values.items() if count}
-
-
-def _usable(low: float, high: float, symmetric: bool) -> tuple[float, float]:
-    low, high = min(low, 0.0), max(high, 0.0)
-    if symmetric:
-        reach = max(-low, high)
-        low, high = -reach, reach
-    return (low, high) if high - low > 1e-9 else (low, low + 1e-6)
-
-
-def _usable_tensors(low: tf.Tensor, high: tf.Tensor, symmetric: bool) -> tuple[tf.Tensor, tf.Tensor]:
-    low, high = tf.minimum(low, 0.0), tf.maximum(high, 0.0)
-    if symmetric:
-        high = tf.maximum(-low, high)
-        low = -high
-    return low, tf.where(high - low > 1e-9, high, low + 1e-6)
 
 
 @contextlib.contextmanager

@@ -40,7 +40,7 @@ def page(report: Report, pictures: Mapping[str, bytes], recipe_text: str) -> str
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>tfopt: {name}</title>'
         f"<style>{_STYLE}</style></head><body><h1>tfopt: {name}</h1>{table_html(report)}"
         f"<h2>What the figures say</h2><ul>{notes or '<li>Nothing out of the ordinary.</li>'}</ul>"
-        f"<h2>Size, latency and accuracy</h2>{images}<h2>Data</h2>{_facts(report.data)}"
+        f"<h2>Size, latency and accuracy</h2>{images}{_layers(report)}<h2>Data</h2>{_facts(report.data)}"
         f"<h2>Steps</h2>{steps}<h2>Machine</h2>{_facts(report.machine)}"
         f"<h2>Recipe</h2><pre>{html.escape(recipe_text)}</pre></body></html>\n"
     )
@@ -49,6 +49,17 @@ def page(report: Report, pictures: Mapping[str, bytes], recipe_text: str) -> str
 def table_html(report: Report) -> str:
     """The table of artifacts."""
     return _table(*table(report.artifacts))
+
+
+def _layers(report: Report) -> str:
+    """The bits of every matrix, one folded table per artifact."""
+    parts = []
+    for artifact in report.artifacts:
+        if artifact.layers:
+            rows = [[x["path"], str(x["bits"]), x["granularity"], x["reason"]] for x in artifact.layers]
+            table = _table(("weight", "bits", "one scale per", "why"), rows)
+            parts.append(f"<details><summary>{html.escape(artifact.name)}</summary>{table}</details>")
+    return f"<h2>Bits of every layer</h2>{''.join(parts)}" if parts else ""
 
 
 def _table(head: Any, rows: list[list[str]]) -> str:

@@ -1,0 +1,79 @@
+"""Activations with a fixed range: what is observed of them, and the range that follows."""
+
+from typing import Any, Literal
+
+import numpy as np
+import tensorflow as tf
+
+from tfopt import keras_api
+
+# Far below the largest score of its row, a softmax gives zero on any grid of ours: exp(-12) is 6e-6.
+_SOFTMAX_DEPTH = 12.0
+# Outputs whose grid the runtime's kernels prescribe: lowest and highest value by bits.
+FIXED = {
+    ("softmax", 8): (0.0, 255 / 256), ("sigmoid", 8): (0.0, 255 / 256), ("tanh", 8): (-1.0, 127 / 128),
+    ("softmax", 16): (-32767 / 32768, 32767 / 32768), ("sigmoid", 16): (-32767 / 32768, 32767 / 32768),
+    ("tanh", 16): (-32767 / 32768, 32767 / 32768),
+}  # fmt: skip
+Kind = Literal["range", "scores", "softmax", "sigmoid", "tanh"]
+
+
+class Point:
+    """One activation with a fixed range: what was observed of it.
+
+    The variable holds lowest value, highest value and number of observations. Each replica keeps its own; the
+    mean over replicas is what is read from outside.
+    """
+
+    def __init__(self, layer: Any, key: str, learned: bool, widest: bool) -> None:
+        self._widest = widest  # 16 bits have room for every value seen, fewer do better without rare ones
+        self.seen = tf.Variable(
+            tf.zeros([3]), trainable=False, synchronization=tf.VariableSynchronization.ON_READ,
+            aggregation=tf.VariableAggregation.MEAN, name="range",
+        )  # fmt: skip
+        self.layer = layer
+        self.gain = None
+        if learned:
+            name = "range_gain_" + key.rpartition(":")[2]
+            self.gain = keras_api.add_trainable(layer, name, np.zeros(2, np.float32))
+
+    def observe(self, x: tf.Tensor, kind: Kind, momentum: float, active: tf.Tensor | bool) -> None:
+        x = tf.cast(tf.stop_gradient(x), tf.float32)
+        high = tf.reduce_max(x)
+        low = tf.reduce_min(tf.reduce_max(x, -1)) - _SOFTMAX_DEPTH if kind == "scores" else tf.reduce_min(x)
+        now = tf.stack([tf.minimum(tf.maximum(low, tf.reduce_min(x)), 0.0), tf.maximum(high, 0.0)])
+        old = tf.convert_to_tensor(self.seen)
+        count = old[2] + 1.0
+        rate = tf.maximum(1.0 - momentum, 1.0 / count)  # a plain mean until the moving average has warmed up
+        mean = old[:2] + rate * (now - old[:2])
+        widest = tf.stack([tf.minimum(old[0], now[0]), tf.maximum(old[1], now[1])])
+        new = tf.concat([widest if self._widest else mean, [count]], 0)
+        self.seen.assign(tf.where(active, new, old))
+
+    def range(self) -> tuple[tf.Tensor, tf.Tensor]:
+        seen = tf.convert_to_tensor(self.seen)
+        if self.gain is not None:
+            gains = tf.exp(tf.cast(keras_api.tf_variable(self.gain), tf.float32))
+            return seen[0] * gains[0], seen[1] * gains[1]
+        return seen[0], seen[1]
+
+    def value(self) -> tuple[float, float, int]:
+        seen = np.asarray(self.seen.read_value())
+        gains = np.ones(2) if self.gain is None else np.exp(keras_api.to_numpy(self.gain))
+        return float(seen[0] * gains[0]), float(seen[1] * gains[1]), round(float(seen[2]))
+
+
+def usable(low: float, high: float, symmetric: bool) -> tuple[float, float]:
+    low, high = min(low, 0.0), max(high, 0.0)
+    if symmetric:
+        reach = max(-low, high)
+        low, high = -reach, reach
+    return (low, high) if high - low > 1e-9 else (low, low + 1e-6)
+
+
+def usable_tensors(low: tf.Tensor, high: tf.Tensor, symmetric: bool) -> tuple[tf.Tensor, tf.Tensor]:
+    low, high = tf.minimum(low, 0.0), tf.maximum(high, 0.0)
+    if symmetric:
+        high = tf.maximum(-low, high)
+        low = -high
+    return low, tf.where(high - low > 1e-9, high, low + 1e-6)
