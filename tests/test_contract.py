@@ -5,15 +5,37 @@ import pytest
 
 import tfopt
 from tfopt import keras_api
-from tfopt.compress import prune
+from tfopt.compress import cluster, prune, quantize
 from tfopt.schedules import ConstantSparsity
 from tfopt.train.strategy import scope
 
-TECHNIQUES = [(prune, prune.PruneConfig(ConstantSparsity(0.5, 0, frequency=1)))]
+
+def half_zero(kernel):
+    return abs((kernel == 0).mean() - 0.5) < 0.01
 
 
-@pytest.mark.parametrize(("technique", "config"), TECHNIQUES, ids=lambda v: getattr(v, "__name__", ""))
-def test_prepare_train_finish_save_reload_export(technique, config, make_bert, keras, strategy, tokens, tmp_path):
+def few_values(most):
+    return lambda kernel: max(len(np.unique(row)) for row in kernel) <= most
+
+
+def at_most(most):
+    return lambda kernel: len(np.unique(kernel)) <= most
+
+
+# Technique, configuration, and what is then true of every kernel, as (outputs, inputs).
+TECHNIQUES = [
+    (prune, prune.PruneConfig(ConstantSparsity(0.5, 0, frequency=1)), half_zero),
+    (cluster, cluster.ClusterConfig(8), at_most(8)),
+    (quantize, quantize.QuantizeConfig(weight_bits=3), few_values(7)),
+    (quantize, quantize.QuantizeConfig(weight_bits=2, weight_scale="learned"), few_values(3)),
+    (quantize, quantize.QuantizeConfig(activations="static", weight_bits=4, freeze_after=1), few_values(15)),
+]
+
+
+@pytest.mark.parametrize(("technique", "config", "holds"), TECHNIQUES, ids=lambda v: getattr(v, "__name__", ""))
+def test_prepare_train_finish_save_reload_export(
+    technique, config, holds, make_bert, keras, strategy, tokens, tmp_path
+):
     model = make_bert(strategy)
     prepared, callbacks = technique.prepare(model, config)
     with scope(strategy):
@@ -32,5 +54,7 @@ def test_prepare_train_finish_save_reload_export(technique, config, make_bert, k
     assert artifact.max_abs_error < 1e-5
     found = tfopt.Predictor.load(artifact.path).predict(tokens)["logits"]
     np.testing.assert_allclose(found, expected, atol=1e-5)
-    kernels = [w for w in tfopt.Predictor.load(artifact.path).weights() if w.is_kernel]
-    assert all(abs((w.array == 0).mean() - 0.5) < 0.01 for w in kernels) and kernels
+    stored = [w.array for w in tfopt.Predictor.load(artifact.path).weights() if w.is_kernel]
+    assert stored and (technique is not prune or all(holds(kernel) for kernel in stored))
+    kernels = [keras_api.to_numpy(w.variable).T for w in keras_api.weights(reloaded) if w.name == "kernel"]
+    assert kernels and all(holds(kernel) for kernel in kernels)

@@ -95,14 +95,14 @@ def test_a_quantization_that_does_nothing_is_caught(tmp_path, monkeypatch):
         return converter
 
     monkeypatch.setattr(tf.lite.TFLiteConverter, "from_saved_model", plain)
-    with pytest.raises(VerificationError, match="'dtypes' failed: weight .* is float32, not int8"):
-        tfopt.export(wide_bert("tf_keras"), tmp_path / "m.tflite", "tflite", "dynamic_int8", lengths=[16])
+    with pytest.raises(VerificationError, match="'dtypes' failed: weight .* is float32, not float16"):
+        tfopt.export(wide_bert("tf_keras"), tmp_path / "m.tflite", "tflite", "float16", lengths=[16])
 
 
 def test_outputs_are_compared_one_by_one():
     """A dead output must not hide behind a large healthy one."""
     with pytest.raises(VerificationError, match="output 'small' differs"):
-        export_verify._compare("small", np.zeros((2, 1)), np.full((2, 1), 5e-4), None)
+        export_verify._compare("small", np.zeros((2, 1)), np.full((2, 1), 5e-4), None, "max_abs_error")
 
 
 def test_classes_are_compared_on_every_row():
@@ -114,7 +114,7 @@ def test_classes_are_compared_on_every_row():
 
 
 def test_an_artifact_that_swaps_classes_is_caught(tokens, tmp_path, monkeypatch):
-    monkeypatch.setattr(export_verify, "TOLERANCE", {"dynamic_int8": 1e9})
+    monkeypatch.setattr(export_verify, "_QUANTIZED_TOLERANCE", 1e9)
     real = export_verify.run_in_child
 
     def swapped(path, samples):
@@ -158,7 +158,7 @@ def test_a_failed_export_keeps_the_good_artifact(tmp_path, tokens, monkeypatch):
     model, path = wide_bert("tf_keras"), tmp_path / "m.tflite"
     tfopt.export(model, path, "tflite", lengths=[16])
     before = path.read_bytes()
-    monkeypatch.setattr(export_verify, "TOLERANCE", {None: -1.0})
+    monkeypatch.setattr(export_verify, "_TOLERANCE", {None: -1.0})
     with pytest.raises(VerificationError, match="'max_abs_error' failed"):
         tfopt.export(model, path, "tflite", lengths=[16])
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]

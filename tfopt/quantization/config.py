@@ -29,7 +29,8 @@ class QuantizeConfig:
             that with float activations only.
         activation_symmetric: ranges symmetric around zero; always so with 16 bits.
         weight_scale: "max" reaches the largest weight of each group; "mse" clips it where that lowers the
-            squared error (found when quantization starts); "learned" trains the step size (LSQ).
+            squared error (found when quantization starts); "learned" trains the step size (LSQ), which adds
+            trainable variables: compile the model afterwards.
         activation_range: of static activations, "moving_average" or "learned".
         momentum: share of the old range that a moving average keeps at each step.
         bits: bits by layer, as pattern -> 2 to 8 or None for float; the last match counts.
