@@ -58,7 +58,7 @@ def write_static(
             limits = (-32767, 32767) if config.activation_bits == 16 else (-128, 127)
             ranges.update(dict.fromkeys(item.found.names, (limits[0] * scale, limits[1] * scale)))
     plain = fb.write(model)
-    known: dict[str, Any] = {name: _as_statistics(r) for name, r in _spread(model, ranges).items()}
+    known: dict[str, Any] = {name: _as_statistics(r) for name, r in _spread(model, ranges, wide).items()}
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         quantizer = _quantizer(plain, config, _touching(model, wide))
         missing = _without_range(model, known)
@@ -121,8 +121,8 @@ def _weight_statistics(item: Matched) -> dict[str, np.ndarray]:
     return {"min": -reach, "max": reach}
 
 
-def _spread(model: Any, ranges: dict[str, Range]) -> dict[str, Range]:
-    """Hands ranges on through operators that only move values, in both directions."""
+def _spread(model: Any, ranges: dict[str, Range], wide: set[str]) -> dict[str, Range]:
+    """Hands ranges, and 16 bits, on through operators that only move values, in both directions."""
     known = dict(ranges)
     changed = True
     while changed:
@@ -137,6 +137,7 @@ def _spread(model: Any, ranges: dict[str, Range]) -> dict[str, Range]:
                     for one, other in ((source, result), (result, source)):
                         if one in known and other not in known:
                             known[other] = known[one]
+                            wide.update({other} if one in wide else ())
                             changed = True
     return known
 

@@ -1,0 +1,220 @@
+"""Quantization without training: calibration, GPTQ, smoothing, and bits by sensitivity."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+import tfopt
+from tfopt import keras_api
+from tfopt.data import batches
+from tfopt.errors import InputError, VerificationError, WorkFailedError
+from tfopt.export import quantization as export_quantization
+from tfopt.keras_io import inputs_of
+from tfopt.quantization import NAMED, QuantizeConfig
+from tfopt.quantization import calibration as calibrating
+from tfopt.quantization.gptq import gptq
+from tfopt.quantization.record import Grid
+from tfopt.quantization.simulation import simulation_of
+from tfopt.quantization.smooth import find_places, smoothed
+from tfopt.tflite_file import read_tflite
+
+from .quantized_models import KINDS, signature, trained
+
+
+def values(model):
+    return [keras_api.to_numpy(w.variable) for w in keras_api.weights(model)]
+
+
+@pytest.mark.parametrize("name", [n for n in NAMED if "64" not in n and "128" not in n])
+def test_every_kind_of_file(name, make_bert, tokens, tmp_path):
+    model = make_bert()
+    before = values(model)
+    artifact = tfopt.export(model, tmp_path / "m.tflite", "tflite", name, representative=tokens, lengths=[12])
+    assert artifact.quantization == name and artifact.agreement >= 0.9
+    names = {check.name for check in artifact.checks}
+    assert "grids" in names and ("calibration" in names) == NAMED[name].is_static
+    for old, new in zip(before, values(model), strict=True):
+        np.testing.assert_array_equal(old, new)
+    assert simulation_of(model) is None
+    reasons = {layer.reason for layer in artifact.layers if layer.bits == 32}
+    assert reasons == {"the converter folded it into float constants"}
+
+
+@pytest.mark.parametrize("kind", ["conv", "conv1d", "attention", "subclassed"])
+@pytest.mark.parametrize("name", ["dynamic_int4", "int8"])
+def test_other_models(kind, name, keras, tmp_path):
+    model, x = KINDS[kind](keras)
+    rows = dict.fromkeys(inputs_of(model, signature(kind).get("input_signature")).specs, x)
+    artifact = tfopt.export(model, tmp_path / "m.tflite", "tflite", name, representative=rows, **signature(kind))
+    found = next(iter(tfopt.Predictor.load(artifact.path).predict(x).values()))
+    expected = np.asarray(model(x, training=False))
+    assert np.sqrt(np.mean((found - expected) ** 2)) < 0.2 * np.ptp(expected)
+
+
+def test_bytes(keras, tmp_path):
+    layers = keras.layers
+    inputs = layers.Input((16,), dtype="int32")
+    x = layers.Dense(1024, activation="relu")(layers.Embedding(4000, 256)(inputs))
+    model = keras.Model(inputs, layers.Dense(128)(x))
+    sizes = {}
+    for name in (None, "dynamic_int8", "dynamic_int4", "dynamic_int4_block32"):
+        artifact = tfopt.export(model, tmp_path / "m.tflite", "tflite", name)
+        sizes[name] = artifact.path.stat().st_size
+    assert sizes["dynamic_int8"] < 0.27 * sizes[None]
+    assert sizes["dynamic_int4"] < 0.15 * sizes[None] and sizes["dynamic_int4_block32"] < 0.15 * sizes[None]
+
+
+BAD_DATA = [
+    (lambda x: x[:0], "must have shape"), (lambda x: x[:, :3], "must have shape"),
+    (lambda x: np.where(x == x.max(), np.nan, x), "holds NaN or infinity"),
+    (lambda x: np.where(x == x.max(), np.inf, x), "holds NaN or infinity"),
+    (lambda x: np.repeat(x[:1], 9, 0), "representative data is constant: all 9 rows are the same"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("damage", "message"), BAD_DATA, ids=["empty", "shape", "nan", "inf", "constant"])
+def test_bad_representative_data(damage, message, keras, tmp_path):
+    model, x = KINDS["dense"](keras)
+    name = next(iter(inputs_of(model).specs))
+    with pytest.raises(InputError, match=message):
+        tfopt.export(model, tmp_path / "m.tflite", "tflite", "int8", representative={name: damage(x)})
+    assert not list(tmp_path.iterdir())
+
+
+def test_data_is_asked_for(keras, tmp_path):
+    model, _ = KINDS["dense"](keras)
+    for quantization in ("int8", dataclasses.replace(NAMED["dynamic_int4"], rounding="gptq")):
+        with pytest.raises(InputError, match="need representative data: pass representative="):
+            tfopt.export(model, tmp_path / "m.tflite", "tflite", quantization)
+    with pytest.raises(InputError, match="quantization must be one of None, float16, dynamic_int8"):
+        tfopt.export(model, tmp_path / "m.tflite", "tflite", "int9")
+
+
+def test_a_calibration_that_does_not_run_is_caught(keras, tmp_path, monkeypatch):
+    model, x = KINDS["dense"](keras)
+    name = next(iter(inputs_of(model).specs))
+    monkeypatch.setattr(calibrating, "call", lambda *args: None)
+    with pytest.raises(WorkFailedError, match="calibration did not run: 0 of 6 batches seen"):
+        tfopt.export(model, tmp_path / "m.tflite", "tflite", "int8", representative={name: x})
+    assert simulation_of(model) is None
+
+
+def test_a_file_with_other_integers_is_caught(keras, tmp_path, monkeypatch):
+    model, _ = KINDS["dense"](keras)
+    real = export_quantization.write_grids
+
+    def shifted(*args):
+        content, matched, layers = real(*args)
+        changed = [
+            dataclasses.replace(m, grid=dataclasses.replace(m.grid, integers=m.grid.integers[::-1]))
+            for m in matched
+        ]
+        return content, changed, layers
+
+    monkeypatch.setattr(export_quantization, "write_grids", shifted)
+    with pytest.raises(VerificationError, match="'grids' failed: weight .* holds other integers than its grid"):
+        tfopt.export(model, tmp_path / "m.tflite", "tflite", "dynamic_int8")
+
+
+def grid(matrix, bits=4):
+    scale = np.abs(matrix).max(1, keepdims=True) / (2 ** (bits - 1) - 1)
+    spec = QuantizeConfig(weight_bits=bits).spec(bits, False)
+    integers = np.rint(matrix / scale).astype(np.int8)
+    return Grid("w", spec, integers, scale.astype(np.float32), np.zeros_like(scale), matrix.astype(np.float32))
+
+
+def test_gptq_beats_rounding_to_nearest_on_correlated_inputs():
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((400, 8)) @ rng.standard_normal((8, 48)) + 0.1 * rng.standard_normal((400, 48))
+    w = rng.standard_normal((24, 48))
+    nearest = grid(w)
+    found = gptq(nearest, x.T @ x)
+    errors = [np.mean((x @ (w - g.values).T) ** 2) / np.mean((x @ w.T) ** 2) for g in (found.grid, nearest)]
+    assert found.improved and errors[0] < 0.5 * errors[1]
+    np.testing.assert_allclose([found.error, found.error_nearest], errors, rtol=1e-3)
+    np.testing.assert_array_equal(found.grid.scale, nearest.scale)
+    # On inputs without correlation there is nothing to gain, and rounding to nearest is kept where it is better.
+    plain = gptq(nearest, np.eye(48))
+    assert not plain.improved and (plain.grid.integers == nearest.integers).all()
+
+
+@pytest.mark.parametrize("name", ["dynamic_int4", "dynamic_int4_block32"])
+def test_gptq_in_an_export(name, make_bert, tokens, tmp_path):
+    config = dataclasses.replace(NAMED[name], rounding="gptq")
+    artifact = tfopt.export(
+        make_bert(), tmp_path / "m.tflite", "tflite", config, representative=tokens, lengths=[12]
+    )
+    check = next(c for c in artifact.checks if c.name == "gptq")
+    better, _, tried = check.found.split(" matrices")[0].split(" ")
+    assert int(tried) == 7 and int(better) >= 6
+
+
+def test_smoothing_changes_weights_and_not_the_function(keras):
+    layers = keras.layers
+    inputs = layers.Input((6, 16))
+    x = layers.LayerNormalization(name="norm")(inputs)
+    x = layers.MultiHeadAttention(2, 8, name="attention")(x, x)
+    x = layers.Dense(32, activation="relu", name="first")(x)
+    model = keras.Model(inputs, layers.Dense(4, name="second")(x))
+    model.get_layer("norm").gamma.assign(np.geomspace(0.1, 30, 16).astype(np.float32))
+    rows = np.random.default_rng(0).standard_normal((32, 6, 16)).astype(np.float32)
+    info = inputs_of(model)
+    samples = {next(iter(info.specs)): rows}
+    assert [source.name for source, _ in find_places(model)] == ["norm", "first"]
+    before, expected = values(model), np.asarray(model(rows))
+    norm = keras.Model(inputs, model.get_layer("norm").output)
+    spread = np.ptp(np.log(np.abs(np.asarray(norm(rows))).max((0, 1))))
+    with smoothed(model, info, samples, 0.5) as places:
+        assert places == 2
+        np.testing.assert_allclose(model(rows), expected, atol=2e-5 * np.abs(expected).max())
+        assert np.ptp(np.log(np.abs(np.asarray(norm(rows))).max((0, 1)))) < 0.7 * spread
+    for old, new in zip(before, values(model), strict=True):
+        np.testing.assert_array_equal(old, new)
+    with pytest.raises(InputError, match="smooth must be above 0 and below 1, got 1.5"):
+        QuantizeConfig(smooth=1.5)
+
+
+def test_smoothing_in_an_export(keras, tmp_path):
+    model, x = KINDS["dense"](keras)
+    rows = {next(iter(inputs_of(model).specs)): x}
+    config = dataclasses.replace(NAMED["int8"], smooth=0.5)
+    artifact = tfopt.export(model, tmp_path / "m.tflite", "tflite", config, representative=rows)
+    assert next(c.found for c in artifact.checks if c.name == "smooth") == "1 places"
+
+
+def test_sensitivity_and_budgets(keras, tmp_path):
+    model, x = trained(keras, "attention", epochs=2)
+    rows = {next(iter(inputs_of(model).specs)): x}
+    before = values(model)
+    table = tfopt.measure_sensitivity(model, rows)
+    for old, new in zip(before, values(model), strict=True):
+        np.testing.assert_array_equal(old, new)
+    losses = {(r.path, r.bits): r.loss for r in table.rows}
+    assert len(losses) == 14 and all(losses[p, 4] > losses[p, 8] > 0 for p, _ in losses)
+    sizes = {bits: sum(r.bytes for r in table.rows if r.bits == bits) for bits in (8, 4)}
+    budget = (sizes[8] + sizes[4]) // 2
+    config = table.within_bytes(budget)
+    assert set(config.bits.values()) == {4, 8} and table.bytes_of(config) <= budget
+    with pytest.raises(InputError, match=f"the weights take at least {sizes[4]:,} bytes"):
+        table.within_bytes(100)
+    artifact = tfopt.export(model, tmp_path / "m.tflite", "tflite", config, representative=rows)
+    assert {layer.path: layer.bits for layer in artifact.layers} == dict(config.bits)
+    assert {c.bits for c in read_tflite(artifact.path).constants if c.scale is not None and c.is_matrix} == {4, 8}
+
+    def quality(candidate):
+        return -sum(losses[p, b] for p, b in candidate.bits.items())
+
+    middle = np.median([losses[key] for key in losses if key[1] == 4])
+    chosen = table.within_loss(quality, -middle)
+    assert quality(chosen) >= -middle and 4 in chosen.bits.values()
+    with pytest.raises(InputError, match="with the most bits the quality is"):
+        table.within_loss(lambda c: 0.0, 1.0)
+    assert "attention" in table.text() and table.save(tmp_path / "table.json").exists()
+
+
+def test_samples_balanced_over_classes(finished_run):
+    found = batches.samples(finished_run / "data", 20, "train", balanced=True)
+    assert len(found["label"]) == 20 and (np.bincount(found["label"]) == 10).all()
+    assert found["input_ids"].shape == found["attention_mask"].shape
+    assert found["attention_mask"].sum(1).max() == found["input_ids"].shape[1]
