@@ -7,8 +7,9 @@ litert-quantizer writes the integer file.
 
 import contextlib
 import io
+import logging
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,7 @@ def write_static(
             ranges.update(dict.fromkeys(item.found.names, (limits[0] * scale, limits[1] * scale)))
     plain = fb.write(model)
     known: dict[str, Any] = {name: _as_statistics(r) for name, r in _spread(model, ranges, wide).items()}
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+    with _quiet():
         quantizer = _quantizer(plain, config, _touching(model, wide))
         missing = _without_range(model, known)
         if missing:
@@ -79,6 +80,22 @@ def write_static(
             reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
             raise WorkFailedError(f"static quantization failed: {reason}") from error
     return bytes(result.quantized_model), matched
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """litert-quantizer prints its progress and warns on the root logger of what it was made to do."""
+
+    def drop(record: logging.LogRecord) -> bool:
+        return False
+
+    root = logging.getLogger()
+    root.addFilter(drop)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        root.removeFilter(drop)
 
 
 def _quantizer(content: bytes, config: QuantizeConfig, wide: list[str]) -> Any:

@@ -252,16 +252,19 @@ class Simulation:
         point = self.points.get(key)
         if point is None:
             return x
-        self._observe(point, x, layer, kind)
-        if self.mode == "calibrate":
+        if fixed is None:
+            self._observe(point, x, layer, kind)
+        # What 16 bits take from a value is nothing that training could feel, and rounding costs two passes.
+        if self.mode == "calibrate" or (key in self._wide and self.config.activation_bits == 8):
             return x
 
         def rounded() -> tf.Tensor:
             low, high = (tf.convert_to_tensor(bound) for bound in fixed or point.range())
-            count = tf.convert_to_tensor(point.seen)[2]
             low, high = usable_tensors(low, high, symmetric)
-            value = fake_quant_range(x, low, high, bits, symmetric)
-            return value if fixed else tf.where(count > 0, value, x)  # nothing was observed before training
+            if fixed:
+                return fake_quant_range(x, low, high, bits, symmetric)
+            observed = tf.convert_to_tensor(point.seen)[2] > 0  # nothing was before training
+            return tf.cond(observed, lambda: fake_quant_range(x, low, high, bits, symmetric), lambda: x)
 
         return self._after_warmup(x, rounded)
 
