@@ -20,14 +20,14 @@ from tfopt.data import batches as batching
 from tfopt.quantization import NAMED, QuantizeConfig
 from tfopt.quantization.sensitivity import measure_sensitivity
 from tfopt.train import TrainConfig, fit
-from tfopt.train.fit import seed_everything, total_steps
+from tfopt.train.fit import seed_everything
 
-EPOCHS, SAMPLES = 1, 128
+STEPS, SAMPLES = 500, 128
 # Name -> configuration and learning rate of a quantization-aware training that starts from the float model.
 TRAININGS = {
     "q8": (QuantizeConfig(), 1e-5),
-    "q4": (QuantizeConfig(weight_bits=4, weight_scale="mse"), 3e-5),
-    "s8": (QuantizeConfig(activations="static", freeze_after=1600), 1e-5),
+    "q4": (QuantizeConfig(weight_bits=4, weight_scale="mse"), 1e-5),
+    "s8": (QuantizeConfig(activations="static", freeze_after=400), 1e-5),
 }
 NEAREST4 = QuantizeConfig(weight_bits=4)
 POST_TRAINING: dict[str, Any] = {
@@ -64,7 +64,7 @@ def main() -> None:
         goal("dynamic int8, share of float bytes", rows["int8 dynamic"]["bytes"] / base["bytes"], 0.26, True),
         goal("int4, share of float bytes", rows["int4 channel, trained"]["bytes"] / base["bytes"], 0.15, True),
     ]  # fmt: skip
-    save("quantization_sst2", {"files": rows, "trainings": bench.trainings, "goals": goals})
+    save("quantization_sst2", {"steps": STEPS, "files": rows, "trainings": bench.trainings, "goals": goals})
 
 
 class Bench:
@@ -99,12 +99,11 @@ class Bench:
         if not path.exists():
             seed_everything("tf_keras", 8)
             model = keras_api.load_model(self.model_file)
-            settings = TrainConfig(epochs=EPOCHS, batch_size=32, learning_rate=rate, seed=7)
+            settings = TrainConfig(epochs=1, batch_size=32, learning_rate=rate, seed=7)
             train = batching.batches(self.data, 32, shuffle=True, seed=7, split="train")
             prepared = quantize.prepare(model, config)
-            steps = total_steps(batching.record_count(self.data, "train"), settings)
             started = time.perf_counter()
-            history = fit(model, train, settings, steps, prepared.callbacks, title=name)
+            history = fit(model, train.take(STEPS), settings, STEPS, prepared.callbacks, title=name)
             history["seconds"] = [round(time.perf_counter() - started)]
             keras_api.save_model(quantize.finish(model), path)
             self.trainings[name] = {key: values[-1] for key, values in history.items()}

@@ -133,11 +133,37 @@ learning_rate = 1e-3
 [variants.prune]
 sparsity = 0.5
 frequency = 4
+[[variants]]
+name = "four"
+[variants.train]
+epochs = 1
+batch_size = 16
+learning_rate = 1e-3
+[variants.prune]
+sparsity = 0.5
+frequency = 4
+[variants.cluster]
+clusters = 12
+[variants.quantize]
+weight_bits = 4
+weight_scale = "mse"
+warmup = 0.1
 [[exports]]
 format = "tflite"
+of = ["baseline", "half"]
 [[exports]]
 format = "tflite"
 quantization = "dynamic_int8"
+of = ["baseline", "half"]
+[[exports]]
+format = "tflite"
+quantization = "trained"
+[[exports]]
+format = "tflite"
+quantization = "dynamic_int4"
+rounding = "gptq"
+max_bytes = 16000
+of = ["baseline"]
 [[exports]]
 format = "saved_model"
 jit_compile = true

@@ -102,7 +102,7 @@ def test_a_quantization_that_does_nothing_is_caught(tmp_path, monkeypatch):
 def test_outputs_are_compared_one_by_one():
     """A dead output must not hide behind a large healthy one."""
     with pytest.raises(VerificationError, match="output 'small' differs"):
-        export_verify._compare("small", np.zeros((2, 1)), np.full((2, 1), 5e-4), None, "max_abs_error")
+        export_verify._compare("small", np.zeros((2, 1)), np.full((2, 1), 5e-4), "max_abs_error", 1e-4)
 
 
 def test_classes_are_compared_on_every_row():

@@ -14,8 +14,9 @@ from tfopt.report import Report
 from tfopt.verification import verify_run
 
 ARTIFACTS = [
-    "baseline", "baseline_keras", "baseline_tflite", "baseline_tflite_int8", "baseline_xla", "half_tflite",
-    "half_tflite_int8",
+    "baseline", "baseline_keras", "baseline_tflite", "baseline_tflite_int8",
+    "baseline_tflite_dynamic_int4_gptq_mixed", "baseline_xla", "half_tflite", "half_tflite_int8",
+    "four_tflite_trained",
 ]  # fmt: skip
 
 
@@ -34,6 +35,10 @@ def test_a_run_writes_what_the_design_says(finished_run):
     assert report.artifact("half_tflite").max_abs_error < 1e-4
     assert [s.name for s in report.steps][:3] == ["data", "train baseline", "train half"]
     assert any("after gzip" in note for note in report.notes)
+    four = report.artifact("four_tflite_trained")
+    assert {x["bits"] for x in four.layers} == {4, 32} and four.kernel_sparsity >= 0.49
+    assert {x["bits"] for x in report.artifact("baseline_tflite_dynamic_int4_gptq_mixed").layers} == {4, 8, 32}
+    assert report.baseline.layers is None and "Bits of every layer" in (finished_run / "report.html").read_text()
     assert [s.name for s in report.steps][-1] == "measure"
     names = {p.name for p in finished_run.iterdir()}
     assert {"recipe.toml", "manifest.json", "report.json", "report.html", "plots", "baseline", "data"} <= names

@@ -257,6 +257,8 @@ class Recipe(_Section):
             for name in export.of or []:
                 if name not in names:
                     raise ValueError(f"exports.of names {name!r}, but the variants are {', '.join(names)}")
+        for planned in self.artifacts():
+            self._check_bits(planned)
         longest = self.data.max_length
         if self.lengths and max(self.lengths) != longest:
             raise ValueError(f"lengths must end at data.max_length {longest}, got {self.lengths}")
@@ -274,6 +276,19 @@ class Recipe(_Section):
                     file = "model.tflite" if section.format == "tflite" else "saved_model"
                     planned.append(PlannedArtifact(name, owner, section, f"{name}/{file}"))
         return planned
+
+    def _check_bits(self, planned: PlannedArtifact) -> None:
+        """An export must not round a trained variant again, to fewer bits."""
+        variant = next((v for v in self.variants if v.name == planned.owner), None)
+        wanted = NAMED.get(planned.section.quantization or "")
+        if variant is None or variant.quantize is None or wanted is None:
+            return
+        trained, bits = variant.quantize.weight_bits or 8, wanted.weight_bits or 8
+        if trained > bits:
+            raise ValueError(
+                f"exports: {planned.section.quantization!r} would round variant {variant.name!r}, trained with "
+                f"{trained} bits, again; name the others in 'of', or export it as 'trained'"
+            )
 
     def _exports(self, section: ExportSection, owner: str) -> bool:
         """Whether an export is for this model; what was trained is there for quantized variants only."""

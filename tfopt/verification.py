@@ -4,15 +4,18 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from tfopt import keras_api
 from tfopt.data import pack as packing
 from tfopt.data.batches import samples
 from tfopt.errors import DataError, InputError, VerificationError
-from tfopt.export.verify import check_contents, check_outputs
+from tfopt.export.verify import check_contents, check_outputs, largest_error
 from tfopt.files import existing, sha256
 from tfopt.keras_io import call, inputs_of
 from tfopt.measure.measure import Log
 from tfopt.recipe import Recipe
+from tfopt.report import Report
 from tfopt.run_folder import MANIFEST
 
 _SAMPLES = 64
@@ -38,6 +41,7 @@ def verify_run(folder: str | Path, log: Log = lambda line: None) -> dict[str, An
     recipe = Recipe.load(folder / "recipe.toml")
     given = samples(folder / "data", _SAMPLES, "validation")
     planned = recipe.artifacts()
+    recorded = {m.name: m.max_abs_error for m in Report.load(folder / "report.json").artifacts}
     found: dict[str, Any] = {}
     for owner in dict.fromkeys(a.owner for a in planned):
         model = keras_api.load_model(folder / owner / "model.keras")
@@ -49,11 +53,21 @@ def verify_run(folder: str | Path, log: Log = lambda line: None) -> dict[str, An
             section, path = artifact.section, folder / artifact.path
             try:
                 check_contents(path, section.format, section.quantization, section.jit_compile)
-                _, error, agreement = check_outputs(path, values, reference, section.quantization)
+                limit = _limit(recorded[artifact.name], section.quantization, reference)
+                outputs, _, agreement = check_outputs(
+                    path, values, reference, section.quantization, compare_classes=limit is None, limit=limit
+                )
             except VerificationError as problem:
                 raise VerificationError(problem.check, f"{artifact.name}: {problem.what}") from problem
-            found[artifact.name] = {"max_abs_error": error, "agreement": agreement}
+            found[artifact.name] = {"max_abs_error": largest_error(outputs, reference), "agreement": agreement}
     return {"files": count, "artifacts": found}
+
+
+def _limit(recorded: float | None, quantization: str | None, reference: dict[str, np.ndarray]) -> float | None:
+    """How far an integer file may be off its float model: about as far as it was when it was made."""
+    if recorded is None or quantization in (None, "float16", "dynamic_int8"):
+        return None
+    return 2 * recorded + 0.05 * max(float(np.abs(value).max()) for value in reference.values())
 
 
 def check_manifest(folder: Path) -> int:

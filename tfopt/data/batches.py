@@ -87,11 +87,6 @@ def record_lengths(folder: str | Path, manifest: Manifest) -> np.ndarray:
     return np.concatenate([f["input_ids"].row_lengths().numpy() for f in parsed])
 
 
-def record_count(folder: str | Path, split: str = SPLIT) -> int:
-    """Records of a split."""
-    return read_manifest(folder, split).records
-
-
 def samples(folder: str | Path, count: int, split: str = SPLIT, balanced: bool = False) -> dict[str, np.ndarray]:
     """Records padded to one length, for checks and calibration.
 

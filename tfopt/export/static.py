@@ -115,10 +115,15 @@ def _quantizer(content: bytes, config: QuantizeConfig, wide: list[str]) -> Any:
 
 
 def _touching(model: Any, wide: set[str]) -> list[str]:
-    """Names of the outputs of operators that read or make a tensor of 16 bits: they compute in 16 bits."""
+    """Names of the outputs of operators that read or make a tensor of 16 bits: they compute in 16 bits.
+
+    Reciprocal roots stay in float, see `_quantizer`.
+    """
     names = []
     for graph in model.subgraphs:
         for op in graph.operators:
+            if fb.code(model, op) == fb.Op.RSQRT:
+                continue
             touched = (fb.name(graph.tensors[int(i)]) for i in (*op.inputs, *op.outputs) if i >= 0)
             if wide.intersection(touched):
                 names.append(fb.name(graph.tensors[int(op.outputs[0])]))
