@@ -22,8 +22,29 @@ def read(content: bytes) -> Any:
     return model
 
 
+class _Shared(schema.QuantizationParametersT):
+    """Scales that several tensors refer to and that a file holds once."""
+
+    def __init__(self, source: Any) -> None:
+        self.__dict__.update(vars(source))
+        self._packed: tuple[Any, int] | None = None
+
+    def Pack(self, builder: Any) -> int:
+        if self._packed is None or self._packed[0] is not builder:
+            self._packed = (builder, super().Pack(builder))
+        return self._packed[1]
+
+
 def write(model: Any) -> bytes:
-    """The bytes of the tree."""
+    """The bytes of the tree; a weight's scales, which each signature names again, are written once."""
+    shared: dict[Any, _Shared] = {}
+    for tensor in (t for graph in model.subgraphs for t in graph.tensors):
+        parameters = tensor.quantization
+        if parameters is None or parameters.scale is None or len(parameters.scale) < 2:
+            continue
+        scale, zero = np.asarray(parameters.scale), np.asarray(parameters.zeroPoint)
+        key = (scale.tobytes(), zero.tobytes(), parameters.quantizedDimension)
+        tensor.quantization = shared.setdefault(key, _Shared(parameters))
     return bytes(flatbuffer_utils.convert_object_to_bytearray(model))
 
 

@@ -182,10 +182,12 @@ def _write_one(model: Any, item: Matched) -> None:
         item.grid.integers.reshape([item.found.shape[item.found.axis], *_without(item.found)]), 0, item.found.axis
     )
     model.buffers[item.found.buffer].data = pack_int4(integers) if narrow else integers.ravel().view(np.uint8)
+    half = item.grid.scale.astype(np.float16)  # exact: scales of blocks came from bfloat16
+    scales = fb.add_buffer(model, half) if isinstance(item.grid.spec.granularity, int) else 0
     for graph in model.subgraphs:
         for tensor in [t for t in graph.tensors if t.buffer == item.found.buffer]:
             tensor.type = fb.INT4 if narrow else fb.INT8
-            tensor.quantization = _parameters(model, graph, item)
+            tensor.quantization = _parameters(graph, item, scales)
 
 
 def _without(found: Found) -> list[int]:
@@ -199,16 +201,14 @@ def pack_int4(integers: np.ndarray) -> np.ndarray:
     return ((flat[0::2] & 0xF) | ((flat[1::2] & 0xF) << 4)).astype(np.uint8)
 
 
-def _parameters(model: Any, graph: Any, item: Matched) -> Any:
+def _parameters(graph: Any, item: Matched, scales: int) -> Any:
     new = schema.QuantizationParametersT()
     grid = item.grid
     if isinstance(grid.spec.granularity, int):
         new.detailsType = schema.QuantizationDetails.BlockwiseQuantization
         new.details = schema.BlockwiseQuantizationT()
-        half = grid.scale.astype(np.float16)  # exact: these scales came from bfloat16
-        new.details.scales = fb.add_tensor(
-            graph, f"{item.found.name}/scales", half.shape, fb.FLOAT16, fb.add_buffer(model, half)
-        )
+        name = f"{item.found.name}/scales"
+        new.details.scales = fb.add_tensor(graph, name, grid.scale.shape, fb.FLOAT16, scales)
         new.details.zeroPoints, new.details.blockSize = -1, grid.spec.granularity
         new.quantizedDimension = 0
         return new

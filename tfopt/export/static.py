@@ -79,7 +79,7 @@ def write_static(
         except (ValueError, RuntimeError, KeyError) as error:
             reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
             raise WorkFailedError(f"static quantization failed: {reason}") from error
-    return bytes(result.quantized_model), matched
+    return fb.write(fb.read(bytes(result.quantized_model))), matched
 
 
 @contextlib.contextmanager
