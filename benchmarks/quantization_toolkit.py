@@ -6,6 +6,8 @@ The same data (scikit-learn's handwritten digits), float model, optimizer and ep
 digits over several seeds.
 """
 
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -72,10 +74,10 @@ def _one(build: Any, seed: int, images: np.ndarray, labels: np.ndarray) -> dict[
     tf_keras.utils.set_random_seed(seed)
     ours = _fit(tfopt.quantize_aware(model, activations="static"), x, y, EPOCHS, 3e-4)
     found["ours"] = _percent(ours.predict(images[test], verbose=0), labels[test])
-    artifact = tfopt.export(tfopt.finish(ours), "digits.tflite", "tflite", "trained")
-    outputs = tfopt.Predictor.load(artifact.path).predict(images[test])
+    with tempfile.TemporaryDirectory() as folder:
+        artifact = tfopt.export(tfopt.finish(ours), Path(folder, "digits.tflite"), "tflite", "trained")
+        outputs = tfopt.Predictor.load(artifact.path).predict(images[test])
     found["ours, file"] = _percent(next(iter(outputs.values())), labels[test])
-    artifact.path.unlink()
     return found
 
 

@@ -218,3 +218,59 @@ def test_samples_balanced_over_classes(finished_run):
     assert len(found["label"]) == 20 and (np.bincount(found["label"]) == 10).all()
     assert found["input_ids"].shape == found["attention_mask"].shape
     assert found["attention_mask"].sum(1).max() == found["input_ids"].shape[1]
+
+
+def test_smoothing_restores_what_it_touches_twice_and_leaves_alone_what_it_must(keras):
+    layers = keras.layers
+    inputs = layers.Input((12,))
+    x = layers.Dense(16, activation="relu", name="a")(inputs)
+    x = layers.Dense(16, activation="relu", name="b")(x)
+    side = layers.Dense(8, activation="relu6", name="capped")(x)
+    model = keras.Model(inputs, [layers.Dense(4, name="c")(side), x])
+    rows = 5 * np.random.default_rng(0).standard_normal((32, 12)).astype(np.float32)
+    info = inputs_of(model)
+    before = values(model)
+    assert [source.name for source, _ in find_places(model)] == ["a"]
+    with smoothed(model, info, {next(iter(info.specs)): rows}, 0.5):
+        pass
+    chain = keras.Sequential([layers.Input((12,)), *(layers.Dense(16, activation="relu") for _ in range(3))])
+    saved, info = values(chain), inputs_of(chain)
+    with smoothed(chain, info, {next(iter(info.specs)): rows}, 0.5) as places:
+        assert places == 2
+    for old, new in zip([*before, *saved], [*values(model), *values(chain)], strict=True):
+        np.testing.assert_array_equal(old, new)
+
+
+def test_static_files_leave_excluded_layers_in_float(keras, tmp_path):
+    model, x = KINDS["dense"](keras)
+    rows = {next(iter(inputs_of(model).specs)): x}
+    config = QuantizeConfig(activations="static", exclude=model.layers[1].name)
+    artifact = tfopt.export(model, tmp_path / "m.tflite", "tflite", config, representative=rows)
+    assert [layer.bits for layer in artifact.layers if layer.reason == "excluded"] == [32]
+    kernels = [c for c in read_tflite(artifact.path).constants if c.is_matrix and c.data.size == 24 * 64]
+    assert [c.dtype for c in kernels] == ["float32"]
+
+
+def test_constants_through_layers_are_not_rounded(keras, tmp_path):
+    """The barrier in the converted graph must not reach constants, which it would cut to its range."""
+    import tensorflow as tf
+
+    class Model(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.table = keras.layers.Embedding(
+                6, 64, embeddings_initializer=keras.initializers.RandomNormal(0, 9.0)
+            )
+            self.head = keras.layers.Dense(32)
+
+        def call(self, x):
+            return x + self.head(self.table(tf.range(6)))[0]
+
+    model, x = Model(), np.random.default_rng(0).standard_normal((4, 32)).astype(np.float32)
+    expected = np.asarray(model(x))
+    spec = tf.TensorSpec([None, 32], tf.float32, name="inputs")
+    with pytest.raises(VerificationError, match="none of the model's weights was found"):
+        tfopt.export(model, tmp_path / "m.tflite", "tflite", "weight_only_int8", input_signature=spec)
+    artifact = tfopt.export(model, tmp_path / "m.tflite", "tflite", input_signature=spec)
+    found = next(iter(tfopt.Predictor.load(artifact.path).predict(x).values()))
+    np.testing.assert_allclose(found, expected, atol=1e-3)

@@ -185,7 +185,7 @@ def export(
     data = None if representative is None else _calibration_samples(representative, samples)
     chosen: Any = quantization
     if rounding != "nearest" or smooth is not None or max_bytes is not None:
-        chosen = _refined(loaded, quantization, data, rounding, smooth, max_bytes)
+        chosen = _refined(loaded, quantization, data, rounding, smooth, max_bytes, out)
     artifact = export_model(loaded, out, format, chosen, jit_compile, data, lengths)
     values = {**dataclasses.asdict(artifact), "path": str(artifact.path)}
 
@@ -211,7 +211,7 @@ def _calibration_samples(folder: Path, count: int) -> dict[str, Any]:
 
 
 def _refined(
-    model: Any, name: str | None, data: Any, rounding: Any, smooth: float | None, max_bytes: int | None
+    model: Any, name: str | None, data: Any, rounding: Any, smooth: float | None, max_bytes: int | None, out: Path
 ) -> Any:
     """A named quantization with what the command line adds to it."""
     from tfopt.quantization import NAMED
@@ -226,6 +226,7 @@ def _refined(
         raise InputError("--max-bytes needs --representative DIR, to measure what each layer loses")
     table = measure_sensitivity(model, data, config)
     typer.echo(table.text(), err=True)
+    table.save(out.with_name(out.name + ".sensitivity.json"))
     return table.within_bytes(max_bytes)
 
 

@@ -270,6 +270,7 @@ class _Run:
             return config
         table = measure_sensitivity(model, samples, config)
         self.log(table.text())
+        table.save(self.path / f"{section.suffix}_sensitivity.json")
         return table.within_bytes(section.max_bytes)
 
     def _calibration(self) -> dict[str, Any]:

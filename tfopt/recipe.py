@@ -259,6 +259,9 @@ class Recipe(_Section):
                     raise ValueError(f"exports.of names {name!r}, but the variants are {', '.join(names)}")
         for planned in self.artifacts():
             self._check_bits(planned)
+        for export in self.exports:
+            if export.quantization == "trained" and not any(a.section is export for a in self.artifacts()):
+                raise ValueError("exports: quantization 'trained' needs a variant with a section quantize")
         longest = self.data.max_length
         if self.lengths and max(self.lengths) != longest:
             raise ValueError(f"lengths must end at data.max_length {longest}, got {self.lengths}")

@@ -90,7 +90,8 @@ def match(found: list[Found], grids: dict[str, Grid]) -> tuple[list[Matched], li
     matched, others = [], []
     for weight in found:
         pairs = ((grid, _factors(weight.matrix, grid.source)) for grid in grids.values())
-        hit = next(((grid, factors) for grid, factors in pairs if factors is not None), None)
+        fits = ((g, f) for g, f in pairs if f is not None and (g.spec.symmetric or (f >= 0).all()))
+        hit = next(fits, None)
         if hit is None:
             others.append(weight)
         else:
@@ -119,8 +120,6 @@ def _scaled(grid: Grid, factors: np.ndarray) -> Grid:
         return grid
     factors = np.where(factors == 0, 1.0, factors)
     sign = np.sign(factors).astype(np.int8)
-    if (sign < 0).any() and not grid.spec.symmetric:
-        raise AssertionError("a negative factor needs a symmetric grid")
     equal = np.ptp(factors) <= _TOLERANCE * np.abs(factors).max()
     if grid.scale.shape[0] == 1 and not equal:  # one scale per tensor becomes one per output
         grid = dataclasses.replace(grid, spec=grid.spec._replace(granularity="channel"))

@@ -30,7 +30,7 @@ from tfopt.quantization.calibration import Improved, calibrate, quantize_weights
 from tfopt.quantization.config import NAMED, QuantizeConfig
 from tfopt.quantization.kinds import layouts
 from tfopt.quantization.plan import plan_weights
-from tfopt.quantization.record import Grid, Record, from_matrix, record_of
+from tfopt.quantization.record import Grid, Record, as_matrix, from_matrix, record_of
 from tfopt.quantization.simulation import Simulation
 from tfopt.quantization.smooth import smoothed
 from tfopt.tflite_file import read_tflite
@@ -78,12 +78,34 @@ def resolve(quantization: Any, model: Any) -> tuple[str | None, QuantizeConfig |
         raise InputError(f"quantization must be one of {names} or a QuantizeConfig, got {quantization!r}")
     if record is not None:
         most = max((g.spec.bits for g in record.grids.values()), default=0)
+        _check_kind(record, config, name)
         if most > (config.weight_bits or 8):
             raise InputError(
                 f"model {model.name!r} was trained with {most}-bit weights, and {name} would round them again to "
                 f"{config.weight_bits}; export it as 'trained', or train it with weight_bits={config.weight_bits}"
             )
     return name, config
+
+
+def _check_kind(record: Record, config: QuantizeConfig, name: str) -> None:
+    """Raises InputError where a file of this kind cannot hold the grids that were trained."""
+    specs = [grid.spec for grid in record.grids.values()]
+    if config.activations != "dynamic" and any(isinstance(s.granularity, int) for s in specs):
+        raise InputError(f"the model was trained in blocks, which {name} files cannot hold; export it as 'trained'")
+    if config.activations != "none" and not all(s.symmetric for s in specs):
+        raise InputError(f"the model was trained with asymmetric weights, which {name} files cannot multiply by")
+
+
+def _check_untouched(model: Any, record: Record) -> None:
+    """Raises InputError if the weights no longer are what `finish` left."""
+    for weight in keras_api.weights(model):
+        grid = record.grids.get(weight.path)
+        if grid is not None:
+            now = as_matrix(keras_api.to_numpy(weight.variable), layouts(weight.layer)[weight.name])
+            if not np.allclose(now, grid.values, rtol=1e-3, atol=1e-3 * float(np.abs(grid.values).max())):
+                raise InputError(
+                    f"weight {weight.path!r} changed after finish(); quantize and train the model anew to export it"
+                )
 
 
 def make_record(
@@ -96,6 +118,7 @@ def make_record(
     """
     trained = record_of(model)
     if trained is not None:
+        _check_untouched(model, trained)
         checks: list[Check] = []
         record = dataclasses.replace(trained, config=config)
     else:
@@ -157,6 +180,8 @@ def write_quantized(
         content, matched, layers = write_grids(
             content, record, look_up_rows, lambda found: _fallback(found, record)
         )
+    if record.grids and not matched:
+        raise VerificationError("grids", "none of the model's weights was found in the converted file")
     path.write_bytes(content)
     checks = [check_grids(path, matched)]
     if config.is_static:
@@ -187,9 +212,14 @@ def check_grids(path: Path, matched: list[Matched]) -> Check:
         integers = np.moveaxis(constant.data, item.found.axis, 0).reshape(item.grid.integers.shape)
         if (integers != item.grid.integers).any():
             raise VerificationError("grids", f"weight {item.found.name!r} holds other integers than its grid")
-        if not np.allclose(constant.scale, item.grid.scale.reshape(constant.scale.shape), rtol=1e-6, atol=0):
+        if not np.allclose(constant.scale, _like(item.grid.scale, constant.scale), rtol=1e-6, atol=0):
             raise VerificationError("grids", f"weight {item.found.name!r} has other scales than its grid")
     return Check("grids", f"{len(matched)} weights", "integers and scales of the file are those of the model")
+
+
+def _like(scale: np.ndarray, stored: np.ndarray) -> np.ndarray:
+    """The grid's scales in the shape of the file's, which may repeat the one of a tensor for each output."""
+    return np.full(stored.shape, scale.item()) if scale.size == 1 else scale.reshape(stored.shape)
 
 
 @contextlib.contextmanager

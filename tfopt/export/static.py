@@ -17,7 +17,7 @@ import numpy as np
 
 from tfopt.errors import InputError, WorkFailedError
 from tfopt.export import flatbuffer as fb
-from tfopt.export.grids import Matched, find_weights, match
+from tfopt.export.grids import Found, Matched, find_weights, match
 from tfopt.export.ranges import Range, strip_ranges
 from tfopt.quantization.config import QuantizeConfig
 from tfopt.quantization.record import Grid
@@ -51,7 +51,7 @@ def write_static(
     """
     model = fb.read(content)
     ranges, wide = strip_ranges(model)
-    matched, _ = match(find_weights(model), grids)
+    matched, others = match(find_weights(model), grids)
     for item in matched:
         if item.found.operator == fb.Op.GATHER:  # what is looked up lies on the table's grid
             scale = float(item.grid.scale.max())
@@ -61,7 +61,7 @@ def write_static(
     plain = fb.write(model)
     known: dict[str, Any] = {name: _as_statistics(r) for name, r in _spread(model, ranges, wide).items()}
     with _quiet():
-        quantizer = _quantizer(plain, config, _touching(model, wide))
+        quantizer = _quantizer(plain, config, _touching(model, wide), _readers(model, others))
         missing = _without_range(model, known)
         if missing:
             if samples is None:
@@ -69,7 +69,10 @@ def write_static(
                     f"static quantization needs representative data: {len(missing)} tensors have no trained range, "
                     f"{missing[0]!r} for one"
                 )
-            observed = quantizer.calibrate(dict(samples), num_threads=2)
+            try:
+                observed = quantizer.calibrate(dict(samples), num_threads=2)
+            except (ValueError, RuntimeError) as error:
+                raise WorkFailedError(f"observing {missing[0]!r} failed: {error}; use a dynamic kind") from error
             known = {**observed, **known}
         for item in matched:
             if item.found.operator != fb.Op.GATHER:
@@ -98,7 +101,7 @@ def _quiet() -> Iterator[None]:
         root.removeFilter(drop)
 
 
-def _quantizer(content: bytes, config: QuantizeConfig, wide: list[str]) -> Any:
+def _quantizer(content: bytes, config: QuantizeConfig, wide: list[str], floats: list[str]) -> Any:
     from litert_quantizer import algorithm_manager, qtyping, quantizer
 
     everything, bits = qtyping.TFLOperationName.ALL_SUPPORTED, config.activation_bits or 8
@@ -111,7 +114,22 @@ def _quantizer(content: bytes, config: QuantizeConfig, wide: list[str]) -> Any:
     new.update_quantization_recipe(
         ".*", qtyping.TFLOperationName.RSQRT, algorithm_key=algorithm_manager.AlgorithmName.NO_QUANTIZE
     )
+    for name in floats:
+        new.update_quantization_recipe(
+            f"^{re.escape(name)};?$", everything, algorithm_key=algorithm_manager.AlgorithmName.NO_QUANTIZE
+        )
     return new
+
+
+def _readers(model: Any, weights: list[Found]) -> list[str]:
+    """Names of the outputs of operators whose weight has no grid: they stay in float."""
+    buffers = {weight.buffer for weight in weights}
+    return [
+        fb.name(graph.tensors[int(op.outputs[0])])
+        for graph in model.subgraphs
+        for op in graph.operators
+        if any(graph.tensors[int(i)].buffer in buffers for i in op.inputs if i >= 0)
+    ]
 
 
 def _touching(model: Any, wide: set[str]) -> list[str]:

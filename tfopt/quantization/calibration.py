@@ -11,8 +11,8 @@ from tfopt.errors import InputError, WorkFailedError
 from tfopt.keras_io import Inputs, call
 from tfopt.quantization.config import QuantizeConfig
 from tfopt.quantization.gptq import gptq
-from tfopt.quantization.kinds import role
-from tfopt.quantization.plan import Plan, plan_weights
+from tfopt.quantization.kinds import class_names, einsum_input_axes, role
+from tfopt.quantization.plan import Plan, PlannedWeight, plan_weights
 from tfopt.quantization.record import Grid, Record
 from tfopt.quantization.simulation import Simulation, watched_inputs
 from tfopt.quantization.weights import round_to_nearest
@@ -56,9 +56,8 @@ def _improve(
     model: Any, plan: Plan, grids: dict[str, Grid], inputs: Inputs, samples: dict[str, np.ndarray]
 ) -> Improved:
     """Replaces grids of matrices by those of GPTQ where they are better, in place."""
-    matrices = {
-        id(p.weight.layer): p for p in plan.weights if p.layout.blocks and role(p.weight.layer) == "product"
-    }
+    products = [p for p in plan.weights if role(p.weight.layer) == "product" and _sums_last_axes(p)]
+    matrices = {id(p.weight.layer): p for p in products}
     hessians: dict[str, np.ndarray] = {}
 
     def watch(layer: Any, x: Any) -> None:
@@ -76,6 +75,16 @@ def _improve(
     ratios = [min(r.error / max(r.error_nearest, 1e-30), 1.0) for r in results.values()]
     better = sum(r.improved for r in results.values())
     return Improved(better, len(results), float(np.mean(ratios)) if ratios else 1.0)
+
+
+def _sums_last_axes(planned: PlannedWeight) -> bool:
+    """Whether the layer's input, flattened from the end, has its axes in the order of the kernel's rows."""
+    if not planned.layout.blocks:
+        return False
+    if "EinsumDense" not in class_names(planned.weight.layer):
+        return True
+    axes = einsum_input_axes(planned.weight.layer)
+    return axes == tuple(range(-len(axes), 0))
 
 
 def batches_of(samples: dict[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:

@@ -222,7 +222,7 @@ def _norm(simulation: Simulation, layer: Any, path: str) -> Call:
 
 def _is_own_attention(layer: Any) -> bool:
     """Whether the layer computes attention as Keras does, not by code of its own."""
-    home = next(base for base in type(layer).__mro__ if "_compute_attention" in vars(base))
+    home = next((base for base in type(layer).__mro__ if "_compute_attention" in vars(base)), object)
     return home.__name__ == "MultiHeadAttention" and home.__module__.partition(".")[0] in keras_api.GENERATIONS
 
 

@@ -150,7 +150,7 @@ class QuantizeConfig:
         grain = "tensor" if is_table and self.is_static else self.weight_granularity
         if isinstance(grain, int) and bits > 4:  # no runtime has blocks of 8 bits
             grain = "channel"
-        return WeightSpec(bits, grain, self.weight_symmetric)
+        return WeightSpec(bits, grain, self.weight_symmetric or is_table)  # lookups know no zero point
 
 
 def check_bits(bits: Any, name: str) -> None:

@@ -69,7 +69,7 @@ def role(layer: Any) -> Role:
             return "norm"
         if name == "Softmax":
             return "softmax"
-        if name in ("MultiHeadAttention", "GroupedQueryAttention"):
+        if name == "MultiHeadAttention":
             return "attention"
         if name == "TFOpLambda":
             return "same" if _function_name(layer) in _SAME_FUNCTIONS else "computes"

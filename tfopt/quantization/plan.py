@@ -68,7 +68,22 @@ def plan_weights(model: Any, config: QuantizeConfig) -> Plan:
         raise InputError(f"nothing to quantize in model {model.name!r} ({reasons})")
     for planned in chosen:
         check_finite(planned.weight)
+    _check_names(chosen)
     return Plan(tuple(chosen), tuple(skipped))
+
+
+def _check_names(chosen: list[PlannedWeight]) -> None:
+    """Raises InputError for weights that cannot be told apart, or layers whose arithmetic is already narrow."""
+    paths = [planned.path for planned in chosen]
+    double = next((path for path in paths if paths.count(path) > 1), None)
+    if double is not None:
+        raise InputError(f"two weights are named {double!r}; give their layers different names")
+    for planned in chosen:
+        dtype = str(getattr(planned.weight.layer, "compute_dtype", "float32"))
+        if dtype in ("float16", "bfloat16"):
+            raise InputError(
+                f"layer {planned.weight.layer_path!r} computes in {dtype}; quantization needs the policy 'float32'"
+            )
 
 
 def check_finite(weight: Weight) -> None:

@@ -57,8 +57,15 @@ class Point:
             return seen[0] * gains[0], seen[1] * gains[1]
         return seen[0], seen[1]
 
+    def _over_replicas(self) -> np.ndarray:
+        strategy = getattr(self.seen, "distribute_strategy", None)
+        if strategy is None or not self._widest:
+            return np.asarray(self.seen.read_value())
+        each = np.array([v.numpy() for v in strategy.experimental_local_results(self.seen)])
+        return np.array([each[:, 0].min(), each[:, 1].max(), each[:, 2].mean()])
+
     def value(self) -> tuple[float, float, int]:
-        seen = np.asarray(self.seen.read_value())
+        seen = self._over_replicas()
         gains = np.ones(2) if self.gain is None else np.exp(keras_api.to_numpy(self.gain))
         return float(seen[0] * gains[0]), float(seen[1] * gains[1]), round(float(seen[2]))
 

@@ -14,6 +14,7 @@ from tfopt.files import write_json
 from tfopt.keras_io import Inputs, call, check_samples, inputs_of
 from tfopt.quantization.calibration import check_varied
 from tfopt.quantization.config import QuantizeConfig
+from tfopt.quantization.kinds import class_names
 from tfopt.quantization.plan import PlannedWeight, plan_weights
 from tfopt.quantization.record import from_matrix
 from tfopt.quantization.weights import round_to_nearest
@@ -160,8 +161,12 @@ def measure_sensitivity(
     expected = _output(model, inputs, samples)
     variance = max(float(expected.var()), 1e-12)
     rows = []
+    plain = dataclasses.replace(config, table_bits=None, bits={})
+    by_channel = plain
+    if isinstance(plain.weight_granularity, int):  # no runtime has blocks of 8 bits
+        by_channel = dataclasses.replace(plain, weight_granularity="channel")
     plans = {
-        b: plan_weights(model, dataclasses.replace(config, weight_bits=b, table_bits=None, bits={})) for b in bits
+        b: plan_weights(model, dataclasses.replace(plain if b <= 4 else by_channel, weight_bits=b)) for b in bits
     }
     for index, planned in enumerate(plans[bits[0]].weights):
         variable = planned.weight.variable
@@ -172,16 +177,20 @@ def measure_sensitivity(
                 grid = round_to_nearest(at, before.astype(np.float32), b < 8)
                 variable.assign(from_matrix(grid.values, before.shape, at.layout).astype(before.dtype))
                 loss = float(((_output(model, inputs, samples) - expected) ** 2).mean()) / variance
-                rows.append(Row(planned.path, b, stored_bytes(at, before.size, grid.scale.size), loss))
+                rows.append(
+                    Row(planned.path, b, stored_bytes(at, before.size, grid.scale.size, config.is_static), loss)
+                )
         finally:
             variable.assign(before)
     return Sensitivity(tuple(rows), config, len(next(iter(samples.values()))))
 
 
-def stored_bytes(planned: PlannedWeight, size: int, scales: int) -> int:
-    """Bytes of a weight's integers and scales in a file."""
+def stored_bytes(planned: PlannedWeight, size: int, scales: int, static: bool) -> int:
+    """Bytes of a weight's integers and scales in a file; not every operator takes two weights per byte."""
     blocks = isinstance(planned.spec.granularity, int)
-    return -(-size * (4 if planned.spec.bits <= 4 else 8) // 8) + scales * (2 if blocks else 4)
+    names = " ".join(class_names(planned.weight.layer))
+    halves = planned.spec.bits <= 4 and not static and "Depthwise" not in names and "Transpose" not in names
+    return -(-size * (4 if halves else 8) // 8) + scales * (2 if blocks else 4)
 
 
 def _output(model: Any, inputs: Inputs, samples: dict[str, np.ndarray]) -> np.ndarray:

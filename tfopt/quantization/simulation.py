@@ -23,6 +23,7 @@ from tfopt.numerics.fake_quant import (
     scale_and_zero,
 )
 from tfopt.quantization.config import QuantizeConfig
+from tfopt.quantization.kinds import role
 from tfopt.quantization.plan import Plan, PlannedWeight, plan_weights
 from tfopt.quantization.points import FIXED, Kind, Point, usable, usable_tensors
 
@@ -71,28 +72,36 @@ class Simulation:
     # putting in and taking out
 
     def install(self) -> "Simulation":
-        """Replaces the calls of the model's layers."""
-        from tfopt.quantization.calls import new_calls
-
-        if simulation_of(self.model) is not None:
-            raise InputError(f"model {self.model.name!r} is already being quantized; call finish(model) first")
+        """Replaces the calls of the model's layers, or leaves all of them as they are."""
+        for owner in (self.model, *(layer for _, layer in keras_api.walk(self.model))):
+            if simulation_of(owner) is not None:
+                raise InputError(f"model {owner.name!r} is already being quantized; call finish(model) first")
         variables = keras_api.weights(self.model)
         strategy = getattr(keras_api.tf_variable(variables[0].variable), "distribute_strategy", None)
-        with strategy.scope() if strategy is not None else contextlib.nullcontext():
-            if self.mode == "train":
-                self.counter = tf.Variable(
-                    0, trainable=False, dtype=tf.int64, synchronization=tf.VariableSynchronization.ON_READ,
-                    aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA, name="quantization_step",
-                )  # fmt: skip
-                for planned in self.plan.weights:
-                    self._prepare_weight(planned)
-            for owner, name, call in new_calls(self):
-                self._patch(owner, name, call)
-            if self.mode == "train":
-                self._patch(self.model, "train_step", self._train_step(self.model.train_step))
+        try:
+            with strategy.scope() if strategy is not None else contextlib.nullcontext():
+                self._put_in()
+        except BaseException:
+            self.remove()
+            raise
         object.__setattr__(self.model, _ATTRIBUTE, self)
         self._forget_traces()
         return self
+
+    def _put_in(self) -> None:
+        from tfopt.quantization.calls import new_calls
+
+        if self.mode == "train":
+            self.counter = tf.Variable(
+                0, trainable=False, dtype=tf.int64, synchronization=tf.VariableSynchronization.ON_READ,
+                aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA, name="quantization_step",
+            )  # fmt: skip
+            for planned in self.plan.weights:
+                self._prepare_weight(planned)
+        for owner, name, call in new_calls(self):
+            self._patch(owner, name, call)
+        if self.mode == "train":
+            self._patch(self.model, "train_step", self._train_step(self.model.train_step))
 
     def _forget_traces(self) -> None:
         """Drops the model's compiled functions, which hold the calls that its layers had."""
@@ -134,7 +143,8 @@ class Simulation:
 
     def _prepare_weight(self, planned: PlannedWeight) -> None:
         value = keras_api.to_numpy(planned.weight.variable).astype(np.float32)
-        if self.config.preserve_sparsity and (value == 0).mean() > _PRUNED:
+        is_kernel = role(planned.weight.layer) == "product"
+        if self.config.preserve_sparsity and is_kernel and _PRUNED < (value == 0).mean() < 1:
             self._masks[planned.path] = tf.constant(value != 0)
         if self.config.weight_scale == "max":
             return
@@ -222,7 +232,7 @@ class Simulation:
         if self.mode == "frozen" and not self.config.is_static:
             # Only a barrier in a graph that is to be converted: a converter would multiply the gamma of a layer
             # norm into the weights behind it, which then lie on no grid.
-            return tf.quantization.fake_quant_with_min_max_args(x)
+            return tf.quantization.fake_quant_with_min_max_args(x) if _depends_on_inputs(x) else x
         if self.mode != "train" or self.config.activations != "dynamic":
             return x
         symmetric = symmetric or self.config.activation_symmetric
@@ -281,6 +291,21 @@ class Simulation:
         """Ranges of the points that saw something."""
         values = {key: point.value() for key, point in self.points.items()}
         return {key: (low, high) for key, (low, high, count) in values.items() if count}
+
+
+def _depends_on_inputs(x: tf.Tensor) -> bool:
+    """Whether a tensor of a traced function is computed from its inputs; constants would be folded, and rounded."""
+    captured = {id(tensor) for tensor in x.graph.internal_captures}
+    seen, waiting = set(), [x]
+    while waiting:
+        tensor = waiting.pop()
+        if id(tensor.op) in seen:
+            continue
+        seen.add(id(tensor.op))
+        if tensor.op.type == "Placeholder" and id(tensor) not in captured:
+            return True
+        waiting.extend(tensor.op.inputs)
+    return False
 
 
 @contextlib.contextmanager

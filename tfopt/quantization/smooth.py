@@ -12,10 +12,13 @@ from typing import Any
 import numpy as np
 
 from tfopt import keras_api
-from tfopt.errors import InputError
+from tfopt.errors import InputError, WorkFailedError
 from tfopt.keras_io import Inputs, call
-from tfopt.quantization.kinds import class_names, einsum_input_axes, linear_or_relu, role
+from tfopt.numerics.grids import Layout
+from tfopt.quantization.kinds import class_names, einsum_input_axes, layouts, role
 from tfopt.quantization.simulation import watched_inputs
+
+_SAME = 1e-3
 
 
 @contextlib.contextmanager
@@ -43,25 +46,31 @@ def smoothed(model: Any, inputs: Inputs, samples: dict[str, np.ndarray], strengt
             reach[id(layer)] = np.maximum(reach.get(id(layer), 0), seen)
 
     with watched_inputs(model, watch):
-        call(model, inputs, samples)
+        expected = call(model, inputs, samples)
     before = []
     try:
         for source, products in places:
             touched = [*_own(source), *(p.kernel for p in products)]
             before += [(v, keras_api.to_numpy(v)) for v in touched]
             _move(source, products, reach[id(products[0])], strength)
+        for name, found in call(model, inputs, samples).items():
+            off, size = float(np.abs(found - expected[name]).max()), float(np.abs(expected[name]).max())
+            if off > _SAME * max(size, 1e-6):
+                raise WorkFailedError(f"smoothing changed output {name!r} by {off:.3g}; leave smooth=None")
         yield len(places)
     finally:
-        for variable, value in before:
+        for variable, value in reversed(before):  # some were touched twice
             variable.assign(value)
 
 
 def find_places(model: Any) -> list[tuple[Any, list[Any]]]:
     """Layers whose output goes into matrix products only, with those products."""
     places = []
+    outputs = {str(name).rpartition("/")[2] for name in getattr(model, "output_names", None) or ()}
     for _, layer in keras_api.walk(model):
         plain_norm = "LayerNormalization" in class_names(layer) and layer.gamma is not None
-        linear = "Dense" in class_names(layer) and linear_or_relu(layer)
+        activation = getattr(getattr(layer, "activation", None), "__name__", "linear")
+        linear = "Dense" in class_names(layer) and activation in ("linear", "relu")  # a factor passes through both
         if not (plain_norm or linear) or getattr(layer, "axis", -1) not in (-1, [-1], [2]):
             continue
         products = []
@@ -71,7 +80,7 @@ def find_places(model: Any) -> list[tuple[Any, list[Any]]]:
             if not found:
                 products = []
                 break
-        if products:
+        if products and layer.name not in outputs:
             places.append((layer, products))
     return places
 
@@ -83,7 +92,10 @@ def _products(reader: Any) -> list[Any]:
         if len({id(t) for node in nodes for t in _tensors(node)}) != 1:
             return []  # query and value come from different places
         return [reader._query_dense, reader._key_dense, reader._value_dense]
-    if "EinsumDense" in class_names(reader) and einsum_input_axes(reader) == (-1,):
+    if len(reader._inbound_nodes) != 1 or len(_tensors(reader._inbound_nodes[0])) != 1:
+        return []  # it is also fed by something else
+    rows_first = layouts(reader).get("kernel", Layout(())).inputs == (0,)
+    if "EinsumDense" in class_names(reader) and rows_first and einsum_input_axes(reader) == (-1,):
         return [reader]
     return [reader] if "Dense" in class_names(reader) else []
 
