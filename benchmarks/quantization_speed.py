@@ -30,7 +30,7 @@ FILES = ("dynamic_int8", "dynamic_int4", "dynamic_int4_block32", "dynamic_int4_b
 
 
 def main() -> None:
-    steps = paired({name: _step(settings) for name, settings in TRAININGS.items()}, rounds=24, warm_up=3)
+    steps = paired({name: _step(settings) for name, settings in TRAININGS.items()}, rounds=16, warm_up=3)
     training = {name: {"ms": milliseconds(v), "to plain": ratio(v, steps["plain"])} for name, v in steps.items()}
     show(training)
     files: dict[str, Any] = {}

@@ -11,6 +11,7 @@ from ai_edge_litert import schema_py_generated as schema
 from tfopt.export import flatbuffer as fb
 from tfopt.export.artifact import LayerBits
 from tfopt.export.ranges import strip_ranges
+from tfopt.numerics.grids import WeightSpec
 from tfopt.quantization.record import Grid, Record
 
 _TOLERANCE = 1e-5
@@ -260,13 +261,23 @@ def stored_bits(item: Matched) -> int:
 
 def nearest_grid(found: Found, bits: int, path: str) -> Grid:
     """A grid by rounding to nearest, one scale per output, for a weight that no known layer owns."""
-    from tfopt.numerics.grids import WeightSpec
-
     spec = WeightSpec(bits)
     reach = np.abs(found.matrix).max(1, keepdims=True)
     scale = np.where(reach > 0, reach / spec.largest, 1).astype(np.float32)
     integers = np.clip(np.rint(found.matrix / scale), spec.smallest, spec.largest).astype(np.int8)
     return Grid(path, spec, integers, scale, np.zeros_like(scale), found.matrix)
+
+
+def closest(found: Found, grids: dict[str, Grid]) -> str | None:
+    """Which weight of the model a weight of the file was made from, where factors were folded into its inputs."""
+
+    def likeness(grid: Grid) -> float:
+        lengths = np.linalg.norm(found.matrix) * np.linalg.norm(grid.source)
+        return float(np.vdot(found.matrix, grid.source) / max(lengths, 1e-30))
+
+    likely = {path: likeness(grid) for path, grid in grids.items() if grid.source.shape == found.matrix.shape}
+    best = max(likely, key=lambda path: likely[path], default=None)
+    return best if best is not None and likely[best] > 0.5 else None
 
 
 def size_of(found: Found) -> int:

@@ -15,6 +15,7 @@ from tfopt.export.grids import (
     SMALLEST_QUANTIZED,
     Found,
     Matched,
+    closest,
     layer_bits,
     nearest_grid,
     size_of,
@@ -170,7 +171,7 @@ def write_quantized(
 ) -> Written:
     """Converts the model and writes its grids into the file."""
     config = record.config
-    with frozen(model, record):
+    with contextlib.nullcontext() if _may_fold(record) else frozen(model, record):
         content = convert(model, inputs, lengths, batch)
     if config.is_static:
         samples = None if representative is None else _by_signature(representative, inputs, lengths, batch)
@@ -189,13 +190,28 @@ def write_quantized(
     return Written(record, matched, tuple(layers), checks)
 
 
+def _is_plain(record: Record) -> bool:
+    """Whether every weight is to be rounded as it stands, and nothing was decided for single ones."""
+    config = record.config
+    chosen = config.include is not None or config.exclude is not None or bool(config.bits)
+    return not record.trained and not chosen and config.weight_bits is not None
+
+
+def _may_fold(record: Record) -> bool:
+    """Whether the converter may multiply the gamma of a norm into the weights behind it, which saves 3 % of time.
+
+    Only 8 bits rounded to nearest are none the worse for it: no grid was made for the weights as they were.
+    """
+    config = record.config
+    as_it_stands = config.rounding == "nearest" and config.weight_scale == "max" and not config.is_static
+    return _is_plain(record) and as_it_stands and config.weight_granularity == "channel" and config.weight_bits == 8
+
+
 def _fallback(found: Found, record: Record) -> Grid | None:
     """After training, what has no grid was meant to stay in float; else it is rounded as it stands."""
-    bits = record.config.weight_bits
-    selected = record.config.include is not None or record.config.exclude is not None
-    if record.trained or bits is None or selected or record.config.bits or size_of(found) < SMALLEST_QUANTIZED:
+    if not _is_plain(record) or size_of(found) < SMALLEST_QUANTIZED:
         return None
-    return nearest_grid(found, bits, found.name)
+    return nearest_grid(found, record.config.weight_bits or 8, closest(found, record.grids) or found.name)
 
 
 def check_grids(path: Path, matched: list[Matched]) -> Check:
