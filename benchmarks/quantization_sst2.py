@@ -22,12 +22,12 @@ from tfopt.quantization.sensitivity import measure_sensitivity
 from tfopt.train import TrainConfig, fit
 from tfopt.train.fit import seed_everything
 
-STEPS, SAMPLES = 500, 128
+STEPS, SAMPLES = 300, 128
 # Name -> configuration and learning rate of a quantization-aware training that starts from the float model.
 TRAININGS = {
-    "q8": (QuantizeConfig(), 1e-5),
-    "q4": (QuantizeConfig(weight_bits=4, weight_scale="mse"), 1e-5),
-    "s8": (QuantizeConfig(activations="static", freeze_after=400), 1e-5),
+    "q8": (QuantizeConfig(), 2e-6),
+    "q4": (QuantizeConfig(weight_bits=4, weight_scale="mse"), 2e-6),
+    "s8": (QuantizeConfig(activations="static", freeze_after=240), 2e-6),
 }
 NEAREST4 = QuantizeConfig(weight_bits=4)
 POST_TRAINING: dict[str, Any] = {
@@ -48,10 +48,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path)
     parser.add_argument("--work", type=Path, default=Path("quantization_sst2"))
+    parser.add_argument(
+        "--trained", action="store_true", help="only what was trained, and what it is compared with"
+    )
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
     bench = Bench(arguments.run, arguments.work)
-    rows = bench.post_training() | bench.mixed() | bench.trained()
+    compared = ("float32", "int8 dynamic", "int4 channel, nearest")
+    kinds = {name: POST_TRAINING[name] for name in compared} if arguments.trained else POST_TRAINING
+    rows = bench.post_training(kinds) | ({} if arguments.trained else bench.mixed()) | bench.trained()
     show(rows)
     base = rows["float32"]
     lost = {name: base["accuracy"] - row["accuracy"] for name, row in rows.items()}
@@ -86,9 +91,9 @@ class Bench:
         self.float_bytes = sum(file.stat().st_size for file in saved.rglob("*") if file.is_file())
         self.trainings: dict[str, Any] = {}
 
-    def post_training(self) -> dict[str, dict[str, Any]]:
+    def post_training(self, kinds: dict[str, Any]) -> dict[str, dict[str, Any]]:
         model = keras_api.load_model(self.model_file)
-        return {name: self._measure(model, quantization) for name, quantization in POST_TRAINING.items()}
+        return {name: self._measure(model, quantization) for name, quantization in kinds.items()}
 
     def mixed(self) -> dict[str, dict[str, Any]]:
         """Bits by layer: the table of what each loses, and the best choice for the bytes half way to 4 bits."""
