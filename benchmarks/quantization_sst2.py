@@ -69,8 +69,9 @@ def main() -> None:
         goal("dynamic int8, share of float bytes", rows["int8 dynamic"]["bytes"] / bench.float_bytes, 0.26, True),
         goal("int4, share of float bytes", rows["int4 channel, trained"]["bytes"] / bench.float_bytes, 0.15, True),
     ]  # fmt: skip
+    name = "quantization_sst2_trained" if arguments.trained else "quantization_sst2"
     save(
-        "quantization_sst2",
+        name,
         {
             "steps": STEPS,
             "float_bytes": bench.float_bytes,
