@@ -16,11 +16,11 @@ from tfopt.compress.base import Prepared
 from tfopt.errors import InputError
 from tfopt.keras_api import Weight
 from tfopt.numerics.clusters import kmeans, nearest
+from tfopt.numerics.masks import PRUNED_SHARE
 from tfopt.selection import Patterns, Selection, Skipped
 
 _log = logging.getLogger(__name__)
 # As in tensorflow-model-optimization: kernels; lookup tables only when asked for.
-_PRUNED = 0.01  # share of exact zeros that no fresh or trained kernel has
 _KERNELS = frozenset({"kernel", "depthwise_kernel", "pointwise_kernel"})
 
 
@@ -98,7 +98,7 @@ class _Clusters:
         self._parts = []
         for weight in clusterable(model, config)[0]:
             value = keras_api.to_numpy(weight.variable).astype(np.float32)
-            zeros = (value == 0) if config.preserve_sparsity and _PRUNED < (value == 0).mean() < 1 else None
+            zeros = (value == 0) if config.preserve_sparsity and PRUNED_SHARE < (value == 0).mean() < 1 else None
             rest = value if zeros is None else value[~zeros]
             centers = kmeans(rest, config.clusters - (zeros is not None)) if rest.size else np.zeros(1, np.float32)
             index = nearest(value, centers)

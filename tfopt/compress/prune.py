@@ -18,6 +18,7 @@ from tfopt.errors import InputError
 from tfopt.keras_api import Weight
 from tfopt.numerics.masked_assign import MaskedAssign
 from tfopt.numerics.masks import (
+    PRUNED_SHARE,
     Structure,
     check_pattern_sparsity,
     magnitude_masks,
@@ -29,7 +30,6 @@ from tfopt.selection import Patterns, Selection, Skipped
 
 _log = logging.getLogger(__name__)
 
-_ALREADY_PRUNED = 0.01  # share of exact zeros that no fresh or trained dense kernel has
 # As in tensorflow-model-optimization: lookup tables and depthwise kernels only when asked for.
 KERNEL_NAMES = frozenset({"kernel", "recurrent_kernel", "pointwise_kernel"})
 
@@ -269,7 +269,7 @@ class MagnitudePruning(keras_api.Callback):
     def _resume(self) -> None:
         """Goes on with the zeros of a model that was pruned before; new masks come at the schedule's steps."""
         assert self._pruner is not None
-        if keras_api.learning_step(self.model) and self._pruner.sparsity() > _ALREADY_PRUNED:
+        if keras_api.learning_step(self.model) and self._pruner.sparsity() > PRUNED_SHARE:
             self._pruner.adopt_zeros()
 
 

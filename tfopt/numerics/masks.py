@@ -16,6 +16,9 @@ from tfopt.errors import InputError
 
 Mask = np.ndarray  # bool, True where the weight stays
 
+# A larger share of exact zeros than this is in no fresh or trained kernel: it was pruned.
+PRUNED_SHARE = 0.01
+
 
 class Structure(NamedTuple):
     """Which groups of weights are kept or removed together.

@@ -50,9 +50,9 @@ def _static(simulation: Simulation, node: Any, path: str, kind: str) -> Iterator
         yield node, "call", _computes(simulation, node, path)
 
 
-def _original(node: Any, name: str = "call") -> Call:
+def _original(node: Any) -> Call:
     """The call in use now: one on the instance, as tf_keras operations have, or that of the class."""
-    return vars(node).get(name) or getattr(node, name)
+    return vars(node).get("call") or node.call
 
 
 def _root(simulation: Simulation) -> Call:

@@ -2,7 +2,7 @@
 
 Only `call` of each layer instance is replaced, so that functional, sequential, nested and subclassed models of
 either generation go one way. What is observed lives outside the model: saved in the middle of a training, it
-is the plain float model.
+is the plain float model, unless step sizes or ranges are trained, which are variables of its layers meanwhile.
 """
 
 import contextlib
@@ -22,13 +22,13 @@ from tfopt.numerics.fake_quant import (
     fake_quant_weight,
     scale_and_zero,
 )
+from tfopt.numerics.masks import PRUNED_SHARE
 from tfopt.quantization.config import QuantizeConfig
 from tfopt.quantization.kinds import role
 from tfopt.quantization.plan import Plan, PlannedWeight, plan_weights
 from tfopt.quantization.points import FIXED, Kind, Point, usable, usable_tensors
 
 _ATTRIBUTE = "_tfopt_simulation"
-_PRUNED = 0.01  # share of exact zeros that no fresh or trained kernel has
 Mode = Literal["train", "calibrate", "frozen"]
 
 
@@ -144,7 +144,7 @@ class Simulation:
     def _prepare_weight(self, planned: PlannedWeight) -> None:
         value = keras_api.to_numpy(planned.weight.variable).astype(np.float32)
         is_kernel = role(planned.weight.layer) == "product"
-        if self.config.preserve_sparsity and is_kernel and _PRUNED < (value == 0).mean() < 1:
+        if self.config.preserve_sparsity and is_kernel and PRUNED_SHARE < (value == 0).mean() < 1:
             self._masks[planned.path] = tf.constant(value != 0)
         if self.config.weight_scale == "max":
             return
