@@ -165,6 +165,12 @@ rounding = "gptq"
 max_bytes = 16000
 of = ["baseline"]
 [[exports]]
+format = "tflite"
+quantization = "int8"
+smooth = 0.5
+max_loss = 5.0
+of = ["baseline"]
+[[exports]]
 format = "saved_model"
 jit_compile = true
 of = ["baseline"]

@@ -187,6 +187,21 @@ def test_json_of_every_command(tfopt_main, run_copy, labelled_tsv, tiny_recipe, 
     assert one_json(tfopt_main("data", "inspect", pack, "--json")[1])["data"]["labels"] == ["fruit", "metal"]
 
 
+def test_exporting_within_a_budget(tfopt_main, finished_run, tmp_path):
+    keras_file, out = finished_run / "baseline" / "model.keras", tmp_path / "x.tflite"
+    base = ["export", keras_file, "--format", "tflite", "--length", 16, "-o", out, "--quantization", "dynamic_int8"]
+    code, _, err = tfopt_main(*base, "--max-loss", 5)
+    assert code == 2 and "--max-loss need --representative" in err and not out.exists()
+    data = ["--representative", finished_run / "data", "--samples", 16]
+    code, _, err = tfopt_main(*base, *data, "--max-loss", 5, "--max-bytes", 9000)
+    assert code == 2 and "give either max_bytes or max_loss, got 9000 and 5.0" in err
+    code, stdout, err = tfopt_main(*base, *data, "--max-loss", 100, "--smooth", 0.5, "--json")
+    assert code == 0 and "bytes" in err and (tmp_path / "x.tflite.sensitivity.json").exists()
+    found = one_json(stdout)
+    assert "smooth" in {check["name"] for check in found["checks"]}
+    assert {layer["bits"] for layer in found["layers"] if layer["bits"] < 32} == {4}
+
+
 def test_what_people_read(tfopt_main, run_copy, tiny_recipe):
     _, out, _ = tfopt_main("run", tiny_recipe(), "--out", run_copy, "--resume")
     assert "half_tflite_int8" in out and "report.html" in out and "accuracy" in out

@@ -15,8 +15,8 @@ from tfopt.verification import verify_run
 
 ARTIFACTS = [
     "baseline", "baseline_keras", "baseline_tflite", "baseline_tflite_int8",
-    "baseline_tflite_dynamic_int4_gptq_mixed", "baseline_xla", "half_tflite", "half_tflite_int8",
-    "four_tflite_trained",
+    "baseline_tflite_dynamic_int4_gptq_mixed", "baseline_tflite_static_int8_smooth_mixed", "baseline_xla",
+    "half_tflite", "half_tflite_int8", "four_tflite_trained",
 ]  # fmt: skip
 
 

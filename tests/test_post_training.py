@@ -15,8 +15,10 @@ from tfopt.quantization import NAMED, QuantizeConfig
 from tfopt.quantization import calibration as calibrating
 from tfopt.quantization.gptq import gptq
 from tfopt.quantization.record import Grid
+from tfopt.quantization.sensitivity import choose_bits
 from tfopt.quantization.simulation import simulation_of
 from tfopt.quantization.smooth import find_places, smoothed
+from tfopt.quantization.weights import on_grids
 from tfopt.tflite_file import read_tflite
 
 from .quantized_models import KINDS, signature, trained
@@ -210,6 +212,16 @@ def test_sensitivity_and_budgets(keras, tmp_path):
     assert quality(chosen) >= -middle and 4 in chosen.bits.values()
     with pytest.raises(InputError, match="with the most bits the quality is"):
         table.within_loss(lambda c: 0.0, 1.0)
+    strict, _ = choose_bits(model, rows, QuantizeConfig(), max_loss=0)
+    loose, _ = choose_bits(model, rows, QuantizeConfig(), max_loss=100)
+    assert set(loose.bits.values()) == {4} and table.bytes_of(strict) > table.bytes_of(loose)
+    with on_grids(model, calibrating.quantize_weights(model, strict)[0].grids):
+        rounded = np.asarray(model(x))
+    np.testing.assert_array_equal(rounded.argmax(-1), np.asarray(model(x)).argmax(-1))
+    for old, new in zip(before, values(model), strict=True):
+        np.testing.assert_array_equal(old, new)
+    with pytest.raises(InputError, match="give either max_bytes or max_loss, got None and None"):
+        choose_bits(model, rows, QuantizeConfig())
     assert "attention" in table.text() and table.save(tmp_path / "table.json").exists()
 
 

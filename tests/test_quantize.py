@@ -290,7 +290,30 @@ def test_recurrent_layers_say_why_they_stay_float(keras):
     assert len(skipped) == 2 and all(s.reason == "the state of a recurrent layer" for s in skipped)
 
 
-def test_weights_of_kerashub_models():
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_grouped_attention_in_static_mode(dropout, tmp_path):
+    import keras
+
+    layers = keras.layers
+    inputs = layers.Input((10, 32), name="x")
+    attended = layers.GroupQueryAttention(16, 4, 2, dropout=dropout)(inputs, inputs, use_causal_mask=True)
+    model = keras.Model(inputs, layers.Dense(3)(layers.Add()([inputs, attended])))
+    x = np.random.default_rng(0).standard_normal((32, 10, 32)).astype(np.float32)
+    before = np.asarray(model(x))
+    tfopt.quantize_aware(model, activations="static")
+    model.compile(keras.optimizers.Adam(1e-4), "mse")
+    model.fit(x, before, verbose=0)
+    simulated = np.asarray(model(x, training=False))
+    assert 0 < np.abs(simulated - before).max() < 0.2 * np.ptp(before)
+    tfopt.finish(model)
+    assert {"scores", "context"} <= {key.rpartition(":")[2] for key in record_of(model).ranges}
+    found, artifact, _ = file_of(model, "", tmp_path / "m.tflite", x)
+    assert np.sqrt(np.mean((found - simulated) ** 2)) < 0.02 * np.ptp(simulated)
+    floats = next(c.found for c in artifact.checks if c.name == "float_operators")
+    assert floats <= 2  # litert-quantizer has no integer TILE, by which the heads are repeated
+
+
+def test_kerashub_models(tmp_path):
     hub = pytest.importorskip("keras_hub", reason="needs the extra kerashub")
     model = hub.models.BertBackbone(
         vocabulary_size=200, num_layers=1, num_heads=2, hidden_dim=32, intermediate_dim=64, max_sequence_length=16
@@ -307,6 +330,9 @@ def test_weights_of_kerashub_models():
     assert {"EinsumDense", "Dense", "ReversibleEmbedding"} <= kinds
     assert all(s.reason for s in prepared.skipped)
     quantize.finish(model)
+    rows = {name: np.repeat(value, 4, 0).astype(np.int32) for name, value in inputs.items()}
+    artifact = tfopt.export(model, tmp_path / "m.tflite", "tflite", "trained", representative=rows, lengths=[16])
+    assert artifact.max_abs_error < 0.05 and sum(layer.bits == 4 for layer in artifact.layers) >= 6
 
 
 def test_names_are_whole_configurations():

@@ -40,7 +40,9 @@ def test_built_in_recipes_load_and_survive_toml(name):
         (GOOD + '[[exports]]\nformat = "tflite"\nquantization = "dynamic_int3"\n',
          "unknown quantization 'dynamic_int3'; did you mean 'dynamic_int"),
         (GOOD + '[[exports]]\nformat = "tflite"\nquantization = "float16"\nrounding = "gptq"\n',
-         "rounding, smooth and max_bytes need an integer quantization"),
+         "rounding, smooth, max_bytes and max_loss need an integer quantization"),
+        (GOOD + '[[exports]]\nformat = "tflite"\nquantization = "dynamic_int8"\nmax_bytes = 9\nmax_loss = 1.0\n',
+         "give either max_bytes or max_loss"),
         (GOOD + '[[variants]]\nname = "a"\n[variants.quantize]\n[[exports]]\nformat = "tflite"\n'
          'quantization = "dynamic_int4"\n', "'dynamic_int4' would round variant 'a', trained with 8 bits, again"),
         ('name = "x"\n', "key 'schema' is missing"),

@@ -173,6 +173,9 @@ def export(
     rounding: Annotated[str, typer.Option(help="nearest or gptq.")] = "nearest",
     smooth: Annotated[float | None, typer.Option(help="Share of spread moved into weights, 0 to 1.")] = None,
     max_bytes: Annotated[int | None, typer.Option(min=1, help="Budget of the weights: bits by layer.")] = None,
+    max_loss: Annotated[
+        float | None, typer.Option(min=0, max=100, help="Percent of classes that bits by layer may change.")
+    ] = None,
     jit_compile: Annotated[bool, typer.Option("--jit-compile", help="SavedModel that XLA compiles.")] = False,
     lengths: Annotated[list[int] | None, typer.Option("--length", help="Exported length; repeatable.")] = None,
     as_json: Json = False,
@@ -184,8 +187,8 @@ def export(
     loaded = load_any(model)
     data = None if representative is None else _calibration_samples(representative, samples)
     chosen: Any = quantization
-    if rounding != "nearest" or smooth is not None or max_bytes is not None:
-        chosen = _refined(loaded, quantization, data, rounding, smooth, max_bytes, out)
+    if rounding != "nearest" or any(value is not None for value in (smooth, max_bytes, max_loss)):
+        chosen = _refined(loaded, quantization, data, rounding, smooth, (max_bytes, max_loss), out)
     artifact = export_model(loaded, out, format, chosen, jit_compile, data, lengths)
     values = {**dataclasses.asdict(artifact), "path": str(artifact.path)}
 
@@ -211,23 +214,31 @@ def _calibration_samples(folder: Path, count: int) -> dict[str, Any]:
 
 
 def _refined(
-    model: Any, name: str | None, data: Any, rounding: Any, smooth: float | None, max_bytes: int | None, out: Path
+    model: Any,
+    name: str | None,
+    data: Any,
+    rounding: Any,
+    smooth: float | None,
+    budgets: tuple[int | None, float | None],
+    out: Path,
 ) -> Any:
     """A named quantization with what the command line adds to it."""
     from tfopt.quantization import NAMED
-    from tfopt.quantization.sensitivity import measure_sensitivity
+    from tfopt.quantization.sensitivity import choose_bits
 
     if name is None or name not in NAMED:
-        raise InputError(f"--rounding, --smooth and --max-bytes need --quantization {', '.join(NAMED)}, got {name}")
+        raise InputError(
+            f"--rounding, --smooth, --max-bytes and --max-loss need --quantization {', '.join(NAMED)}, got {name}"
+        )
     config = dataclasses.replace(NAMED[name], rounding=rounding, smooth=smooth)
-    if max_bytes is None:
+    if budgets == (None, None):
         return config
     if data is None:
-        raise InputError("--max-bytes needs --representative DIR, to measure what each layer loses")
-    table = measure_sensitivity(model, data, config)
+        raise InputError("--max-bytes and --max-loss need --representative DIR, to measure what each layer loses")
+    chosen, table = choose_bits(model, data, config, *budgets)
     typer.echo(table.text(), err=True)
     table.save(out.with_name(out.name + ".sensitivity.json"))
-    return table.within_bytes(max_bytes)
+    return chosen
 
 
 @app.command()

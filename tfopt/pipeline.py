@@ -29,7 +29,7 @@ from tfopt.measure.results import Measurement
 from tfopt.models.bert import BertConfig, bert
 from tfopt.models.pretrained import check_weights, from_pretrained, read_config
 from tfopt.quantization import NAMED
-from tfopt.quantization.sensitivity import measure_sensitivity
+from tfopt.quantization.sensitivity import choose_bits
 from tfopt.recipe import (
     BASELINE,
     ExportSection,
@@ -266,12 +266,12 @@ class _Run:
         if section.quantization is None or section.quantization not in NAMED:
             return section.quantization
         config = dataclasses.replace(NAMED[section.quantization], rounding=section.rounding, smooth=section.smooth)
-        if section.max_bytes is None:
+        if section.max_bytes is None and section.max_loss is None:
             return config
-        table = measure_sensitivity(model, samples, config)
+        chosen, table = choose_bits(model, samples, config, section.max_bytes, section.max_loss)
         self.log(table.text())
         table.save(self.path / f"{section.suffix}_sensitivity.json")
-        return table.within_bytes(section.max_bytes)
+        return chosen
 
     def _calibration(self) -> dict[str, Any]:
         """Training texts, as many of each class, for ranges and rounding."""

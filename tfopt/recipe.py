@@ -174,6 +174,7 @@ class ExportSection(_Section):
     rounding: Literal["nearest", "gptq"] = "nearest"
     smooth: Annotated[float, Field(gt=0, lt=1)] | None = None
     max_bytes: Count | None = None
+    max_loss: Annotated[float, Field(ge=0, le=100)] | None = None
     jit_compile: bool = False
     of: list[str] | None = None
 
@@ -181,7 +182,8 @@ class ExportSection(_Section):
     def suffix(self) -> str:
         """The part of the artifact's name after the variant's."""
         kind = "xla" if self.jit_compile else self.format
-        extras = ("gptq" * (self.rounding == "gptq"), "smooth" * bool(self.smooth), "mixed" * bool(self.max_bytes))
+        mixed = self.max_bytes is not None or self.max_loss is not None
+        extras = ("gptq" * (self.rounding == "gptq"), "smooth" * bool(self.smooth), "mixed" * mixed)
         name = "int8" if self.quantization == "dynamic_int8" else (self.quantization or "")
         name = "static_int8" if self.quantization == "int8" else name
         return "_".join(part for part in (kind, name, *extras) if part)
@@ -201,8 +203,11 @@ class ExportSection(_Section):
             raise ValueError(f"quantization {self.quantization!r} needs format 'tflite'")
         if self.format == "tflite" and self.jit_compile:
             raise ValueError("jit_compile needs format 'saved_model'")
-        if self.quantization not in NAMED and (self.rounding != "nearest" or self.smooth or self.max_bytes):
-            raise ValueError("rounding, smooth and max_bytes need an integer quantization after training")
+        if self.max_bytes is not None and self.max_loss is not None:
+            raise ValueError("give either max_bytes or max_loss")
+        refined = [name for name in ("smooth", "max_bytes", "max_loss") if getattr(self, name) is not None]
+        if self.quantization not in NAMED and (self.rounding != "nearest" or refined):
+            raise ValueError("rounding, smooth, max_bytes and max_loss need an integer quantization after training")
         return self
 
 

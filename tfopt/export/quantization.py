@@ -26,14 +26,14 @@ from tfopt.export.signatures import pad_to
 from tfopt.export.static import Samples, check_float_left, write_static
 from tfopt.export.tflite import convert, signature_of
 from tfopt.keras_io import Inputs
-from tfopt.numerics.grids import Layout
 from tfopt.quantization.calibration import Improved, calibrate, quantize_weights
 from tfopt.quantization.config import NAMED, QuantizeConfig
 from tfopt.quantization.kinds import layouts
 from tfopt.quantization.plan import plan_weights
-from tfopt.quantization.record import Grid, Record, as_matrix, from_matrix, record_of
+from tfopt.quantization.record import Grid, Record, as_matrix, record_of
 from tfopt.quantization.simulation import Simulation
 from tfopt.quantization.smooth import smoothed
+from tfopt.quantization.weights import on_grids
 from tfopt.tflite_file import read_tflite
 
 TRAINED = "trained"
@@ -252,21 +252,13 @@ def frozen(model: Any, record: Record) -> Iterator[None]:
 @contextlib.contextmanager
 def as_written(model: Any, written: Written) -> Iterator[None]:
     """While entered, the model computes what the file should: weights on grids, activations in ranges."""
-    grids = {m.grid.path for m in written.matched} & set(written.record.grids)
-    before = []
-    try:
-        for weight in keras_api.weights(model):
-            if weight.path in grids and not written.record.trained:
-                value = keras_api.to_numpy(weight.variable)
-                layout: Layout = layouts(weight.layer)[weight.name]
-                before.append((weight.variable, value))
-                rounded = from_matrix(written.record.grids[weight.path].values, value.shape, layout)
-                weight.variable.assign(rounded.astype(value.dtype))
-        with frozen(model, written.record) if written.record.config.is_static else contextlib.nullcontext():
-            yield
-    finally:
-        for variable, value in before:
-            variable.assign(value)
+    record = written.record
+    names = {m.grid.path for m in written.matched} if not record.trained else set()
+    with (
+        on_grids(model, {path: grid for path, grid in record.grids.items() if path in names}),
+        frozen(model, record) if record.config.is_static else contextlib.nullcontext(),
+    ):
+        yield
 
 
 def _by_signature(samples: dict[str, np.ndarray], inputs: Inputs, lengths: tuple[int, ...], batch: int) -> Samples:

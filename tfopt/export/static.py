@@ -27,7 +27,7 @@ Samples = Mapping[str, Iterable[dict[str, np.ndarray]]]
 _SAME_GRID = {
     fb.Op.RESHAPE: 0, fb.Op.TRANSPOSE: 0, fb.Op.SQUEEZE: 0, fb.Op.EXPAND_DIMS: 0, fb.Op.SLICE: 0,
     fb.Op.STRIDED_SLICE: 0, fb.Op.MAX_POOL_2D: 0, fb.Op.PAD: 0, fb.Op.SPLIT: 1, fb.Op.GATHER: 0,
-    fb.Op.BROADCAST_TO: 0, fb.Op.RESIZE_NEAREST_NEIGHBOR: 0, fb.Op.GATHER_ND: 0, fb.Op.UNPACK: 0,
+    fb.Op.BROADCAST_TO: 0, fb.Op.TILE: 0, fb.Op.RESIZE_NEAREST_NEIGHBOR: 0, fb.Op.GATHER_ND: 0, fb.Op.UNPACK: 0,
 }  # fmt: skip
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfopt import keras_api
-from tfopt.quantization.kinds import class_names, einsum_input_axes, linear_or_relu, role
+from tfopt.quantization.kinds import ATTENTION, class_names, einsum_input_axes, linear_or_relu, role
 from tfopt.quantization.placement import feeds_norm, makes_scores, marks_output
 from tfopt.quantization.plan import PlannedWeight
 from tfopt.quantization.points import Kind
@@ -223,12 +223,15 @@ def _norm(simulation: Simulation, layer: Any, path: str) -> Call:
 def _is_own_attention(layer: Any) -> bool:
     """Whether the layer computes attention as Keras does, not by code of its own."""
     home = next((base for base in type(layer).__mro__ if "_compute_attention" in vars(base)), object)
-    return home.__name__ == "MultiHeadAttention" and home.__module__.partition(".")[0] in keras_api.GENERATIONS
+    return home.__name__ in ATTENTION and home.__module__.partition(".")[0] in keras_api.GENERATIONS
 
 
 def _attention(simulation: Simulation, layer: Any, path: str) -> Call:
     names = ("query", "product", "keep", "mask", "scores", "probabilities", "context")
     keys = {name: simulation.add_point(layer, path, name) for name in names}
+    grouped = "GroupedQueryAttention" in class_names(layer)
+    head_dim, dropout = (layer.head_dim, layer.dropout) if grouped else (layer._key_dim, layer._dropout)
+    axes = 1 if grouped else len(layer._attention_axes)
 
     def mark(x: tf.Tensor, name: str, kind: Any = "range") -> tf.Tensor:
         return simulation.mark(x, keys[name], layer, kind)
@@ -242,18 +245,19 @@ def _attention(simulation: Simulation, layer: Any, path: str) -> Call:
         *args: Any,
         **kwargs: Any,
     ) -> tuple[Any, Any]:
-        scale = tf.cast(tf.math.rsqrt(float(layer._key_dim)), query.dtype)
-        scores = mark(tf.einsum(layer._dot_product_equation, key, mark(query * scale, "query")), "product")
+        scaled = mark(query * tf.cast(tf.math.rsqrt(float(head_dim)), query.dtype), "query")
+        operands = (scaled, key) if grouped else (key, scaled)
+        scores = mark(tf.einsum(layer._dot_product_equation, *operands), "product")
         if kwargs.get("use_causal_mask"):
             causal = tf.cast(layer._compute_causal_mask(query, value), tf.bool)
             attention_mask = causal if attention_mask is None else tf.cast(attention_mask, tf.bool) & causal
         if attention_mask is not None:
             mask = tf.cast(attention_mask, scores.dtype)
             for _ in range(len(scores.shape) - len(mask.shape)):
-                mask = tf.expand_dims(mask, -len(layer._attention_axes) * 2 - 1)
+                mask = tf.expand_dims(mask, -axes * 2 - 1)
             scores = scores + mark(mark(1.0 - mask, "keep") * _MASKED, "mask")
         probabilities = mark(tf.nn.softmax(mark(scores, "scores", "scores")), "probabilities", "softmax")
-        dropped = layer._dropout_layer(probabilities, training=training) if layer._dropout else probabilities
+        dropped = layer._dropout_layer(probabilities, training=training) if dropout else probabilities
         return mark(tf.einsum(layer._combine_equation, dropped, value), "context"), probabilities
 
     return compute

@@ -23,6 +23,7 @@ _KERNELS: dict[str, dict[str, Layout]] = {
     "SeparableConv2D": {"depthwise_kernel": Layout((0, 1), False), "pointwise_kernel": Layout((0, 1, 2), False)},
 }  # fmt: skip
 _TABLES = {"Embedding": {"embeddings": Layout((1,))}}
+ATTENTION = {"MultiHeadAttention", "GroupedQueryAttention"}
 _NORMS = {"LayerNormalization", "BatchNormalization", "GroupNormalization", "RMSNormalization"}
 # Outputs hold values of the input, on the input's grid.
 _SAME = {
@@ -69,7 +70,7 @@ def role(layer: Any) -> Role:
             return "norm"
         if name == "Softmax":
             return "softmax"
-        if name == "MultiHeadAttention":
+        if name in ATTENTION:
             return "attention"
         if name == "TFOpLambda":
             return "same" if _function_name(layer) in _SAME_FUNCTIONS else "computes"

@@ -12,12 +12,11 @@ from tfopt import keras_api
 from tfopt.errors import InputError
 from tfopt.files import write_json
 from tfopt.keras_io import Inputs, call, check_samples, inputs_of
-from tfopt.quantization.calibration import check_varied
+from tfopt.quantization.calibration import check_varied, quantize_weights
 from tfopt.quantization.config import QuantizeConfig
 from tfopt.quantization.kinds import class_names
 from tfopt.quantization.plan import PlannedWeight, plan_weights
-from tfopt.quantization.record import from_matrix
-from tfopt.quantization.weights import round_to_nearest
+from tfopt.quantization.weights import on_grids, round_to_nearest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,20 +168,52 @@ def measure_sensitivity(
         b: plan_weights(model, dataclasses.replace(plain if b <= 4 else by_channel, weight_bits=b)) for b in bits
     }
     for index, planned in enumerate(plans[bits[0]].weights):
-        variable = planned.weight.variable
-        before = keras_api.to_numpy(variable)
-        try:
-            for b in bits:
-                at = plans[b].weights[index]
-                grid = round_to_nearest(at, before.astype(np.float32), b < 8)
-                variable.assign(from_matrix(grid.values, before.shape, at.layout).astype(before.dtype))
+        value = keras_api.to_numpy(planned.weight.variable).astype(np.float32)
+        for b in bits:
+            at = plans[b].weights[index]
+            grid = round_to_nearest(at, value, search_clip=b < 8)
+            with on_grids(model, {at.path: grid}):
                 loss = float(((_output(model, inputs, samples) - expected) ** 2).mean()) / variance
-                rows.append(
-                    Row(planned.path, b, stored_bytes(at, before.size, grid.scale.size, config.is_static), loss)
-                )
-        finally:
-            variable.assign(before)
+            size = stored_bytes(at, value.size, grid.scale.size, config.is_static)
+            rows.append(Row(planned.path, b, size, loss))
     return Sensitivity(tuple(rows), config, len(next(iter(samples.values()))))
+
+
+def choose_bits(
+    model: Any,
+    representative: dict[str, np.ndarray],
+    config: QuantizeConfig,
+    max_bytes: int | None = None,
+    max_loss: float | None = None,
+) -> tuple[QuantizeConfig, Sensitivity]:
+    """Bits by layer that meet a budget, and the table they were chosen from.
+
+    Args:
+        model: a float classifier; it is as before in the end.
+        representative: inputs by name.
+        config: settings other than bits.
+        max_bytes: most bytes of the weights; the bits that lose least are taken.
+        max_loss: most percent of `representative` whose class may change when the weights are rounded, which
+            bounds what the accuracy on them can lose; the bits that take fewest bytes are taken.
+
+    Raises:
+        InputError: both budgets or none, or one that cannot be met.
+    """
+    if (max_bytes is None) == (max_loss is None):
+        raise InputError(f"give either max_bytes or max_loss, got {max_bytes} and {max_loss}")
+    table = measure_sensitivity(model, representative, config)
+    if max_loss is None:
+        return table.within_bytes(max_bytes or 0), table
+    inputs = inputs_of(model)
+    samples = check_samples(inputs, representative)
+    classes = _output(model, inputs, samples).argmax(-1)
+
+    def unchanged(candidate: QuantizeConfig) -> float:
+        record, _ = quantize_weights(model, dataclasses.replace(candidate, rounding="nearest"))
+        with on_grids(model, record.grids):
+            return 100 * float((_output(model, inputs, samples).argmax(-1) == classes).mean())
+
+    return table.within_loss(unchanged, 100 - max_loss), table
 
 
 def stored_bytes(planned: PlannedWeight, size: int, scales: int, static: bool) -> int:

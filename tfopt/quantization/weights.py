@@ -1,5 +1,7 @@
 """Puts a model's weights on their grids."""
 
+import contextlib
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -7,6 +9,7 @@ import tensorflow as tf
 
 from tfopt import keras_api
 from tfopt.numerics.fake_quant import best_clip, scale_and_zero, to_integers
+from tfopt.quantization.kinds import layouts
 from tfopt.quantization.plan import PlannedWeight
 from tfopt.quantization.record import Grid, as_matrix, from_matrix
 
@@ -50,3 +53,20 @@ def assign(planned: PlannedWeight, grid: Grid) -> None:
     variable = planned.weight.variable
     shape = tuple(int(d) for d in variable.shape)
     variable.assign(from_matrix(grid.values, shape, planned.layout).astype(keras_api.to_numpy(variable).dtype))
+
+
+@contextlib.contextmanager
+def on_grids(model: Any, grids: Mapping[str, Grid]) -> Iterator[None]:
+    """While entered, the weights whose paths have a grid hold its values."""
+    before = []
+    try:
+        for weight in keras_api.weights(model):
+            if weight.path in grids:
+                value = keras_api.to_numpy(weight.variable)
+                before.append((weight.variable, value))
+                rounded = from_matrix(grids[weight.path].values, value.shape, layouts(weight.layer)[weight.name])
+                weight.variable.assign(rounded.astype(value.dtype))
+        yield
+    finally:
+        for variable, value in before:
+            variable.assign(value)
