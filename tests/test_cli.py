@@ -187,12 +187,15 @@ def test_json_of_every_command(tfopt_main, run_copy, labelled_tsv, tiny_recipe, 
     assert one_json(tfopt_main("data", "inspect", pack, "--json")[1])["data"]["labels"] == ["fruit", "metal"]
 
 
-def test_exporting_within_a_budget(tfopt_main, finished_run, tmp_path):
+def test_exporting_within_a_budget(tfopt_main, finished_run, labelled_tsv, tmp_path):
+    pack = tmp_path / "pack"
+    tokenizer = finished_run / "data" / "tokenizer.json"
+    assert tfopt_main("data", "pack", labelled_tsv[0], "--out", pack, "--tokenizer", tokenizer)[0] == 0
     keras_file, out = finished_run / "baseline" / "model.keras", tmp_path / "x.tflite"
     base = ["export", keras_file, "--format", "tflite", "--length", 16, "-o", out, "--quantization", "dynamic_int8"]
     code, _, err = tfopt_main(*base, "--max-loss", 5)
     assert code == 2 and "--max-loss need --representative" in err and not out.exists()
-    data = ["--representative", finished_run / "data", "--samples", 16]
+    data = ["--representative", pack, "--samples", 16]
     code, _, err = tfopt_main(*base, *data, "--max-loss", 5, "--max-bytes", 9000)
     assert code == 2 and "give either max_bytes or max_loss, got 9000 and 5.0" in err
     code, stdout, err = tfopt_main(*base, *data, "--max-loss", 100, "--smooth", 0.5, "--json")

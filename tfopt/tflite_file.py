@@ -114,6 +114,31 @@ def read_tflite(path: str | Path) -> TFLiteFile:
         raise ModelFileError(f"{path} is damaged: {error}") from error
 
 
+def read_metadata(path: str | Path) -> dict[str, bytes]:
+    """What a file stores beside its graphs, by name; tensors are not read.
+
+    Raises:
+        MissingFileError: no such file.
+        ModelFileError: it is not a TFLite file, or damaged.
+    """
+    path = existing(path, "TFLite file")
+    from ai_edge_litert import schema_py_generated as schema
+
+    with path.open("rb") as file:
+        if file.read(8)[4:] != b"TFL3":
+            raise ModelFileError(f"{path} is not a TFLite file")
+    data = np.memmap(path, np.uint8, "r")
+    try:
+        model = schema.Model.GetRootAs(data)
+        found = {}
+        for entry in (model.Metadata(i) for i in range(model.MetadataLength())):
+            buffer = model.Buffers(entry.Buffer())
+            found[entry.Name().decode()] = bytes(buffer.DataAsNumpy()) if buffer.DataLength() else b""
+    except Exception as error:  # a damaged buffer fails anywhere, with whatever its bytes lead to
+        raise ModelFileError(f"{path} is damaged: {error}") from error
+    return found
+
+
 def gather_buffers(model: Any, content: bytes) -> None:
     """Reads the buffers that a file keeps behind the tree of objects, as litert-quantizer writes them."""
     for buffer in model.buffers:

@@ -9,9 +9,9 @@ from ai_edge_litert.tools import flatbuffer_utils
 from tfopt.tflite_file import gather_buffers
 
 Op = schema.BuiltinOperator
-FLOAT32, INT32, INT8, INT4, FLOAT16 = (
+FLOAT32, INT32, INT8, INT4, FLOAT16, INT16 = (
     schema.TensorType.FLOAT32, schema.TensorType.INT32, schema.TensorType.INT8, schema.TensorType.INT4,
-    schema.TensorType.FLOAT16,
+    schema.TensorType.FLOAT16, schema.TensorType.INT16,
 )  # fmt: skip
 
 
@@ -97,6 +97,13 @@ def add_buffer(model: Any, values: np.ndarray) -> int:
     new.data = np.frombuffer(np.ascontiguousarray(values).tobytes(), np.uint8)
     model.buffers.append(new)
     return len(model.buffers) - 1
+
+
+def add_metadata(model: Any, title: str, content: bytes) -> None:
+    """Stores bytes under a name in the file."""
+    new = schema.MetadataT()
+    new.name, new.buffer = title.encode(), add_buffer(model, np.frombuffer(content, np.uint8))
+    model.metadata = [*(model.metadata or []), new]
 
 
 def operator(model: Any, builtin: int, version: int, inputs: list[int], outputs: list[int]) -> Any:

@@ -82,7 +82,25 @@ def write_static(
         except (ValueError, RuntimeError, KeyError) as error:
             reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
             raise WorkFailedError(f"static quantization failed: {reason}") from error
-    return fb.write(fb.read(bytes(result.quantized_model))), matched
+    written = fb.read(bytes(result.quantized_model))
+    _settle_ties(written, matched)
+    return fb.write(written), matched
+
+
+def _settle_ties(model: Any, matched: list[Matched]) -> None:
+    """Writes the integers of the grids: half way between two, a scale that is off by its last bit decides."""
+    items = {name: item for item in matched for name in item.found.names}
+    types = {fb.INT8: np.int8, fb.INT16: np.int16}
+    for tensor in (t for graph in model.subgraphs for t in graph.tensors):
+        item = items.get(fb.name(tensor))
+        if item is None or tensor.type not in types or fb.data(model, tensor) is None:
+            continue
+        found = item.found
+        others = [size for axis, size in enumerate(found.shape) if axis != found.axis]
+        integers = np.moveaxis(item.grid.integers.reshape([found.shape[found.axis], *others]), 0, found.axis)
+        stored = np.ascontiguousarray(integers, types[tensor.type])
+        if stored.nbytes == len(model.buffers[tensor.buffer].data):
+            model.buffers[tensor.buffer].data = stored.view(np.uint8).ravel()
 
 
 @contextlib.contextmanager

@@ -35,19 +35,27 @@ def convert(model: Any, inputs: Inputs, lengths: tuple[int, ...], batch: int, fl
         saved = Path(folder, "model")
         with few_passes(model):
             write_saved_model(model, saved, inputs, lengths, batch)
-        keys = [signature_of(n) for n in lengths or (None,)]
-        converter = tf.lite.TFLiteConverter.from_saved_model(str(saved), signature_keys=keys)
-        if float16:
-            converter.optimizations = [tf.lite.Optimize.DEFAULT]
-            converter.target_spec.supported_types = [tf.float16]
-        try:
-            content = converter.convert()
-        except (tf.errors.OpError, RuntimeError, ValueError) as error:
-            raise WorkFailedError(f"TFLite conversion failed: {_reason(error)}") from error
-        except Exception as error:
-            if type(error).__name__ != "ConverterError":  # defined in a private module of TensorFlow
-                raise
-            raise WorkFailedError(f"TFLite conversion failed: {_reason(error)}") from error
+        return convert_saved_model(saved, [signature_of(n) for n in lengths or (None,)], float16)
+
+
+def convert_saved_model(saved: str | Path, keys: list[str], float16: bool = False) -> bytes:
+    """A float file from a SavedModel's signatures.
+
+    Raises:
+        WorkFailedError: the converter gave up; its reason is kept.
+    """
+    converter = tf.lite.TFLiteConverter.from_saved_model(str(saved), signature_keys=keys)
+    if float16:
+        converter.optimizations = [tf.lite.Optimize.DEFAULT]
+        converter.target_spec.supported_types = [tf.float16]
+    try:
+        content = converter.convert()
+    except (tf.errors.OpError, RuntimeError, ValueError) as error:
+        raise WorkFailedError(f"TFLite conversion failed: {_reason(error)}") from error
+    except Exception as error:
+        if type(error).__name__ != "ConverterError":  # defined in a private module of TensorFlow
+            raise
+        raise WorkFailedError(f"TFLite conversion failed: {_reason(error)}") from error
     return widen_after_lookup(content) if float16 else bytes(content)
 
 

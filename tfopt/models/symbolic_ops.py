@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import numpy as np
+
 from tfopt import keras_api
 
 
@@ -37,6 +39,48 @@ class SymbolicOps:
 
     def sum(self, x: Any, axis: int) -> Any:
         return self._ops.sum(x, axis=axis) if self._keras3 else self._ops.reduce_sum(x, axis=axis)
+
+    def mean(self, x: Any, axis: int) -> Any:
+        """The mean over an axis, which stays with size 1."""
+        reduce = self._ops.mean if self._keras3 else self._ops.reduce_mean
+        return reduce(x, axis=axis, keepdims=True)
+
+    def rsqrt(self, x: Any) -> Any:
+        return self._ops.rsqrt(x) if self._keras3 else self._ops.math.rsqrt(x)
+
+    def cumsum(self, x: Any) -> Any:
+        """Sums along the second axis."""
+        return self._ops.cumsum(x, axis=1)
+
+    def count_to(self, size: int, like: Any) -> Any:
+        """0, 1, ... size - 1 as int32 of shape (1, size), as a node that depends on integer `like` (batch, length).
+
+        A constant would be stored number by number in the model's configuration.
+        """
+        one = like[:1, :1] * 0 + 1
+        return self._ops.cumsum(self._ops.broadcast_to(one, (1, size)), axis=1) - 1
+
+    def cos_sin(self, angles: Any) -> tuple[Any, Any]:
+        return self._ops.cos(angles), self._ops.sin(angles)
+
+    def times(self, x: Any, constant: np.ndarray) -> Any:
+        """`x` times a small constant, which the model's configuration holds."""
+        return x * (constant if self._keras3 else self._ops.constant(constant))
+
+    def concat(self, parts: list[Any]) -> Any:
+        """Joined along the last axis."""
+        return self._ops.concatenate(parts, axis=-1) if self._keras3 else self._ops.concat(parts, -1)
+
+    def repeat(self, x: Any, times: int, axis: int) -> Any:
+        return self._ops.repeat(x, times, axis=axis)
+
+    def transpose(self, x: Any) -> Any:
+        return self._ops.transpose(x)
+
+    def gelu_tanh(self, x: Any) -> Any:
+        """The approximation of gelu by tanh, which GPT-2 was trained with."""
+        nn = self._ops if self._keras3 else self._ops.nn
+        return nn.gelu(x, approximate=True)
 
     def maximum(self, x: Any, y: float) -> Any:
         return self._ops.maximum(x, y)

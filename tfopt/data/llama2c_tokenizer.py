@@ -1,0 +1,87 @@
+"""The tokenizer that llama2.c stores: pieces with scores, merged greedily.
+
+Karpathy, llama2.c, https://github.com/karpathy/llama2.c. It has the methods of a `tokenizers.Tokenizer` that
+tfopt calls, so that one can stand for the other.
+"""
+
+import itertools
+import struct
+from pathlib import Path
+
+from tfopt.errors import InputError, ModelFileError
+from tfopt.files import existing
+
+UNKNOWN, BOS, EOS, _FIRST_BYTE = 0, 1, 2, 3
+
+
+class Llama2cTokenizer:
+    """Turns text into ids and back.
+
+    Attributes:
+        pieces: the bytes of every token.
+    """
+
+    def __init__(self, pieces: list[bytes], scores: list[float]) -> None:
+        self.pieces = pieces
+        self._scores = scores
+        self._ids = {piece: i for i, piece in reversed(list(enumerate(pieces)))}
+
+    @classmethod
+    def read(cls, path: str | Path) -> "Llama2cTokenizer":
+        """Reads a tokenizer file, `tok512.bin` for one.
+
+        Raises:
+            MissingFileError: no such file.
+            ModelFileError: it is something else.
+        """
+        path = existing(path, "tokenizer")
+        content = path.read_bytes()
+        pieces, scores, at = [], [], 4
+        try:
+            struct.unpack_from("<i", content)
+            while at < len(content):
+                score, size = struct.unpack_from("<fi", content, at)
+                if not 0 <= size <= len(content) - at - 8:
+                    raise ModelFileError(f"{path} is no llama2.c tokenizer: a token of {size} bytes at {at}")
+                pieces.append(content[at + 8 : at + 8 + size])
+                scores.append(score)
+                at += 8 + size
+        except struct.error as error:
+            raise ModelFileError(f"{path} is no llama2.c tokenizer: it ends inside token {len(pieces)}") from error
+        if len(pieces) < _FIRST_BYTE + 256:
+            raise ModelFileError(
+                f"{path} is no llama2.c tokenizer: {len(pieces)} tokens, 256 bytes alone need more"
+            )
+        return cls(pieces, scores)
+
+    def get_vocab_size(self) -> int:
+        return len(self.pieces)
+
+    def encode_ids(self, text: str) -> list[int]:
+        """Ids of a text, after the token that begins every text."""
+        ids = [BOS]
+        if not text:
+            return ids
+        for character in " " + text:
+            piece = character.encode()
+            found = self._ids.get(piece)
+            ids.extend([found] if found is not None else [byte + _FIRST_BYTE for byte in piece])
+        # The pair with the highest score first, the leftmost of equals, until none is a token.
+        while True:
+            pairs = (self._ids.get(self.pieces[a] + self.pieces[b]) for a, b in itertools.pairwise(ids))
+            known = [(self._scores[token], -i, token) for i, token in enumerate(pairs) if token is not None]
+            if not known:
+                return ids
+            _, place, token = max(known)
+            ids[-place : -place + 2] = [token]
+
+    def piece(self, token: int, previous: int | None) -> bytes:
+        """The bytes that a token adds to a text; a blank that begins the text is no part of it."""
+        if not 0 <= token < len(self.pieces):
+            raise InputError(f"token id must be in [0, {len(self.pieces)}), got {token}")
+        if token in (BOS, EOS):
+            return b""
+        piece = self.pieces[token]
+        if len(piece) == 6 and piece.startswith(b"<0x") and piece.endswith(b">"):
+            return bytes([int(piece[3:5], 16)])
+        return piece[1:] if previous == BOS and piece.startswith(b" ") else piece

@@ -1,0 +1,102 @@
+"""What every runtime offers to the decoding loop: sessions that keep keys and values of a text."""
+
+import abc
+from collections.abc import Sequence
+
+import numpy as np
+
+from tfopt.decoding.config import CausalLMConfig
+from tfopt.errors import InputError
+
+
+class Decoder(abc.ABC):
+    """A causal language model on one runtime.
+
+    Attributes:
+        config: its shape.
+        context: how many tokens a text can have, prompt included.
+    """
+
+    config: CausalLMConfig
+    context: int
+
+    @abc.abstractmethod
+    def open(self, pads: Sequence[int]) -> "Session":
+        """A session for as many texts as there are `pads`, each the padding at the left of its text.
+
+        Raises:
+            InputError: the runtime takes fewer texts at a time.
+        """
+
+    @property
+    def rows(self) -> int | None:
+        """The most texts of one session, or None for any number."""
+        return None
+
+
+class Session(abc.ABC):
+    """Texts under way: their keys and values.
+
+    Attributes:
+        length: slots in use; text and padding of every row.
+    """
+
+    def __init__(self, decoder: Decoder) -> None:
+        self._decoder = decoder
+        self.length = 0
+
+    def extend(self, ids: np.ndarray, every: bool = False) -> np.ndarray:
+        """Adds tokens.
+
+        Args:
+            ids: (texts, new) int32.
+            every: logits at each new token instead of the last one only.
+
+        Returns:
+            Logits (texts, new or 1, vocab) float32.
+
+        Raises:
+            InputError: an id outside the vocabulary, or more tokens than the context holds.
+        """
+        vocab, room = self._decoder.config.vocab_size, self._decoder.context - self.length
+        if ids.ndim != 2 or not ids.shape[1]:
+            raise InputError(f"ids must be of shape (texts, new) with 1 new or more, got {ids.shape}")
+        if ids.min() < 0 or ids.max() >= vocab:
+            wrong = ids.min() if ids.min() < 0 else ids.max()
+            raise InputError(f"token id must be in [0, {vocab}), got {wrong}")
+        if ids.shape[1] > room:
+            raise InputError(
+                f"{ids.shape[1]} more tokens do not fit: {self.length} of {self._decoder.context} are in use"
+            )
+        logits = self._extend(np.ascontiguousarray(ids, np.int32), every)
+        self.length += ids.shape[1]
+        return logits
+
+    def rewind(self, length: int) -> None:
+        """Forgets what comes after the first `length` slots.
+
+        Raises:
+            InputError: fewer are in use.
+        """
+        if not 0 <= length <= self.length:
+            raise InputError(f"length must be in [0, {self.length}], got {length}")
+        self.length = length
+
+    @abc.abstractmethod
+    def _extend(self, ids: np.ndarray, every: bool) -> np.ndarray:
+        """Runs the model on checked ids, from slot `self.length` on."""
+
+    @property
+    @abc.abstractmethod
+    def cache_bytes(self) -> int:
+        """What keys and values take now."""
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """Frees keys and values."""
+
+    def __enter__(self) -> "Session":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -1,0 +1,223 @@
+"""One pass of a causal language model over new tokens, given the keys and values of those before.
+
+One function serves every runtime: run eagerly it is the reference, traced it becomes an XLA program or the
+signatures of a TFLite file. It does not write the cache: it gives back the new keys and values, and whoever owns
+the buffers puts them in place. No runtime then ever copies a cache.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import tensorflow as tf
+
+from tfopt.decoding.config import CausalLMConfig
+
+# Added to the scores of what is not to be seen; float16 holds it, and softmax gives exactly zero.
+MASKED = -30_000.0
+
+
+class Products(NamedTuple):
+    """How a runtime reads weights.
+
+    Attributes:
+        linear: (x, name of a layer) -> x times its kernel, plus its bias.
+        lookup: (ids, name of a table) -> rows.
+        logits: hidden states -> logits.
+        vector: name of a weight -> its value.
+    """
+
+    linear: Callable[[tf.Tensor, str], tf.Tensor]
+    lookup: Callable[[tf.Tensor, str], tf.Tensor]
+    logits: Callable[[tf.Tensor], tf.Tensor]
+    vector: Callable[[str], tf.Tensor]
+
+
+class Cache(NamedTuple):
+    """Keys and values of one layer, each of shape (batch, key/value heads, slots, head_dim).
+
+    In int8, `key_scale` and `value_scale` of shape (batch, key/value heads, slots) belong to them.
+    """
+
+    key: Any
+    value: Any
+    key_scale: Any = None
+    value_scale: Any = None
+
+
+def forward(
+    config: CausalLMConfig,
+    products: Products,
+    ids: tf.Tensor,
+    start: tf.Tensor,
+    pads: tf.Tensor | None,
+    caches: Sequence[Cache],
+) -> tuple[tf.Tensor, list[tuple[tf.Tensor, tf.Tensor]]]:
+    """Hidden states of new tokens.
+
+    Args:
+        config: shape of the model.
+        products: its weights.
+        ids: (batch, new) int32.
+        start: scalar int32, the slot of the first new token; the slots before hold the tokens before.
+        pads: (batch,) int32, how many slots at the left of each row are padding; None for none.
+        caches: one per layer.
+
+    Returns:
+        Final hidden states (batch, new, hidden_size), and by layer the new keys and values, each of shape
+        (batch, key/value heads, new, head_dim).
+    """
+    new = ids.shape[1]
+    slots = caches[0].key.shape[2] if caches else 0
+    offsets = tf.range(new) if new is None or new > 1 else tf.zeros([1], tf.int32)
+    places = start + offsets  # (new,)
+    past = _bias(places, tf.range(slots), pads, start, config.sliding_window) if slots else None
+    fresh = _bias(places, places, pads, None, config.sliding_window) if new != 1 else None
+    positions = places[None] if pads is None else tf.maximum(places[None] - pads[:, None], 0)
+    x = products.lookup(ids, "token_embeddings")
+    turn: Any = None
+    if config.positions == "learned":
+        x += products.lookup(positions, "position_embeddings")
+    else:
+        turn = rotation(config, positions)
+    grown = []
+    for index in range(config.num_hidden_layers):
+        name = f"layer_{index}"
+        cache = caches[index] if slots else None
+        attended, key, value = _attention(config, products, _norm(config, products, x, f"{name}_attention_norm"),
+                                          f"{name}_attention", turn, cache, past, fresh)  # fmt: skip
+        x += attended
+        x += _feed_forward(config, products, _norm(config, products, x, f"{name}_mlp_norm"), name)
+        grown.append((key, value))
+    return _norm(config, products, x, "final_norm"), grown
+
+
+def rotation(config: CausalLMConfig, positions: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Cosines and sines of shape (positions' rows, 1, new, head_dim / 2)."""
+    half = config.head_size // 2
+    frequencies = tf.constant([config.rope_theta ** (-i / half) for i in range(half)], tf.float32)
+    angles = tf.cast(positions, tf.float32)[:, None, :, None] * frequencies
+    return tf.cos(angles), tf.sin(angles)
+
+
+def _bias(places: Any, slots: Any, pads: Any, start: Any, window: int | None) -> tf.Tensor:
+    """0 where a place sees a slot and `MASKED` elsewhere: (1 or batch, 1, 1, places, slots)."""
+    # Slots of the cache from `start` on hold what is left of other texts.
+    seen = slots[None, :] <= places[:, None] if start is None else slots[None, :] < start + 0 * places[:, None]
+    if window is not None:
+        seen &= slots[None, :] > places[:, None] - window
+    seen = seen[None]
+    if pads is not None:
+        seen &= slots[None, None, :] >= pads[:, None, None]
+    return ((1.0 - tf.cast(seen, tf.float32)) * MASKED)[:, None, None]
+
+
+def _norm(config: CausalLMConfig, products: Products, x: tf.Tensor, name: str) -> tf.Tensor:
+    if config.norm == "rms":
+        return x * tf.math.rsqrt(tf.reduce_mean(x * x, -1, keepdims=True) + config.norm_eps) * products.vector(
+            f"{name}/gamma"
+        )  # fmt: skip
+    centered = x - tf.reduce_mean(x, -1, keepdims=True)
+    scaled = centered * tf.math.rsqrt(tf.reduce_mean(centered * centered, -1, keepdims=True) + config.norm_eps)
+    return scaled * products.vector(f"{name}/gamma") + products.vector(f"{name}/beta")
+
+
+def _attention(
+    config: CausalLMConfig,
+    products: Products,
+    x: tf.Tensor,
+    name: str,
+    turn: Any,
+    cache: Any,
+    past: Any,
+    fresh: Any,
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    heads, groups, size = config.num_attention_heads, config.key_value_heads, config.head_size
+    batch = x.shape[0] or tf.shape(x)[0]
+    new = x.shape[1] or tf.shape(x)[1]
+
+    def split(part: str, count: int) -> tf.Tensor:
+        projected = tf.reshape(products.linear(x, f"{name}_{part}"), [batch, new, count, size])
+        return tf.transpose(projected, [0, 2, 1, 3])
+
+    query, key, value = split("query", heads), split("key", groups), split("value", groups)
+    if turn is not None:
+        query, key = turned(query, *turn), turned(key, *turn)
+    # (batch, groups, heads per group * new, size): one product per group of heads that share keys
+    query = tf.reshape(query * size**-0.5, [batch, groups, heads // groups * new, size])
+    shape = [batch, groups, heads // groups, new, -1]
+    scores = tf.matmul(query, key, transpose_b=True)
+    if fresh is not None:
+        scores = _masked(scores, fresh, shape)
+    if cache is not None:
+        before = tf.matmul(query, _widened(cache.key), transpose_b=True)
+        if cache.key_scale is not None:
+            before *= cache.key_scale[:, :, None, :]
+        scores = tf.concat([_masked(before, past, shape), scores], -1)
+    probabilities = tf.nn.softmax(scores)
+    if cache is None:
+        context = tf.matmul(probabilities, value)
+    else:
+        slots = cache.key.shape[2]
+        old = probabilities[..., :slots]
+        if cache.value_scale is not None:
+            old *= cache.value_scale[:, :, None, :]
+        context = tf.matmul(old, _widened(cache.value)) + tf.matmul(probabilities[..., slots:], value)
+    context = tf.transpose(tf.reshape(context, [batch, heads, new, size]), [0, 2, 1, 3])
+    merged = tf.reshape(context, [batch, new, heads * size])
+    return products.linear(merged, f"{name}_output"), key, value
+
+
+def _masked(scores: tf.Tensor, bias: tf.Tensor, shape: list[Any]) -> tf.Tensor:
+    if bias.shape[3] == 1:  # one new token: its row of the mask holds for every head
+        return scores + bias[:, :, 0]
+    masked = tf.reshape(scores, shape) + bias
+    return tf.reshape(masked, tf.shape(scores) if None in scores.shape else scores.shape)
+
+
+def _widened(stored: tf.Tensor) -> tf.Tensor:
+    return tf.cast(stored, tf.float32)
+
+
+def turned(x: tf.Tensor, cosine: tf.Tensor, sine: tf.Tensor) -> tf.Tensor:
+    """Rotary positions: pairs are the first and the second half of each head."""
+    half = x.shape[-1] // 2
+    first, second = x[..., :half], x[..., half:]
+    return tf.concat([first * cosine - second * sine, second * cosine + first * sine], -1)
+
+
+def _feed_forward(config: CausalLMConfig, products: Products, x: tf.Tensor, name: str) -> tf.Tensor:
+    up = products.linear(x, f"{name}_up")
+    if config.gated:
+        return products.linear(activate(config.hidden_act, products.linear(x, f"{name}_gate")) * up, f"{name}_down")
+    return products.linear(activate(config.hidden_act, up), f"{name}_down")
+
+
+def activate(name: str, x: tf.Tensor) -> tf.Tensor:
+    """The activation of that name."""
+    if name == "silu":
+        return x * tf.sigmoid(x)
+    if name == "relu":
+        return tf.nn.relu(x)
+    return tf.nn.gelu(x, approximate=name == "gelu_tanh")
+
+
+def float_products(config: CausalLMConfig, weights: Mapping[str, Any]) -> Products:
+    """Products with float weights by path, for example "layer_0_up/kernel" of shape (inputs, outputs)."""
+
+    def product(x: tf.Tensor, kernel: Any, transposed: bool = False) -> tf.Tensor:
+        flat = tf.matmul(tf.reshape(x, [-1, x.shape[-1]]), kernel, transpose_b=transposed)
+        return tf.reshape(flat, [x.shape[0] or tf.shape(x)[0], x.shape[1] or tf.shape(x)[1], flat.shape[-1]])
+
+    def linear(x: tf.Tensor, name: str) -> tf.Tensor:
+        y = product(x, weights[f"{name}/kernel"])
+        return y + weights[f"{name}/bias"] if f"{name}/bias" in weights else y
+
+    def lookup(ids: tf.Tensor, name: str) -> tf.Tensor:
+        return tf.gather(weights[f"{name}/embeddings"], ids)
+
+    def logits(hidden: tf.Tensor) -> tf.Tensor:
+        if config.tie_word_embeddings:
+            return product(hidden, weights["token_embeddings/embeddings"], transposed=True)
+        return linear(hidden, "logits")
+
+    return Products(linear, lookup, logits, lambda name: weights[name])

@@ -1,0 +1,121 @@
+"""TFLite files of causal language models: signatures that take a cache of keys and values.
+
+What `decoding.step` computes is traced once per signature over shared weights; `decoding.signatures` has the
+names. The shape of the model and its tokenizer travel inside the file.
+"""
+
+import tempfile
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tfopt import keras_api
+from tfopt.decoding.config import CausalLMConfig
+from tfopt.decoding.signatures import DecoderSignature, plan_signatures
+from tfopt.decoding.step import Cache, Products, float_products, forward
+from tfopt.decoding.weights import config_of, weights_of
+from tfopt.errors import InputError
+from tfopt.export import flatbuffer as fb
+from tfopt.export.tflite import convert_saved_model
+
+DEFAULT_SLOTS, PREFILL, VERIFY = (256, 1024, 4096), (16, 128), 8
+
+
+def check_slots(config: CausalLMConfig, slots: Any) -> tuple[int, ...]:
+    """The cache lengths to export: those given, or a few up to the model's context.
+
+    Raises:
+        InputError: a number below 1 or above the context.
+    """
+    context = config.max_position_embeddings
+    if slots is None:
+        return (*(n for n in DEFAULT_SLOTS if n < context), context)
+    chosen = tuple(sorted({int(n) for n in slots}))
+    if not chosen or chosen[0] < 1 or chosen[-1] > context:
+        raise InputError(f"lengths of a cache must be in [1, {context}] (the model's context), got {list(slots)}")
+    return chosen
+
+
+def convert_decoder(model: Any, slots: tuple[int, ...], float16: bool = False, apart: bool = False) -> bytes:
+    """A float file that generates.
+
+    Args:
+        model: a causal language model.
+        slots: cache lengths, each with signatures of its own.
+        float16: store weights in float16.
+        apart: keep norms from being folded into the weights behind them.
+
+    Raises:
+        WorkFailedError: the converter gave up.
+    """
+    config = config_of(model)
+    module = _Traced(config, weights_of(model), apart)
+    signatures = plan_signatures(slots, PREFILL, VERIFY)
+    with tempfile.TemporaryDirectory(prefix="tfopt-") as folder:
+        functions = {s.key: module.function(s) for s in signatures}
+        tf.saved_model.save(module, folder, signatures=functions)
+        content = convert_saved_model(folder, list(functions), float16)
+    return with_members(content, getattr(model, keras_api.EXTRA))
+
+
+def with_members(content: bytes, members: dict[str, bytes]) -> bytes:
+    """The file with the members of a Keras archive as metadata, those of quantization left out."""
+    model = fb.read(content)
+    for name, value in members.items():
+        if not name.startswith("tfopt_quantization"):
+            fb.add_metadata(model, name, value)
+    return fb.write(model)
+
+
+class _Traced(tf.Module):
+    """The weights as variables, which signatures share, and functions over them."""
+
+    def __init__(self, config: CausalLMConfig, values: dict[str, np.ndarray], apart: bool) -> None:
+        super().__init__()
+        self._config = config
+        self.values = {
+            path.replace("/", ":"): tf.Variable(value, trainable=False) for path, value in values.items()
+        }
+        products = float_products(config, {path: self.values[path.replace("/", ":")] for path in values})
+        self._products = _kept_apart(products) if apart else products
+
+    def function(self, signature: DecoderSignature) -> Any:
+        c, new, slots = self._config, signature.new, signature.slots
+        layers = range(c.num_hidden_layers)
+        size = c.key_value_heads * slots * c.head_size
+        names = [f"{kind}_{i}" for i in layers for kind in ("key", "value")]
+
+        def run(ids: tf.Tensor, start: tf.Tensor, **stored: tf.Tensor) -> dict[str, tf.Tensor]:
+            shape = [1, c.key_value_heads, slots, c.head_size]
+            caches = [
+                Cache(tf.reshape(stored[f"key_{i}"], shape), tf.reshape(stored[f"value_{i}"], shape))
+                for i in layers
+            ]
+            hidden, grown = forward(c, self._products, tf.reshape(ids, [1, new]), start[0], None, caches)
+            outputs = {
+                "keys": tf.reshape(tf.concat([key for key, _ in grown], 0), [-1]),
+                "values": tf.reshape(tf.concat([value for _, value in grown], 0), [-1]),
+            }
+            if signature.kind != "prefill":
+                outputs["logits"] = tf.reshape(self._products.logits(hidden), [-1])
+            return outputs
+
+        specs = {name: tf.TensorSpec([size], tf.float32, name) for name in names}
+        return tf.function(run).get_concrete_function(
+            ids=tf.TensorSpec([new], tf.int32, "ids"), start=tf.TensorSpec([1], tf.int32, "start"), **specs
+        )
+
+
+def _key(path: str) -> str:
+    return path.replace("/", ":")
+
+
+def _kept_apart(products: Products) -> Products:
+    def linear(x: tf.Tensor, name: str) -> tf.Tensor:
+        return products.linear(tf.quantization.fake_quant_with_min_max_args(x), name)
+
+    def logits(hidden: tf.Tensor) -> tf.Tensor:
+        return products.logits(tf.quantization.fake_quant_with_min_max_args(hidden))
+
+    return products._replace(linear=linear, logits=logits)

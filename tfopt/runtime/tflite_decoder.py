@@ -1,0 +1,181 @@
+"""Generates with a TFLite file in LiteRT; TensorFlow is not loaded.
+
+`CompiledModel` runs on memory of the host: keys and values lie in arrays of ours that every signature of the same
+number of slots is bound to, and after each run the new ones are written into their slots. Nothing else of a cache
+ever moves; only a text that outgrows its slots is copied once, into the next larger ones.
+"""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tfopt.decoding.config import CausalLMConfig
+from tfopt.decoding.decoder import Decoder, Session
+from tfopt.decoding.signatures import CONFIG_MEMBER, DecoderSignature, read_signature
+from tfopt.errors import InputError, ModelFileError
+from tfopt.tflite_file import read_metadata, read_tflite
+
+_ALIGNMENT = 64
+
+
+def is_decoder_file(path: Path) -> bool:
+    """Whether a TFLite file generates."""
+    return CONFIG_MEMBER in read_metadata(path)
+
+
+def aligned(size: int) -> np.ndarray:
+    """Zeros that LiteRT can use where they lie."""
+    raw = np.zeros(size * 4 + _ALIGNMENT, np.uint8)
+    start = -raw.ctypes.data % _ALIGNMENT
+    return raw[start : start + size * 4].view(np.float32)
+
+
+class TFLiteDecoder(Decoder):
+    """A file that `export` wrote from a causal language model.
+
+    Args:
+        path: the file.
+        threads: threads of one run; by default all cores.
+        weight_cache: a folder in which LiteRT keeps its own form of the weights; later starts from there are many
+            times faster. None keeps nothing.
+
+    Raises:
+        MissingFileError: no such file.
+        ModelFileError: it does not generate, or it is damaged.
+    """
+
+    def __init__(
+        self, path: str | Path, threads: int | None = None, weight_cache: str | Path | None = None
+    ) -> None:
+        from ai_edge_litert import compiled_model as litert
+
+        self.path = Path(path)
+        members = read_metadata(self.path)
+        if CONFIG_MEMBER not in members:
+            raise ModelFileError(f"{path} holds no causal language model; export one with tfopt")
+        read_tflite(self.path)  # LiteRT ends the process on a file that is damaged; this refuses it
+        self.members = members
+        self.config = CausalLMConfig.from_json(members[CONFIG_MEMBER])
+        if weight_cache is not None:
+            Path(weight_cache).mkdir(parents=True, exist_ok=True)
+        cpu = litert.CpuOptions(
+            num_threads=threads or os.cpu_count() or 1,
+            xnnpack_weight_cache_path=str(weight_cache) if weight_cache else "",
+        )
+        options = litert.Options(hardware_accelerators=litert.HardwareAccelerator.CPU, cpu_options=cpu)
+        self._model = litert.CompiledModel.from_file(str(self.path), options=options)
+        self._buffers = litert.TensorBuffer
+        self.signatures = self._signatures()
+        self.sizes = sorted({s.slots for s in self.signatures})
+        self.context = self.sizes[-1]
+
+    def _signatures(self) -> list[DecoderSignature]:
+        c, found = self.config, []
+        for key in self._model.get_signature_list():
+            shape = self._model.get_input_tensor_details(key)["key_0"]["shape"]
+            signature = read_signature(key, int(np.prod(shape)) // (c.key_value_heads * c.head_size))
+            if signature is None:
+                raise ModelFileError(f"{self.path}: signature {key!r} is not one that generates")
+            found.append(signature)
+        return found
+
+    @property
+    def rows(self) -> int:
+        return 1
+
+    def open(self, pads: Sequence[int]) -> "TFLiteSession":
+        if len(pads) != 1 or any(pads):
+            raise InputError(f"a TFLite file takes one text at a time without padding, got {len(pads)}")
+        return TFLiteSession(self)
+
+    def choose(self, kind: str, new: int, slots: int) -> DecoderSignature:
+        """The signature of that kind that takes the most of `new` tokens, or all of them with least padding."""
+        fitting = [s for s in self.signatures if s.kind == kind and s.slots == slots]
+        holding = [s for s in fitting if s.new >= new]
+        return min(holding, key=lambda s: s.new) if holding else max(fitting, key=lambda s: s.new)
+
+
+class TFLiteSession(Session):
+    """One text: its keys and values, and the arrays that each signature reads and writes."""
+
+    _decoder: TFLiteDecoder
+
+    def __init__(self, decoder: TFLiteDecoder) -> None:
+        super().__init__(decoder)
+        self._bound: dict[str, tuple[Any, ...]] = {}
+        self._keys: np.ndarray
+        self._values: np.ndarray
+        self._make_room(1)
+
+    def _make_room(self, length: int) -> None:
+        """Takes the fewest slots that hold `length` tokens, keeping what is there."""
+        c, decoder = self._decoder.config, self._decoder
+        slots = next(size for size in decoder.sizes if size >= length)
+        shape = (c.num_hidden_layers, c.key_value_heads, slots, c.head_size)
+        old = [self._keys, self._values] if self.length else []
+        self._slots, self._bound = slots, {}
+        self._keys, self._values = (aligned(int(np.prod(shape))).reshape(shape) for _ in range(2))
+        for new, before in zip((self._keys, self._values), old, strict=False):
+            new[:, :, : self.length] = before[:, :, : self.length]
+        self._memory = {
+            f"{name}_{i}": decoder._buffers.create_from_host_memory(part.reshape(-1))
+            for name, values in (("key", self._keys), ("value", self._values))
+            for i, part in enumerate(values)
+        }
+
+    def _bind(self, signature: DecoderSignature) -> tuple[Any, ...]:
+        """Arrays and buffers of a signature's inputs and outputs."""
+        if signature.key not in self._bound:
+            model, make = self._decoder._model, self._decoder._buffers.create_from_host_memory
+            details = model.get_signature_list()[signature.key]
+            ids, start = aligned(signature.new).view(np.int32), aligned(1).view(np.int32)
+            shapes = model.get_output_tensor_details(signature.key)
+            results = {name: aligned(int(np.prod(shapes[name]["shape"]))) for name in details["outputs"]}
+            known = {"ids": make(ids), "start": make(start), **self._memory}
+            self._bound[signature.key] = (
+                model.get_signature_index(signature.key), ids, start, results,
+                [known[name] for name in details["inputs"]], [make(results[name]) for name in details["outputs"]],
+            )  # fmt: skip
+        return self._bound[signature.key]
+
+    def _run(self, signature: DecoderSignature, tokens: np.ndarray, at: int) -> np.ndarray | None:
+        index, ids, start, results, inputs, outputs = self._bind(signature)
+        count, c = len(tokens), self._decoder.config
+        ids[:count], ids[count:], start[0] = tokens, 0, at
+        self._decoder._model.run_by_index(index, inputs, outputs)
+        shape = (c.num_hidden_layers, c.key_value_heads, signature.new, c.head_size)
+        self._keys[:, :, at : at + count] = results["keys"].reshape(shape)[:, :, :count]
+        self._values[:, :, at : at + count] = results["values"].reshape(shape)[:, :, :count]
+        logits = results.get("logits")
+        return None if logits is None else logits.reshape(signature.new, -1)[:count]
+
+    def _extend(self, ids: np.ndarray, every: bool) -> np.ndarray:
+        tokens, at = ids[0], self.length
+        if at + len(tokens) > self._slots:
+            self._make_room(at + len(tokens))
+        parts = []
+        last = len(tokens) if every else len(tokens) - 1
+        while tokens[:last].size:
+            signature = self._decoder.choose("verify" if every else "prefill", last, self._slots)
+            count = min(signature.new, last)
+            logits = self._run(signature, tokens[:count], at)
+            if logits is not None:
+                parts.append(logits.copy())
+            tokens, at, last = tokens[count:], at + count, last - count
+        if tokens.size:
+            logits = self._run(self._decoder.choose("decode", 1, self._slots), tokens, at)
+            assert logits is not None
+            parts.append(logits)
+        return np.concatenate(parts)[None] if len(parts) > 1 else parts[0][None]
+
+    @property
+    def cache_bytes(self) -> int:
+        return self._keys.nbytes + self._values.nbytes
+
+    def close(self) -> None:
+        self._bound, self._memory = {}, {}
+        self._keys = self._values = np.zeros((1, 1, 1, 1), np.float32)
+        self._slots = 0
