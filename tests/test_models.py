@@ -111,7 +111,7 @@ def test_wrong_tensors_are_named(folder):
 
 def test_wrong_files_are_explained(folder):
     (folder / "model.safetensors").write_bytes(b"hello")
-    with pytest.raises(ModelFileError, match="not a readable safetensors file"):
+    with pytest.raises(ModelFileError, match="no readable safetensors file"):
         from_pretrained(folder)
     (folder / "config.json").write_text('{"model_type": "mamba"}')
     with pytest.raises(ModelFileError, match="architecture 'mamba' is not supported"):
@@ -126,7 +126,7 @@ def test_wrong_files_are_explained(folder):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ({"num_labels": 1}, "num_labels must be 2 or more, got 1"),
+        ({"num_labels": 1}, "num_labels must be 2 or more for head 'classification', got 1"),
         ({"num_labels": 2, "pooling": "max"}, "pooling must be 'mean' or 'cls', got 'max'"),
         ({"generation": "torch"}, "generation must be"),
     ],

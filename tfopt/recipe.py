@@ -182,7 +182,7 @@ class ExportSection(_Section):
     def suffix(self) -> str:
         """The part of the artifact's name after the variant's."""
         kind = "xla" if self.jit_compile else self.format
-        mixed = self.max_bytes is not None or self.max_loss is not None
+        mixed = bool(self.max_bytes) or self.max_loss is not None
         extras = ("gptq" * (self.rounding == "gptq"), "smooth" * bool(self.smooth), "mixed" * mixed)
         name = "int8" if self.quantization == "dynamic_int8" else (self.quantization or "")
         name = "static_int8" if self.quantization == "int8" else name

@@ -36,6 +36,7 @@ class CausalLMConfig:
         rope_theta: base of the rotary wavelengths.
         sliding_window: how many of the last tokens are seen, itself included; None sees all.
         dropout: after embeddings and blocks while training, in [0, 1).
+        end_tokens: ids with which the model ends a text.
 
     Raises:
         InputError: a value outside its range.
@@ -60,10 +61,12 @@ class CausalLMConfig:
     rope_theta: float = 10000.0
     sliding_window: int | None = None
     dropout: float = 0.0
+    end_tokens: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.num_key_value_heads is None:
             object.__setattr__(self, "num_key_value_heads", self.num_attention_heads)
+        object.__setattr__(self, "end_tokens", tuple(self.end_tokens))
         counts = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
                   "intermediate_size", "max_position_embeddings")  # fmt: skip
         for name in counts:

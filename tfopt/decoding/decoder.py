@@ -1,12 +1,16 @@
 """What every runtime offers to the decoding loop: sessions that keep keys and values of a text."""
 
 import abc
+import typing
 from collections.abc import Sequence
 
 import numpy as np
 
 from tfopt.decoding.config import CausalLMConfig
 from tfopt.errors import InputError
+
+if typing.TYPE_CHECKING:
+    from tfopt.decoding.generate import Choices
 
 
 class Decoder(abc.ABC):
@@ -81,6 +85,15 @@ class Session(abc.ABC):
         if not 0 <= length <= self.length:
             raise InputError(f"length must be in [0, {self.length}], got {length}")
         self.length = length
+
+    @property
+    def generates(self) -> bool:
+        """Whether `generate` makes several tokens in one call."""
+        return False
+
+    def generate(self, texts: "Sequence[Choices]", count: int) -> np.ndarray:
+        """Up to `count` next tokens (texts, steps) of texts whose last token is not yet added; -1 after an end."""
+        raise NotImplementedError(f"{type(self).__name__} makes one token at a time")
 
     @abc.abstractmethod
     def _extend(self, ids: np.ndarray, every: bool) -> np.ndarray:

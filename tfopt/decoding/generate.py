@@ -1,13 +1,16 @@
 """The loop: prompts in, tokens out, one at a time."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 
 import numpy as np
 
 from tfopt.decoding.decoder import Decoder, Session
 from tfopt.decoding.sampling import Sampler, SamplingConfig
 from tfopt.errors import InputError
+
+# Tokens that a runtime with a loop of its own makes at a time: few enough to stream, enough to pay for the call.
+_CHUNK = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,14 +20,14 @@ class GenerateConfig(SamplingConfig):
     Attributes:
         max_tokens: most new tokens; the context may end a text earlier.
         min_tokens: new tokens before any stop token may come.
-        stop_tokens: ids that end a text; they are not part of it.
+        stop_tokens: ids that end a text, and are not part of it; None for those that the model ends with.
         stop: strings that end a text; they are not part of it.
         truncate: keep only the end of prompts that are longer than the context, instead of an error.
     """
 
     max_tokens: int = 128
     min_tokens: int = 0
-    stop_tokens: tuple[int, ...] = ()
+    stop_tokens: tuple[int, ...] | None = None
     stop: tuple[str, ...] = ()
     truncate: bool = False
 
@@ -74,10 +77,13 @@ class Choices:
         self.sampler = Sampler(config, row)
         self.said = np.zeros(vocab, bool)
         self.said[np.asarray(self.tokens)] = True
+        wrong = next((t for t in config.stop_tokens or () if not 0 <= t < vocab), None)
+        if wrong is not None:
+            raise InputError(f"stop token must be in [0, {vocab}), got {wrong}")
 
     def allowed(self, logits: np.ndarray, ahead: int = 0) -> np.ndarray:
         """Logits without the stop tokens that may not come yet."""
-        stops = self.config.stop_tokens
+        stops = self.config.stop_tokens or ()
         if self.new + ahead >= self.config.min_tokens or not stops:
             return logits
         logits = logits.copy()
@@ -90,7 +96,7 @@ class Choices:
 
     def take(self, token: int) -> int | None:
         """Adds a token that was chosen; None if it ends the text."""
-        if token in self.config.stop_tokens and self.new >= self.config.min_tokens:
+        if token in (self.config.stop_tokens or ()) and self.new >= self.config.min_tokens:
             return None
         self.new += 1
         self.tokens.append(token)
@@ -103,42 +109,70 @@ class Choices:
         return self.new >= self.config.max_tokens
 
 
-def stream(
-    decoder: Decoder, prompts: Sequence[Sequence[int]], config: GenerateConfig
-) -> Iterator[list[int | None]]:
-    """Continues several texts at once; keys and values are freed when the iterator ends or is closed.
+class Texts:
+    """Several texts that are continued at once.
 
     Args:
         decoder: the model.
         prompts: token ids of each prompt; they may differ in length.
         config: how.
-
-    Yields:
-        The next token of each text, None for texts that have ended.
+        first: index of the first text, which its random numbers depend on.
 
     Raises:
         InputError: see `check_prompts`.
     """
-    checked = check_prompts(prompts, decoder, config)
-    longest = max(map(len, checked))
-    pads = [longest - len(ids) for ids in checked]
-    ids = np.asarray([[0] * pad + row for pad, row in zip(pads, checked, strict=True)], np.int32)
-    texts = [Choices(row, config, decoder.config.vocab_size, i) for i, row in enumerate(checked)]
-    with decoder.open(pads) as session:
-        yield from _steps(session, decoder.context, ids, texts)
 
+    def __init__(
+        self, decoder: Decoder, prompts: Sequence[Sequence[int]], config: GenerateConfig, first: int = 0
+    ) -> None:
+        checked = check_prompts(prompts, decoder, config)
+        self._decoder, self._config = decoder, config
+        self._pads = [max(map(len, checked)) - len(ids) for ids in checked]
+        self._ids = np.asarray([[0] * pad + row for pad, row in zip(self._pads, checked, strict=True)], np.int32)
+        self.rows = [Choices(row, config, decoder.config.vocab_size, first + i) for i, row in enumerate(checked)]
+        self._alive = [True] * len(checked)
 
-def _steps(session: Session, context: int, ids: np.ndarray, texts: list[Choices]) -> Iterator[list[int | None]]:
-    alive = [True] * len(texts)
-    while True:
-        logits = session.extend(ids)[:, -1]
-        tokens: list[int | None] = []
-        for row, text in enumerate(texts):
-            token = text.next(logits[row]) if alive[row] else None
-            alive[row] = token is not None and not text.full
-            tokens.append(token)
-        if any(token is not None for token in tokens):
-            yield tokens
-        if not any(alive) or session.length >= context:
-            return
-        ids = np.asarray([[token or 0] for token in tokens], np.int32)
+    def end(self, row: int) -> None:
+        """Asks for no more tokens of a text."""
+        self._alive[row] = False
+
+    def steps(self) -> Generator[list[int | None]]:
+        """Yields the next token of each text, None for texts that have ended.
+
+        Keys and values are freed when the iterator ends or is closed.
+        """
+        with self._decoder.open(self._pads) as session:
+            yield from self._steps(session)
+
+    def _steps(self, session: Session) -> Generator[list[int | None]]:
+        ids = self._ids
+        while True:
+            logits = session.extend(ids)[:, -1]
+            tokens: list[int | None] = []
+            for row, text in enumerate(self.rows):
+                token = text.next(logits[row]) if self._alive[row] else None
+                self._alive[row] = token is not None and not text.full
+                tokens.append(token)
+            if any(token is not None for token in tokens):
+                yield tokens
+            if not any(self._alive) or session.length >= self._decoder.context:
+                return
+            ids = np.asarray([[token or 0] for token in tokens], np.int32)
+            if session.generates:
+                yield from self._chunks(session)
+                return
+
+    def _chunks(self, session: Session) -> Generator[list[int | None]]:
+        """Lets the runtime make many tokens at a time, and hands them on one by one."""
+        while any(self._alive) and session.length < self._decoder.context:
+            left = self._config.max_tokens - max(text.new for text in self.rows)
+            for column in session.generate(self.rows, min(_CHUNK, left)).T:
+                tokens: list[int | None] = []
+                for row, (text, token) in enumerate(zip(self.rows, column, strict=True)):
+                    taken = text.take(int(token)) if self._alive[row] and token >= 0 else None
+                    self._alive[row] = taken is not None and not text.full
+                    tokens.append(taken)
+                if any(token is not None for token in tokens):
+                    yield tokens
+                if not any(self._alive):
+                    return

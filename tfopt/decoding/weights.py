@@ -34,3 +34,9 @@ def weights_of(model: Any) -> dict[str, np.ndarray]:
     return {
         w.path: keras_api.to_numpy(w.variable) for w in keras_api.weights(model) if not w.name.startswith("moving_")
     }
+
+
+def keep_tokenizer(model: Any, member: str, content: bytes) -> None:
+    """Lets a tokenizer's file travel with the model, into what is saved and exported from it."""
+    members = getattr(model, keras_api.EXTRA, {})
+    object.__setattr__(model, keras_api.EXTRA, {**members, member: content})

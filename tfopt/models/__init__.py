@@ -4,7 +4,15 @@ Every model is a functional one of built-in layers and operations: it saves, rel
 without custom objects, in both Keras generations.
 """
 
+from tfopt.decoding.config import CausalLMConfig
+from tfopt.keras_api import load_model as load
+from tfopt.keras_api import save_model as save
 from tfopt.models.bert import BertConfig, bert
-from tfopt.models.pretrained import from_pretrained
+from tfopt.models.causal_lm import causal_lm
+from tfopt.models.llama2c import read_llama2c
+from tfopt.models.pretrained import from_pretrained, save_pretrained
 
-__all__ = ["BertConfig", "bert", "from_pretrained"]
+__all__ = [
+    "BertConfig", "CausalLMConfig", "bert", "causal_lm", "from_pretrained", "load", "read_llama2c", "save",
+    "save_pretrained",
+]  # fmt: skip

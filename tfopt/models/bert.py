@@ -8,7 +8,9 @@ the graph into pieces and makes an int8 encoder 1.4 times slower than the additi
 """
 
 import dataclasses
+import json
 import math
+import typing
 from typing import Any, Literal
 
 from tfopt import keras_api
@@ -31,10 +33,11 @@ class BertConfig:
         num_attention_heads: heads of each attention.
         intermediate_size: width of the feed-forward layers.
         max_position_embeddings: longest sequence in tokens.
-        type_vocab_size: rows of the segment table (inputs are one segment, row 0).
+        type_vocab_size: rows of the segment table (inputs are one segment, row 0); 0 for none, as DistilBERT has.
         hidden_act: activation of the feed-forward layers, a Keras name.
         layer_norm_eps: epsilon of the layer norms.
         hidden_dropout_prob: dropout after each block while training, in [0, 1).
+        position_offset: row of the position table that the first token gets; RoBERTa begins at 2.
     """
 
     vocab_size: int
@@ -47,12 +50,18 @@ class BertConfig:
     hidden_act: str = "gelu"
     layer_norm_eps: float = 1e-12
     hidden_dropout_prob: float = 0.1
+    position_offset: int = 0
 
     def __post_init__(self) -> None:
         for field in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads",
-                      "intermediate_size", "max_position_embeddings", "type_vocab_size"):  # fmt: skip
+                      "intermediate_size", "max_position_embeddings"):  # fmt: skip
             if getattr(self, field) < 1:
                 raise InputError(f"{field} must be 1 or more, got {getattr(self, field)}")
+        if self.type_vocab_size < 0 or not 0 <= self.position_offset < self.max_position_embeddings:
+            raise InputError(
+                "type_vocab_size must be 0 or more and position_offset a row of the position table, got "
+                f"{self.type_vocab_size} and {self.position_offset}"
+            )
         if self.hidden_size % self.num_attention_heads:
             raise InputError(
                 f"hidden_size must be a multiple of num_attention_heads, got {self.hidden_size} "
@@ -64,38 +73,67 @@ class BertConfig:
             raise InputError(f"hidden_dropout_prob must be in [0, 1), got {self.hidden_dropout_prob}")
 
 
+Head = Literal["classification", "tokens", "masked_lm", "embedding", "span"]
+_MEMBER = "tfopt_bert.json"
+
+
 def bert(
     config: BertConfig,
     num_labels: int | None = None,
     pooling: Literal["mean", "cls"] = "mean",
     generation: str = "tf_keras",
+    head: Head | None = None,
 ) -> Any:
-    """Builds a BERT encoder, or a classifier on top of one, with fresh weights.
+    """Builds a BERT encoder, or a model with a head on top of one, with fresh weights.
 
     The model takes ``{"input_ids", "attention_mask"}``, both int32 of shape (batch, length) with length
     at most `max_position_embeddings`; the mask is 1 on tokens and 0 on padding.
 
     Args:
         config: the shape of the encoder.
-        num_labels: None for the encoder, which gives ``{"last_hidden_state"}`` of shape (batch, length,
-            hidden_size); else the number of classes, and the model gives logits (batch, num_labels).
-        pooling: how a classifier makes one vector of a sequence: "mean" over the tokens, or "cls".
+        num_labels: number of classes of the heads "classification" and "tokens".
+        pooling: how one vector is made of a sequence: "mean" over the tokens, or "cls".
         generation: "tf_keras" or "keras".
+        head: None for the encoder, which gives ``{"last_hidden_state"}`` of shape (batch, length, hidden_size), or
+            "classification" if `num_labels` is given: logits (batch, num_labels). "tokens": logits (batch, length,
+            num_labels). "masked_lm": logits (batch, length, vocab_size), from the token table. "embedding":
+            ``{"sentence_embedding"}`` of shape (batch, hidden_size) and length 1. "span": ``{"start_logits",
+            "end_logits"}``, each (batch, length), padding far below all others.
 
     Raises:
         InputError: an argument outside its range.
     """
     if pooling not in ("mean", "cls"):
         raise InputError(f"pooling must be 'mean' or 'cls', got {pooling!r}")
-    if num_labels is not None and num_labels < 2:
-        raise InputError(f"num_labels must be 2 or more, got {num_labels}")
+    head = head or ("classification" if num_labels is not None else None)
+    heads = typing.get_args(Head)
+    if head not in (None, *heads):
+        raise InputError(f"head must be None or one of {', '.join(heads)}, got {head!r}")
+    counted = head in ("classification", "tokens")
+    if counted and (num_labels is None or num_labels < 2):
+        raise InputError(f"num_labels must be 2 or more for head {head!r}, got {num_labels}")
+    if not counted and num_labels is not None:
+        raise InputError(f"num_labels={num_labels} means nothing for head {head!r}")
     builder = _Builder(config, generation)
     ids, mask = builder.inputs()
     hidden = builder.encode(ids, mask)
-    if num_labels is None:
-        return builder.model([ids, mask], {"last_hidden_state": hidden}, "bert")
-    logits = builder.classify(hidden, mask, num_labels, pooling)
-    return builder.model([ids, mask], logits, "bert_classifier")
+    outputs = builder.head(head, hidden, ids, mask, num_labels or 0, pooling)
+    names = {None: "bert", "classification": "bert_classifier"}
+    model = builder.model([ids, mask], outputs, names.get(head, f"bert_{head}"))
+    object.__setattr__(model, keras_api.EXTRA, {_MEMBER: json.dumps(dataclasses.asdict(config)).encode()})
+    return model
+
+
+def encoder_config(model: Any) -> BertConfig:
+    """The shape of a model that `bert` built, in this process or before it was saved.
+
+    Raises:
+        InputError: the model is something else.
+    """
+    content = getattr(model, keras_api.EXTRA, {}).get(_MEMBER)
+    if content is None:
+        raise InputError(f"model {model.name!r} was not built by models.bert; its shape is not known")
+    return BertConfig(**json.loads(content))
 
 
 class _Builder:
@@ -115,10 +153,12 @@ class _Builder:
 
     def encode(self, ids: Any, mask: Any) -> Any:
         c = self._config
-        words = self._embedding(c.vocab_size, "word_embeddings")(ids)
-        types = self._embedding(c.type_vocab_size, "token_type_embeddings")(self._ops.zeros_like(ids))
-        places = self._embedding(c.max_position_embeddings, "position_embeddings")(self._ops.positions(ids))
-        x = words + types + places
+        self._words = self._embedding(c.vocab_size, "word_embeddings")
+        words = self._words(ids)
+        positions = self._ops.positions(ids) + c.position_offset if c.position_offset else self._ops.positions(ids)
+        x = words + self._embedding(c.max_position_embeddings, "position_embeddings")(positions)
+        if c.type_vocab_size:
+            x = x + self._embedding(c.type_vocab_size, "token_type_embeddings")(self._ops.zeros_like(ids))
         x = self._dropout(self._norm("embeddings_norm")(x))
         # (batch, 1, 1, length), broadcast over heads and queries
         bias = (1.0 - self._ops.cast(mask, "float32"))[:, None, None, :] * _MASKED
@@ -126,14 +166,39 @@ class _Builder:
             x = self._layer(x, bias, f"layer_{index}")
         return x
 
-    def classify(self, hidden: Any, mask: Any, num_labels: int, pooling: str) -> Any:
+    def head(self, head: Any, hidden: Any, ids: Any, mask: Any, num_labels: int, pooling: str) -> Any:
+        """The outputs of the model."""
+        if head is None:
+            return {"last_hidden_state": hidden}
+        if head == "classification":
+            return self._dense(num_labels, "logits")(self._dropout(self._pooled(hidden, mask, pooling)))
+        if head == "tokens":
+            return self._dense(num_labels, "logits")(self._dropout(hidden))
+        if head == "masked_lm":
+            return self._masked_lm(hidden, ids)
+        if head == "embedding":
+            pooled = self._pooled(hidden, mask, pooling)
+            square = self._ops.maximum(self._ops.sum(pooled * pooled, axis=1), 1e-24)
+            return {"sentence_embedding": pooled * self._ops.rsqrt(square)[:, None]}
+        hide = (1.0 - self._ops.cast(mask, "float32")) * _MASKED
+        logits = self._dense(2, "span_logits")(hidden)
+        return {"start_logits": logits[:, :, 0] + hide, "end_logits": logits[:, :, 1] + hide}
+
+    def _pooled(self, hidden: Any, mask: Any, pooling: str) -> Any:
         if pooling == "cls":
-            pooled = hidden[:, 0]
-        else:
-            keep = self._ops.cast(mask, "float32")[:, :, None]
-            count = self._ops.maximum(self._ops.sum(keep, axis=1), 1.0)
-            pooled = self._ops.sum(hidden * keep, axis=1) / count
-        return self._dense(num_labels, "logits")(self._dropout(pooled))
+            return hidden[:, 0]
+        keep = self._ops.cast(mask, "float32")[:, :, None]
+        count = self._ops.maximum(self._ops.sum(keep, axis=1), 1.0)
+        return self._ops.sum(hidden * keep, axis=1) / count
+
+    def _masked_lm(self, hidden: Any, ids: Any) -> Any:
+        c = self._config
+        x = self._norm("masked_lm_norm")(self._dense(c.hidden_size, "masked_lm_dense", c.hidden_act)(hidden))
+        table = self._words(self._ops.count_to(c.vocab_size, ids))[0]  # see causal_lm: a tied output
+        logits = self._ops.matmul(x, self._ops.transpose(table))
+        # A bias as a layer that both generations have: a norm without statistics or scale.
+        norm = self._layers.BatchNormalization(scale=False, epsilon=0.0, name="masked_lm_bias")
+        return norm(logits, training=False)
 
     def _layer(self, x: Any, bias: Any, name: str) -> Any:
         c = self._config

@@ -11,6 +11,9 @@ import numpy as np
 
 from tfopt import keras_api
 from tfopt.decoding.config import CausalLMConfig
+from tfopt.decoding.llama2c_tokenizer import Llama2cTokenizer
+from tfopt.decoding.signatures import TOKENIZER_MEMBERS
+from tfopt.decoding.weights import keep_tokenizer
 from tfopt.errors import ModelFileError
 from tfopt.files import existing
 from tfopt.models.causal_lm import causal_lm
@@ -19,8 +22,13 @@ _HEADER = struct.Struct("<7i")
 _LARGEST = 1 << 24  # rows, widths and layers beyond this are no header but something else
 
 
-def read_llama2c(path: str | Path, generation: str = "tf_keras") -> Any:
+def read_llama2c(path: str | Path, generation: str = "tf_keras", tokenizer: str | Path | None = None) -> Any:
     """Builds the model of a llama2.c `.bin` file with its weights.
+
+    Args:
+        path: the file.
+        generation: "tf_keras" or "keras".
+        tokenizer: its tokenizer's file, which then stays with the model.
 
     Raises:
         MissingFileError: no such file.
@@ -29,6 +37,12 @@ def read_llama2c(path: str | Path, generation: str = "tf_keras") -> Any:
     path = existing(path, "model file")
     config, sizes, own_output = _header(path)
     model = causal_lm(config, generation)
+    if tokenizer is not None:
+        content = existing(tokenizer, "tokenizer").read_bytes()
+        size = Llama2cTokenizer.parse(content, str(tokenizer)).get_vocab_size()
+        if size != config.vocab_size:
+            raise ModelFileError(f"{tokenizer} has {size} tokens, the model {config.vocab_size}")
+        keep_tokenizer(model, TOKENIZER_MEMBERS[1], content)
     stored = np.memmap(path, np.float32, "r", offset=_HEADER.size)
     variables = {w.path: w.variable for w in keras_api.weights(model)}
     at = 0
@@ -53,7 +67,7 @@ def _header(path: Path) -> tuple[CausalLMConfig, list[tuple[list[str | None], tu
         raise ModelFileError(f"{path} is no llama2.c model: its header reads {_HEADER.unpack(head)}")
     config = CausalLMConfig(
         abs(vocab), dim, layers, heads, groups, intermediate_size=hidden, max_position_embeddings=context,
-        tie_word_embeddings=vocab > 0,
+        tie_word_embeddings=vocab > 0, end_tokens=(1, 2),
     )  # fmt: skip
     sizes = _tensors(config)
     expected = _HEADER.size + 4 * sum(len(names) * int(np.prod(shape)) for names, shape in sizes)

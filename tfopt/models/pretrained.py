@@ -1,21 +1,27 @@
-"""Reads Hugging Face folders: `config.json` and `model.safetensors`."""
+"""Reads and writes Hugging Face folders: `config.json`, safetensors, and the tokenizer beside them."""
 
-import contextlib
 import dataclasses
 import json
-from collections.abc import Iterator
+import re
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from tfopt import keras_api
+from tfopt.decoding.config import CausalLMConfig
+from tfopt.decoding.signatures import TOKENIZER_MEMBERS
+from tfopt.decoding.weights import config_of, is_causal_lm, keep_tokenizer
 from tfopt.errors import InputError, ModelFileError
 from tfopt.files import existing
+from tfopt.models.architectures import ARCHITECTURES, Architecture, Config, Entry, architecture_of, write_causal
 from tfopt.models.bert import BertConfig, bert
+from tfopt.models.causal_lm import causal_lm
+from tfopt.models.checkpoints import Tensors, opened, write_tensors
 
-# Tensors that public BERT checkpoints carry and an encoder does not need.
-_UNUSED = ("pooler.", "cls.", "classifier.", "embeddings.position_ids")
+# Masks that old GPT-2 checkpoints store, and frequencies that old LLaMA ones do.
+_BUFFERS = re.compile(r"(\.attn\.(masked_)?bias|rotary_emb\.inv_freq)$")
+_SHARD = 5_000_000_000
 
 
 def from_pretrained(
@@ -28,7 +34,8 @@ def from_pretrained(
     """Builds the model that a Hugging Face folder describes and gives it the stored weights.
 
     Args:
-        folder: holds `config.json` and `model.safetensors`.
+        folder: holds `config.json` and `model.safetensors`, or several files and their index. Known are
+            BERT, DistilBERT, RoBERTa, GPT-2, LLaMA, Mistral and Qwen2.
         generation: "tf_keras" or "keras".
         num_labels: None for the encoder alone, else a classifier whose head has fresh weights.
         pooling: for a classifier, "mean" or "cls".
@@ -36,45 +43,52 @@ def from_pretrained(
 
     Raises:
         MissingFileError: the folder or one of its files is missing.
-        ModelFileError: an unknown architecture, or a missing, extra or misshapen tensor (named).
+        ModelFileError: an unknown architecture, a pickle, or a missing, extra or misshapen tensor (named).
+        InputError: labels for a model that generates.
     """
     folder = existing(folder, "model folder")
-    config = read_config(folder)
-    if dropout is not None:
-        config = dataclasses.replace(config, hidden_dropout_prob=dropout)
-    model = bert(config, num_labels, pooling, generation)
-    _assign(model, config, folder / "model.safetensors")
+    config, architecture = _read(folder)
+    model: Any
+    if isinstance(config, CausalLMConfig):
+        if num_labels is not None:
+            raise InputError(f"num_labels={num_labels} is for encoders; {folder} holds a model that generates")
+        if dropout is not None:
+            config = dataclasses.replace(config, dropout=dropout)
+        model = causal_lm(config, generation)
+        if (folder / "tokenizer.json").exists():
+            keep_tokenizer(model, TOKENIZER_MEMBERS[0], (folder / "tokenizer.json").read_bytes())
+    else:
+        if dropout is not None:
+            config = dataclasses.replace(config, hidden_dropout_prob=dropout)
+        model = bert(config, num_labels, pooling, generation)
+    _assign(model, config, architecture, folder)
     return model
 
 
 def read_config(folder: Path) -> BertConfig:
-    """The encoder's shape from `config.json`."""
-    path = existing(folder / "config.json", "model configuration")
-    try:
-        raw = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise ModelFileError(f"{path} is not JSON: {error}") from error
-    if not isinstance(raw, dict) or raw.get("model_type") != "bert":
-        kind = raw.get("model_type") if isinstance(raw, dict) else None
-        raise ModelFileError(f"{path}: architecture {kind!r} is not supported; supported: 'bert'")
-    if raw.get("position_embedding_type", "absolute") != "absolute":
-        raise ModelFileError(f"{path}: only absolute positions, got {raw['position_embedding_type']!r}")
-    names = {field.name for field in dataclasses.fields(BertConfig)}
-    try:
-        return BertConfig(**{k: v for k, v in raw.items() if k in names})
-    except (TypeError, InputError) as error:
-        raise ModelFileError(f"{path}: {error}") from error
+    """An encoder's shape from `config.json`.
+
+    Raises:
+        ModelFileError: the folder describes something else.
+    """
+    config, _ = _read(folder)
+    if not isinstance(config, BertConfig):
+        raise ModelFileError(f"{folder} holds a model that generates; an encoder is needed here")
+    return config
 
 
-def check_weights(folder: Path, config: BertConfig) -> None:
-    """Checks names and shapes of the stored tensors, reading no more than the file's header.
+def check_weights(folder: Path, config: Config) -> None:
+    """Checks names and shapes of the stored tensors, reading no more than headers.
 
     Raises:
         ModelFileError: a missing, extra or misshapen tensor, or an unreadable file.
     """
-    with _opened(folder / "model.safetensors") as (tensors, stored):
-        _check_names({name for name, _ in _tensor_names(config)}, set(stored), folder / "model.safetensors")
-        shape = tuple(tensors.get_slice(stored["embeddings.word_embeddings.weight"]).get_shape())
+    _, architecture = _read(folder)
+    with opened(folder) as tensors:
+        stored = _names(tensors, architecture)
+        _check_names({e.theirs for e in architecture.entries(config)}, set(stored), architecture, folder)
+        table = next(e.theirs for e in architecture.entries(config))
+        shape = tensors.shapes[stored[table]]
     if shape != (config.vocab_size, config.hidden_size):
         raise ModelFileError(
             f"{folder}: the word table has shape {shape}, the configuration asks for "
@@ -82,68 +96,100 @@ def check_weights(folder: Path, config: BertConfig) -> None:
         )
 
 
-@contextlib.contextmanager
-def _opened(path: Path) -> Iterator[tuple[Any, dict[str, str]]]:
-    """The opened file, and the stored name of each tensor by the name it has without a prefix."""
-    from safetensors import SafetensorError, safe_open
+def save_pretrained(
+    model: Any, folder: str | Path, shard_bytes: int = _SHARD, dtype: str = "float32"
+) -> list[Path]:
+    """Writes a model back as a Hugging Face folder, in the layout that its architecture has there.
 
-    existing(path, "model weights")
+    Args:
+        model: a causal language model; compressed ones keep their values.
+        folder: where; files there with the same names are replaced.
+        shard_bytes: most bytes of one file.
+        dtype: "float32", "float16" or "bfloat16".
+
+    Returns:
+        The files that were written.
+
+    Raises:
+        InputError: a model that no public layout holds.
+    """
+    if dtype not in ("float32", "float16", "bfloat16"):
+        raise InputError(f"dtype must be float32, float16 or bfloat16, got {dtype!r}")
+    if shard_bytes < 1:
+        raise InputError(f"shard_bytes must be 1 or more, got {shard_bytes}")
+    weights = {w.path: keras_api.to_numpy(w.variable) for w in keras_api.weights(model)}
+    config: Config
+    if is_causal_lm(model):
+        config = config_of(model)
+        raw = write_causal(config)
+    else:
+        config, raw = _encoder(model, weights)
+    entries = list(ARCHITECTURES[raw["model_type"]].entries(config))
+    folder = Path(folder)
+    files = write_tensors(folder, {e.theirs: e.write(weights) for e in entries}, raw, shard_bytes, dtype)
+    tokenizer = getattr(model, keras_api.EXTRA, {}).get(TOKENIZER_MEMBERS[0])
+    if tokenizer is not None:
+        (folder / "tokenizer.json").write_bytes(tokenizer)
+        files.append(folder / "tokenizer.json")
+    return files
+
+
+def _encoder(model: Any, weights: dict[str, np.ndarray]) -> tuple[BertConfig, dict[str, Any]]:
+    """Shape and `config.json` of an encoder that `models.bert` built."""
+    from tfopt.models.bert import encoder_config
+
+    config = encoder_config(model)
+    kind = "distilbert" if not config.type_vocab_size else "roberta" if config.position_offset else "bert"
+    return config, ARCHITECTURES[kind].write_config(config)
+
+
+def _read(folder: Path) -> tuple[Config, Architecture]:
+    path = existing(folder / "config.json", "model configuration")
     try:
-        with safe_open(path, framework="numpy") as tensors:
-            yield tensors, {name.removeprefix("bert."): name for name in tensors.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise ModelFileError(f"{path} is not a readable safetensors file: {error}") from error
+        raw = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise ModelFileError(f"{path} is not JSON: {error}") from error
+    _, architecture = architecture_of(raw, str(path))
+    try:
+        return architecture.config(raw), architecture
+    except (TypeError, KeyError, InputError) as error:
+        raise ModelFileError(f"{path}: {error}") from error
 
 
-def _assign(model: Any, config: BertConfig, path: Path) -> None:
+def _names(tensors: Tensors, architecture: Architecture) -> dict[str, str]:
+    """Stored names by the name without a prefix."""
+    prefixes = [p for p in architecture.prefixes if p]
+    found = {}
+    for name in tensors.shapes:
+        prefix = next((p for p in prefixes if name.startswith(p)), "")
+        if not _BUFFERS.search(name):
+            found[name.removeprefix(prefix)] = name
+    return found
+
+
+def _assign(model: Any, config: Config, architecture: Architecture, folder: Path) -> None:
     variables = {weight.path: weight.variable for weight in keras_api.weights(model)}
-    values = {}
-    with _opened(path) as (tensors, stored):
-        expected = dict(_tensor_names(config))
-        _check_names(set(expected), set(stored), path)
-        for name, (target, transpose) in expected.items():
-            value = tensors.get_tensor(stored[name]).astype(np.float32)
-            value = value.T if transpose else value
-            if value.shape != tuple(variables[target].shape):
+    shapes = {path: tuple(int(d) for d in v.shape) for path, v in variables.items()}
+    with opened(folder) as tensors:
+        stored = _names(tensors, architecture)
+        entries: list[Entry] = list(architecture.entries(config))
+        _check_names({e.theirs for e in entries}, set(stored), architecture, folder)
+        for entry in entries:
+            name, expected = stored[entry.theirs], entry.shape(shapes)
+            if tensors.shapes[name] != expected:
                 raise ModelFileError(
-                    f"{path}: tensor {stored[name]!r} has shape {value.shape}, "
-                    f"the configuration asks for {tuple(variables[target].shape)}"
+                    f"{folder}: tensor {name!r} has shape {tensors.shapes[name]}, "
+                    f"the configuration asks for {expected}"
                 )
-            values[target] = value
-    for target, value in values.items():
-        variables[target].assign(value)
+        for entry in entries:
+            for target, value in entry.read(tensors[stored[entry.theirs]]).items():
+                variables[target].assign(value)
 
 
-def _check_names(expected: set[str], stored: set[str], path: Path) -> None:
+def _check_names(expected: set[str], stored: set[str], architecture: Architecture, folder: Path) -> None:
     missing = sorted(expected - stored)
-    extra = sorted(n for n in stored - expected if not n.startswith(_UNUSED))
+    extra = sorted(n for n in stored - expected if not n.startswith(architecture.unused))
     if missing or extra:
         parts = [f"lacks {missing[0]!r}" if missing else "", f"has unknown {extra[0]!r}" if extra else ""]
         counts = f"({len(missing)} missing, {len(extra)} unknown)"
-        raise ModelFileError(f"{path} {' and '.join(p for p in parts if p)} {counts}")
-
-
-def _tensor_names(config: BertConfig) -> Iterator[tuple[str, tuple[str, bool]]]:
-    """Pairs of checkpoint tensor and (path of our weight, whether it must be transposed)."""
-    for table in ("word_embeddings", "token_type_embeddings", "position_embeddings"):
-        yield f"embeddings.{table}.weight", (f"{table}/embeddings", False)
-    yield from _norm("embeddings.LayerNorm", "embeddings_norm")
-    for i in range(config.num_hidden_layers):
-        theirs, ours = f"encoder.layer.{i}", f"layer_{i}"
-        for part in ("query", "key", "value"):
-            yield from _dense(f"{theirs}.attention.self.{part}", f"{ours}_attention_{part}")
-        yield from _dense(f"{theirs}.attention.output.dense", f"{ours}_attention_output")
-        yield from _norm(f"{theirs}.attention.output.LayerNorm", f"{ours}_attention_norm")
-        yield from _dense(f"{theirs}.intermediate.dense", f"{ours}_intermediate")
-        yield from _dense(f"{theirs}.output.dense", f"{ours}_output")
-        yield from _norm(f"{theirs}.output.LayerNorm", f"{ours}_output_norm")
-
-
-def _dense(theirs: str, ours: str) -> Iterator[tuple[str, tuple[str, bool]]]:
-    yield f"{theirs}.weight", (f"{ours}/kernel", True)
-    yield f"{theirs}.bias", (f"{ours}/bias", False)
-
-
-def _norm(theirs: str, ours: str) -> Iterator[tuple[str, tuple[str, bool]]]:
-    yield f"{theirs}.weight", (f"{ours}/gamma", False)
-    yield f"{theirs}.bias", (f"{ours}/beta", False)
+        raise ModelFileError(f"{folder} {' and '.join(p for p in parts if p)} {counts}")

@@ -6,19 +6,36 @@ from typing import Any
 from tfopt import keras_api
 from tfopt.errors import ModelFileError
 from tfopt.files import existing
+from tfopt.models.checkpoints import PICKLE_ADVICE, PICKLES
+from tfopt.models.llama2c import read_llama2c
 from tfopt.models.pretrained import from_pretrained
 
 
 def load_any(path: str | Path) -> Any:
-    """A Keras model from a `.keras` or `.h5` file, or from a Hugging Face folder.
+    """A Keras model from a `.keras` or `.h5` file, a Hugging Face folder, or what llama2.c writes.
+
+    A tokenizer that lies beside a causal language model stays with it.
 
     Raises:
         MissingFileError: nothing is there.
         ModelFileError: it is neither.
     """
     path = existing(path, "model")
+    if path.suffix in PICKLES:
+        raise ModelFileError(f"{path} is a pickle, which runs code when it is read; {PICKLE_ADVICE}")
+    if path.is_file() and path.suffix == ".bin":
+        with path.open("rb") as file:
+            if file.read(2) in (b"PK", b"\x80\x02"):
+                raise ModelFileError(f"{path} is a pickle, which runs code when it is read; {PICKLE_ADVICE}")
+        return read_llama2c(path)
     if path.is_file():
         return keras_api.load_model(path)
     if (path / "config.json").exists():
         return from_pretrained(path)
-    raise ModelFileError(f"{path} is no model: expected a .keras or .h5 file, or a folder with config.json")
+    models = [file for file in sorted(path.glob("*.bin")) if not file.name.startswith("tok")]
+    if len(models) == 1:
+        tokenizers = sorted(path.glob("tok*.bin"))
+        return read_llama2c(models[0], tokenizer=tokenizers[0] if len(tokenizers) == 1 else None)
+    raise ModelFileError(
+        f"{path} is no model: expected a .keras or .h5 file, a folder with config.json, or a llama2.c .bin file"
+    )

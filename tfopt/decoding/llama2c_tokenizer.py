@@ -6,8 +6,10 @@ tfopt calls, so that one can stand for the other.
 
 import itertools
 import struct
+from collections.abc import Sequence
 from pathlib import Path
 
+from tfopt.decoding.text import ByteStream
 from tfopt.errors import InputError, ModelFileError
 from tfopt.files import existing
 
@@ -34,8 +36,11 @@ class Llama2cTokenizer:
             MissingFileError: no such file.
             ModelFileError: it is something else.
         """
-        path = existing(path, "tokenizer")
-        content = path.read_bytes()
+        return cls.parse(existing(path, "tokenizer").read_bytes(), str(path))
+
+    @classmethod
+    def parse(cls, content: bytes, path: str = "the tokenizer") -> "Llama2cTokenizer":
+        """The tokenizer that a file's content is; `path` names it in messages."""
         pieces, scores, at = [], [], 4
         try:
             struct.unpack_from("<i", content)
@@ -74,6 +79,10 @@ class Llama2cTokenizer:
                 return ids
             _, place, token = max(known)
             ids[-place : -place + 2] = [token]
+
+    def stream(self, prompt: Sequence[int]) -> ByteStream:
+        """Turns the tokens after a prompt into text."""
+        return ByteStream(self.piece, prompt[-1] if prompt else None)
 
     def piece(self, token: int, previous: int | None) -> bytes:
         """The bytes that a token adds to a text; a blank that begins the text is no part of it."""

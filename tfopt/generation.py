@@ -1,0 +1,272 @@
+"""Text in, text out, on any runtime."""
+
+import asyncio
+import contextlib
+import dataclasses
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import Generator as Steps
+from pathlib import Path
+from typing import Any
+
+from tfopt import keras_api
+from tfopt.decoding.decoder import Decoder
+from tfopt.decoding.generate import GenerateConfig, Texts
+from tfopt.decoding.llama2c_tokenizer import Llama2cTokenizer
+from tfopt.decoding.signatures import TOKENIZER_MEMBERS
+from tfopt.decoding.speculative import speculate
+from tfopt.decoding.text import HuggingFaceTokenizer, StopStrings, Tokenizer
+from tfopt.errors import InputError
+
+Prompt = str | Sequence[int]
+RUNTIMES = ("eager", "xla", "tflite")
+
+
+@dataclasses.dataclass(frozen=True)
+class Generation:
+    """One answer.
+
+    Attributes:
+        text: what was generated, without the prompt; "" where there is no tokenizer.
+        tokens: ids of the new tokens.
+        finish: why it ended: "stop" (a stop token or string), "length" (`max_tokens`) or "context" (it is full).
+        prompt_tokens: tokens of the prompt.
+        first_token_s: seconds until the first token.
+        seconds: seconds in all.
+    """
+
+    text: str
+    tokens: tuple[int, ...]
+    finish: str
+    prompt_tokens: int
+    first_token_s: float
+    seconds: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Piece:
+    """What one step added to a text.
+
+    Attributes:
+        token: the new token.
+        text: characters that are complete and shown now; may be "" or belong to tokens before.
+    """
+
+    token: int | None
+    text: str
+
+
+class Generator:
+    """A causal language model with its tokenizer.
+
+    Args:
+        decoder: the model on some runtime.
+        tokenizer: of its prompts; None takes and gives token ids only.
+        draft: a smaller model with the same vocabulary, for speculative decoding.
+    """
+
+    def __init__(self, decoder: Decoder, tokenizer: Tokenizer | None = None, draft: Decoder | None = None) -> None:
+        self.decoder, self.tokenizer, self.draft = decoder, tokenizer, draft
+
+    @staticmethod
+    def load(
+        source: Any,
+        runtime: str | None = None,
+        threads: int | None = None,
+        draft: Any = None,
+        bits: int | None = None,
+        weight_cache: str | Path | None = None,
+    ) -> "Generator":
+        """Loads a model to generate with.
+
+        Args:
+            source: a Keras causal language model, a `.keras` file of one, a Hugging Face folder, a llama2.c `.bin`
+                file or a folder with one and its tokenizer, or a `.tflite` file that `export` wrote.
+            runtime: "eager" (the reference), "xla" or "tflite"; by default "tflite" for such files, else "xla".
+            threads: threads of a TFLite file; by default all cores.
+            draft: a smaller model likewise, for speculative decoding.
+            bits: for "xla", 8 or 4 keeps weights in so few bits; None in float.
+            weight_cache: for TFLite, a folder that makes later starts faster.
+
+        Raises:
+            InputError: a model that does not generate, or a runtime that does not take it.
+        """
+        decoder, tokenizer = open_decoder(source, runtime, threads, bits, weight_cache)
+        helper = None if draft is None else open_decoder(draft, None, threads, bits, weight_cache)[0]
+        return Generator(decoder, tokenizer, helper)
+
+    def generate(
+        self, prompts: Prompt | Sequence[Prompt], config: GenerateConfig | None = None
+    ) -> list[Generation]:
+        """Continues texts, several at once where the runtime can.
+
+        Args:
+            prompts: one prompt or several, each a text or token ids.
+            config: how.
+
+        Raises:
+            InputError: a bad prompt, or strings without a tokenizer.
+        """
+        several = _as_list(prompts)
+        if not several:
+            raise InputError("prompts must not be empty")
+        at_once = len(several) if self.decoder.rows is None and self.draft is None else 1
+        results: list[Generation] = []
+        for start in range(0, len(several), at_once):
+            results += self._together(several[start : start + at_once], config or GenerateConfig(), start)
+        return results
+
+    def stream(self, prompt: Prompt, config: GenerateConfig | None = None) -> Steps[Piece]:
+        """Continues one text, token by token; closing the iterator frees keys and values.
+
+        Raises:
+            InputError: a bad prompt, or a string without a tokenizer.
+        """
+        config = config or GenerateConfig()
+        answer = _Answer(self._ids(prompt), self.tokenizer, config.stop)
+        with contextlib.closing(self._tokens([answer], config, 0)) as steps:
+            for (token,) in steps:
+                if token is None:
+                    break
+                yield Piece(token, answer.push(token))
+                if answer.ended:
+                    return
+        rest = answer.rest()
+        if rest:
+            yield Piece(None, rest)
+
+    async def astream(self, prompt: Prompt, config: GenerateConfig | None = None) -> AsyncIterator[Piece]:
+        """`stream` for asyncio: steps run in a thread. Cancelled or closed, it frees keys and values."""
+        steps = self.stream(prompt, config)
+        step: asyncio.Future[Piece | None] | None = None
+        try:
+            while True:
+                step = asyncio.ensure_future(asyncio.to_thread(next, steps, None))
+                piece = await asyncio.shield(step)
+                if piece is None:
+                    return
+                yield piece
+        finally:
+            if step is not None and not step.done():  # a step cannot be interrupted, only waited for
+                await asyncio.wait([step])
+            steps.close()
+
+    def _together(self, prompts: Sequence[Prompt], config: GenerateConfig, first: int) -> list[Generation]:
+        answers = [_Answer(self._ids(p), self.tokenizer, config.stop) for p in prompts]
+        started = time.perf_counter()
+        first_token = 0.0
+        with contextlib.closing(self._tokens(answers, config, first)) as steps:
+            for tokens in steps:
+                first_token = first_token or time.perf_counter() - started
+                for answer, token in zip(answers, tokens, strict=True):
+                    if token is not None and not answer.ended:
+                        answer.push(token)
+        seconds = time.perf_counter() - started
+        return [self._finished(answer, config, first_token, seconds) for answer in answers]
+
+    def _finished(self, answer: "_Answer", config: GenerateConfig, first: float, seconds: float) -> Generation:
+        answer.rest()
+        full = len(answer.prompt) + len(answer.tokens) > self.decoder.context
+        finish = "length" if len(answer.tokens) >= config.max_tokens else "context" if full else "stop"
+        finish = "stop" if answer.ended else finish
+        return Generation(answer.text, tuple(answer.tokens), finish, len(answer.prompt), first, seconds)
+
+    def _tokens(self, answers: "list[_Answer]", config: GenerateConfig, first: int) -> Steps[Sequence[int | None]]:
+        if config.stop and self.tokenizer is None:
+            raise InputError("stop strings need a tokenizer; use stop_tokens")
+        if config.stop_tokens is None:
+            config = dataclasses.replace(config, stop_tokens=self.decoder.config.end_tokens)
+        if self.draft is not None:
+            for token in speculate(self.decoder, self.draft, answers[0].prompt, config):
+                yield (token,)
+            return
+        texts = Texts(self.decoder, [a.prompt for a in answers], config, first)
+        with contextlib.closing(texts.steps()) as steps:
+            for tokens in steps:
+                yield tokens
+                for row, answer in enumerate(answers):
+                    if answer.ended:
+                        texts.end(row)
+
+    def _ids(self, prompt: Prompt) -> list[int]:
+        if not isinstance(prompt, str):
+            return [int(i) for i in prompt]
+        if self.tokenizer is None:
+            raise InputError("the model came without a tokenizer; give token ids, or load it from its folder")
+        if not prompt:
+            raise InputError("the prompt is empty; give at least a word, or the ids that begin a text")
+        return self.tokenizer.encode_ids(prompt)
+
+
+class _Answer:
+    """The text of one answer so far."""
+
+    def __init__(self, prompt: list[int], tokenizer: Tokenizer | None, stop: Sequence[str]) -> None:
+        self.prompt, self.tokens, self.text = prompt, list[int](), ""
+        self._stream = None if tokenizer is None else tokenizer.stream(prompt)
+        self._stops = StopStrings(stop)
+
+    @property
+    def ended(self) -> bool:
+        return self._stops.found
+
+    def push(self, token: int) -> str:
+        self.tokens.append(token)
+        shown = self._stops.push(self._stream.push(token)) if self._stream is not None else ""
+        self.text += shown
+        return shown
+
+    def rest(self) -> str:
+        if self._stream is None or self.ended:
+            return ""
+        shown = self._stops.push(self._stream.rest())
+        shown += "" if self.ended else self._stops.rest()
+        self.text += shown
+        return shown
+
+
+def open_decoder(
+    source: Any, runtime: str | None, threads: int | None, bits: int | None, weight_cache: str | Path | None
+) -> tuple[Decoder, Tokenizer | None]:
+    """The decoder and tokenizer of whatever `Generator.load` takes."""
+    if runtime not in (None, *RUNTIMES):
+        raise InputError(f"runtime must be one of {', '.join(RUNTIMES)}, got {runtime!r}")
+    if isinstance(source, (str, Path)) and Path(source).suffix == ".tflite":
+        from tfopt.runtime.tflite_decoder import TFLiteDecoder
+
+        if runtime not in (None, "tflite") or bits is not None:
+            raise InputError("a .tflite file runs on runtime 'tflite', in the bits it was exported with")
+        file = TFLiteDecoder(source, threads, weight_cache)
+        return file, tokenizer_of(file.members)
+    if runtime == "tflite":
+        raise InputError("runtime 'tflite' takes a .tflite file: export the model first")
+    if isinstance(source, (str, Path)):
+        from tfopt.models.source import load_any
+
+        source = load_any(source)
+    tokenizer = tokenizer_of(getattr(source, keras_api.EXTRA, {}))
+    if runtime == "eager":
+        from tfopt.runtime.eager_decoder import EagerDecoder
+
+        if bits is not None:
+            raise InputError(f"runtime 'eager' computes in float, got bits={bits}")
+        return EagerDecoder(source), tokenizer
+    from tfopt.runtime.xla_decoder import XlaDecoder
+
+    return XlaDecoder(source, bits), tokenizer
+
+
+def tokenizer_of(members: Mapping[str, bytes]) -> Tokenizer | None:
+    """The tokenizer that a model file carries."""
+    as_json, as_pieces = (members.get(name) for name in TOKENIZER_MEMBERS)
+    if as_json is not None:
+        from tokenizers import Tokenizer as Parsed
+
+        return HuggingFaceTokenizer(Parsed.from_str(as_json.decode()))
+    return None if as_pieces is None else Llama2cTokenizer.parse(as_pieces)
+
+
+def _as_list(prompts: Any) -> list[Prompt]:
+    if isinstance(prompts, str) or (len(prompts) and not isinstance(prompts[0], (str, list, tuple))):
+        return [prompts]
+    return list(prompts)
