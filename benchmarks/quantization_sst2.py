@@ -61,15 +61,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path)
     parser.add_argument("--work", type=Path, default=Path("quantization_sst2"))
-    parser.add_argument(
-        "--trained", action="store_true", help="only what was trained, and what it is compared with"
-    )
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
     bench = Bench(arguments.run, arguments.work)
-    compared = ("float32", "int8 dynamic", "int4 channel, nearest")
-    kinds = {name: POST_TRAINING[name] for name in compared} if arguments.trained else POST_TRAINING
-    rows = bench.post_training(kinds) | ({} if arguments.trained else bench.mixed()) | bench.trained()
+    rows = bench.post_training(POST_TRAINING) | bench.mixed() | bench.trained()
     show(rows)
     base = rows["float32"]
     lost = {name: base["accuracy"] - row["accuracy"] for name, row in rows.items()}
@@ -82,16 +77,8 @@ def main() -> None:
         goal("dynamic int8, share of float bytes", rows["int8 dynamic"]["bytes"] / bench.float_bytes, 0.26, True),
         goal("int4, share of float bytes", rows["int4 channel, trained"]["bytes"] / bench.float_bytes, 0.15, True),
     ]  # fmt: skip
-    name = "quantization_sst2_trained" if arguments.trained else "quantization_sst2"
-    save(
-        name,
-        {
-            "float_bytes": bench.float_bytes,
-            "files": rows,
-            "trainings": bench.trainings,
-            "goals": goals,
-        },
-    )
+    facts = {"float_bytes": bench.float_bytes, "files": rows, "trainings": bench.trainings, "goals": goals}
+    save("quantization_sst2", facts)
 
 
 class Bench:

@@ -8,8 +8,10 @@ import numpy as np
 import tensorflow as tf
 
 from tfopt import keras_api
+from tfopt.decoding.weights import config_of, is_causal_lm
 from tfopt.errors import InputError
 from tfopt.export.artifact import Artifact, Check, LayerBits
+from tfopt.export.decoder import check_slots, convert_decoder
 from tfopt.export.quantization import as_written, make_record, resolve, smoother, write_quantized
 from tfopt.export.saved_model import write_saved_model
 from tfopt.export.signatures import MASK, check_lengths
@@ -53,7 +55,9 @@ def export(
             but say nothing about ranges and classes.
         lengths: for models that take sequences of any length, the lengths to export; shorter inputs are
             padded when the artifact is used. By default 32, 64 and 128 where the model has an
-            "attention_mask". A SavedModel without `jit_compile` takes any length and ignores this.
+            "attention_mask". A SavedModel without `jit_compile` takes any length and ignores this. For TFLite
+            files of causal language models, the lengths of the cache: a text begins in the shortest and moves up
+            as it grows; by default 256, 1024, 4096 and the model's context.
         batch_size: for TFLite, the rows per call.
         input_signature: for subclassed models, ``{name: tf.TensorSpec}`` or one TensorSpec.
 
@@ -71,7 +75,13 @@ def export(
     name, config = resolve(quantization, model)
     inputs = inputs_of(model, input_signature)
     flexible = format == "saved_model" and not jit_compile
-    chosen = () if flexible else check_lengths(model, inputs, lengths)
+    generates = format == "tflite" and is_causal_lm(model)
+    if generates and batch_size != 1:
+        raise InputError(f"a TFLite file that generates takes one text at a time, got batch_size={batch_size}")
+    if generates:
+        chosen = check_slots(config_of(model), lengths)
+    else:
+        chosen = () if flexible else check_lengths(model, inputs, lengths)
     samples = _samples(model, inputs, representative, max(chosen, default=_RANDOM_LENGTH))
     reference = _outputs(model, inputs, samples)
     checks: list[Check] = []
@@ -87,7 +97,9 @@ def export(
             checks, layers = [*smoothing, *checks, *written.checks], written.layers
         else:
             expected = reference
-            if format == "tflite":
+            if generates:
+                temporary.write_bytes(convert_decoder(model, chosen, name == "float16"))
+            elif format == "tflite":
                 temporary.write_bytes(convert(model, inputs, chosen, batch_size, name == "float16"))
             else:
                 write_saved_model(model, temporary, inputs, chosen, jit_compile=jit_compile)

@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 
 from tfopt import keras_api
+from tfopt.decoding.weights import is_causal_lm
 from tfopt.errors import InputError, VerificationError
 from tfopt.export.artifact import Check, LayerBits
+from tfopt.export.decoder import convert_decoder
 from tfopt.export.grids import (
     SMALLEST_QUANTIZED,
     Found,
@@ -171,8 +173,13 @@ def write_quantized(
 ) -> Written:
     """Converts the model and writes its grids into the file."""
     config = record.config
-    with contextlib.nullcontext() if _may_fold(record) else frozen(model, record):
-        content = convert(model, inputs, lengths, batch)
+    if is_causal_lm(model):
+        if config.is_static:
+            raise InputError("files that generate have no static kind: use a dynamic or weight-only one")
+        content = convert_decoder(model, lengths, apart=not _may_fold(record))
+    else:
+        with contextlib.nullcontext() if _may_fold(record) else frozen(model, record):
+            content = convert(model, inputs, lengths, batch)
     if config.is_static:
         samples = None if representative is None else _by_signature(representative, inputs, lengths, batch)
         content, matched = write_static(content, config, record.grids, samples)

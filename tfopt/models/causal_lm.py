@@ -71,7 +71,8 @@ class _Builder:
             # The layer is called on every id, since a variable of its own cannot be a node of a functional model:
             # whatever replaces the layer's call, as quantization does, then holds for both of its uses.
             table = tokens(self._ops.count_to(c.vocab_size, ids))[0]
-            logits = self._ops.matmul(x, self._ops.transpose(table))
+            product = self._ops.matmul(x, self._ops.transpose(table))
+            logits = self._layers.Activation("linear", name="logits")(product)
         else:
             logits = self._dense(c.vocab_size, "logits", False)(x)
         return self._keras.Model({"input_ids": ids, "attention_mask": mask}, logits, name="causal_lm")

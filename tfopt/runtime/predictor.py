@@ -96,6 +96,12 @@ class Predictor(abc.ABC):
         """The class that loads this artifact; only the runtime that it needs is imported."""
         path = existing(path, "artifact")
         if path.suffix == ".tflite":
+            from tfopt.runtime.tflite_decoder import is_decoder_file
+
+            if is_decoder_file(path):
+                from tfopt.runtime.decoder_predictor import DecoderPredictor
+
+                return DecoderPredictor
             from tfopt.runtime.tflite import TFLitePredictor
 
             return TFLitePredictor
@@ -152,6 +158,10 @@ class Predictor(abc.ABC):
             parts.append(self._run(signature, part))
         joined = {name: np.concatenate([p[name] for p in parts])[:rows] for name in parts[0]}
         return self._cut(joined, signature, length)
+
+    def try_out(self, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """`predict`, by every way that the artifact has to the same outputs."""
+        return self.predict(inputs)
 
     def _named(self, inputs: Any) -> dict[str, np.ndarray]:
         expected = self.signatures[0].inputs
