@@ -12,6 +12,8 @@ __version__ = "0.1.0"
 
 _HOME = {
     "Artifact": "tfopt.export",
+    "GenerateConfig": "tfopt.decoding.generate",
+    "Generator": "tfopt.generation",
     "Inspection": "tfopt.inspection",
     "Measurement": "tfopt.measure",
     "Predictor": "tfopt.runtime",
@@ -25,7 +27,9 @@ _HOME = {
     "finish": "tfopt.compress.quantize",
     "inspect": "tfopt.inspection",
     "measure": "tfopt.measure",
+    "measure_generation": "tfopt.measure.generation",
     "measure_sensitivity": "tfopt.quantization.sensitivity",
+    "perplexity": "tfopt.measure.perplexity",
     "prune": "tfopt.compress.prune",
     "quantize_aware": "tfopt.compress.quantize",
     "run": "tfopt.pipeline",

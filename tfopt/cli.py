@@ -17,6 +17,7 @@ from typing import Annotated, Any
 
 import typer
 
+from tfopt import cli_generate
 from tfopt.errors import InputError, TfoptError
 
 DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 75
@@ -28,8 +29,9 @@ app = typer.Typer(
 )  # fmt: skip
 data_app = typer.Typer(help="Packs text into TFRecord and checks it.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(data_app, name="data")
+app.command()(cli_generate.generate)
 
-Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output, nothing else there.")]
+Json = cli_generate.Json
 Out = Annotated[Path | None, typer.Option("--out", help="Folder for everything that is written.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Begin anew over an earlier run.")]
@@ -129,7 +131,7 @@ def _run(
 
     report = pipeline.run(chosen, target, resume, overwrite)
     if as_json:
-        _print_json(report.to_dict())
+        print_json(report.to_dict())
         return
     _show_report(report)
     typer.echo(f"\nreport: {target / 'report.html'}")
@@ -246,12 +248,19 @@ def bench(
     artifacts: Annotated[list[Path], typer.Argument(help="Artifacts; the first is the baseline.")],
     length: Annotated[int, typer.Option(min=1, help="Sequence length to time with.")] = 128,
     data: Annotated[Path | None, typer.Option(help="Packed data to compute the accuracy on.")] = None,
+    text: Annotated[Path | None, typer.Option(help="Of models that generate: text for the perplexity.")] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Timed calls of each artifact.")] = 50,
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
-    """Measures artifacts in turns in one process."""
+    """Measures artifacts in turns in one process; models that generate by their answers."""
     from tfopt import benchmark
+    from tfopt.generation import generates
+
+    if all(generates(path) for path in artifacts):
+        found, show = cli_generate.bench_generation(artifacts, length, text, rounds, threads)
+        _show(as_json, found, show)
+        return
 
     report = benchmark.bench(artifacts, length, data, rounds, threads, _progress)
     _show(as_json, report.to_dict(), lambda: _show_report(report))
@@ -340,7 +349,7 @@ def inspect_data(folder: Annotated[Path, typer.Argument(help="A packed folder.")
 
 def _show(as_json: bool, value: Any, show: Callable[[], None]) -> None:
     if as_json:
-        _print_json(value)
+        print_json(value)
     else:
         show()
 
@@ -353,7 +362,8 @@ def _show_report(report: Any) -> None:
     print_report(report, Console())
 
 
-def _print_json(value: Any) -> None:
+def print_json(value: Any) -> None:
+    """One document on standard output."""
     sys.stdout.write(json.dumps(value, indent=2, default=str) + "\n")
 
 

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import dataclasses
 import time
+import zipfile
 from collections.abc import AsyncIterator, Mapping, Sequence
 from collections.abc import Generator as Steps
 from pathlib import Path
@@ -13,10 +14,12 @@ from tfopt import keras_api
 from tfopt.decoding.decoder import Decoder
 from tfopt.decoding.generate import GenerateConfig, Texts
 from tfopt.decoding.llama2c_tokenizer import Llama2cTokenizer
-from tfopt.decoding.signatures import TOKENIZER_MEMBERS
+from tfopt.decoding.signatures import CONFIG_MEMBER, TOKENIZER_MEMBERS
 from tfopt.decoding.speculative import speculate
 from tfopt.decoding.text import HuggingFaceTokenizer, StopStrings, Tokenizer
 from tfopt.errors import InputError
+from tfopt.files import existing
+from tfopt.tflite_file import read_metadata
 
 Prompt = str | Sequence[int]
 RUNTIMES = ("eager", "xla", "tflite")
@@ -254,6 +257,25 @@ def open_decoder(
     from tfopt.runtime.xla_decoder import XlaDecoder
 
     return XlaDecoder(source, bits), tokenizer
+
+
+def generates(path: Path) -> bool:
+    """Whether a file or folder holds a causal language model; the model itself is not read.
+
+    Raises:
+        MissingFileError: nothing is there.
+    """
+    path = existing(path, "artifact")
+    if path.suffix == ".tflite":
+        return CONFIG_MEMBER in read_metadata(path)
+    if path.suffix == ".keras" and zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            return CONFIG_MEMBER in archive.namelist()
+    if path.is_dir() and (path / "config.json").exists():
+        from tfopt.models.pretrained import describes_causal_lm
+
+        return describes_causal_lm(path)
+    return path.suffix == ".bin" or (path.is_dir() and bool(list(path.glob("*.bin"))))
 
 
 def tokenizer_of(members: Mapping[str, bytes]) -> Tokenizer | None:

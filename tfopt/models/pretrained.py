@@ -77,6 +77,15 @@ def read_config(folder: Path) -> BertConfig:
     return config
 
 
+def describes_causal_lm(folder: Path) -> bool:
+    """Whether a folder's `config.json` is that of a model that generates.
+
+    Raises:
+        ModelFileError: it is not one that is known.
+    """
+    return isinstance(_read(folder)[0], CausalLMConfig)
+
+
 def check_weights(folder: Path, config: Config) -> None:
     """Checks names and shapes of the stored tensors, reading no more than headers.
 
