@@ -76,7 +76,8 @@ def forward(
     x = products.lookup(ids, "token_embeddings")
     turn: Any = None
     if config.positions == "learned":
-        x += products.lookup(positions, "position_embeddings")
+        # Padding at the right may reach beyond the table, which some runtimes refuse.
+        x += products.lookup(tf.minimum(positions, config.max_position_embeddings - 1), "position_embeddings")
     else:
         turn = rotation(config, positions)
     grown = []

@@ -114,7 +114,7 @@ class _Builder:
 
     def _turned(self, x: Any, cosine: Any, sine: Any) -> Any:
         half = self._config.head_size // 2
-        first, second = x[..., :half], x[..., half:]
+        first, second = x[:, :, :, :half], x[:, :, :, half:]  # an ellipsis could not be saved
         return self._ops.concat([first * cosine - second * sine, second * cosine + first * sine])
 
     def _feed_forward(self, x: Any, name: str) -> Any:

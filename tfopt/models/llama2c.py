@@ -14,7 +14,7 @@ from tfopt.decoding.config import CausalLMConfig
 from tfopt.decoding.llama2c_tokenizer import Llama2cTokenizer
 from tfopt.decoding.signatures import TOKENIZER_MEMBERS
 from tfopt.decoding.weights import keep_tokenizer
-from tfopt.errors import ModelFileError
+from tfopt.errors import InputError, ModelFileError
 from tfopt.files import existing
 from tfopt.models.causal_lm import causal_lm
 
@@ -62,13 +62,17 @@ def _header(path: Path) -> tuple[CausalLMConfig, list[tuple[list[str | None], tu
         head = file.read(_HEADER.size)
     if len(head) < _HEADER.size:
         raise ModelFileError(f"{path} is no llama2.c model: it has {len(head)} bytes, its header alone takes 28")
-    dim, hidden, layers, heads, groups, vocab, context = _HEADER.unpack(head)
-    if not all(0 < abs(n) < _LARGEST for n in (dim, hidden, layers, heads, groups, vocab, context)) or dim % heads:
-        raise ModelFileError(f"{path} is no llama2.c model: its header reads {_HEADER.unpack(head)}")
-    config = CausalLMConfig(
-        abs(vocab), dim, layers, heads, groups, intermediate_size=hidden, max_position_embeddings=context,
-        tie_word_embeddings=vocab > 0, end_tokens=(1, 2),
-    )  # fmt: skip
+    header = _HEADER.unpack(head)
+    dim, hidden, layers, heads, groups, vocab, context = header
+    try:
+        if max(map(abs, header)) > _LARGEST:
+            raise InputError("numbers beyond those of any model")
+        config = CausalLMConfig(
+            abs(vocab), dim, layers, heads, groups, intermediate_size=hidden, max_position_embeddings=context,
+            tie_word_embeddings=vocab > 0, end_tokens=(1, 2),
+        )  # fmt: skip
+    except InputError as error:
+        raise ModelFileError(f"{path} is no llama2.c model: its header reads {header} ({error})") from error
     sizes = _tensors(config)
     expected = _HEADER.size + 4 * sum(len(names) * int(np.prod(shape)) for names, shape in sizes)
     expected += 0 if vocab > 0 else 4 * dim * abs(vocab)

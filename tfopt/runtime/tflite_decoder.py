@@ -5,8 +5,10 @@ number of slots is bound to, and after each run the new ones are written into th
 ever moves; only a text that outgrows its slots is copied once, into the next larger ones.
 """
 
+import contextlib
+import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from tfopt.decoding.config import CausalLMConfig
 from tfopt.decoding.decoder import Decoder, Session
 from tfopt.decoding.signatures import CONFIG_MEMBER, DecoderSignature, read_signature
 from tfopt.errors import InputError, ModelFileError
+from tfopt.files import replacing
 from tfopt.tflite_file import read_metadata, read_tflite
 
 _ALIGNMENT = 64
@@ -31,6 +34,24 @@ def aligned(size: int) -> np.ndarray:
     raw = np.zeros(size * 4 + _ALIGNMENT, np.uint8)
     start = -raw.ctypes.data % _ALIGNMENT
     return raw[start : start + size * 4].view(np.float32)
+
+
+def _cache_file(path: Path, folder: Path) -> Path:
+    """Where LiteRT's form of a file's weights lies: LiteRT does not notice that they are another file's."""
+    folder.mkdir(parents=True, exist_ok=True)
+    facts = path.stat()
+    key = hashlib.sha256(f"{path.resolve()}|{facts.st_size}|{facts.st_mtime_ns}".encode()).hexdigest()
+    return folder / f"{path.stem}-{key[:16]}.xnnpack"
+
+
+@contextlib.contextmanager
+def _written_whole(target: Path | None) -> Iterator[Path | None]:
+    """The cache's path; one that is not there yet appears under its name only when all of it is written."""
+    if target is None or target.exists():
+        yield target
+        return
+    with replacing(target) as temporary:
+        yield temporary
 
 
 class TFLiteDecoder(Decoder):
@@ -56,17 +77,17 @@ class TFLiteDecoder(Decoder):
         members = read_metadata(self.path)
         if CONFIG_MEMBER not in members:
             raise ModelFileError(f"{path} holds no causal language model; export one with tfopt")
-        read_tflite(self.path)  # LiteRT ends the process on a file that is damaged; this refuses it
         self.members = members
         self.config = CausalLMConfig.from_json(members[CONFIG_MEMBER])
-        if weight_cache is not None:
-            Path(weight_cache).mkdir(parents=True, exist_ok=True)
-        cpu = litert.CpuOptions(
-            num_threads=threads or os.cpu_count() or 1,
-            xnnpack_weight_cache_path=str(weight_cache) if weight_cache else "",
-        )
-        options = litert.Options(hardware_accelerators=litert.HardwareAccelerator.CPU, cpu_options=cpu)
-        self._model = litert.CompiledModel.from_file(str(self.path), options=options)
+        kept = None if weight_cache is None else _cache_file(self.path, Path(weight_cache))
+        if kept is None or not kept.exists():
+            read_tflite(self.path)  # LiteRT ends the process on a file that is damaged; this refuses it
+        with _written_whole(kept) as cache:
+            cpu = litert.CpuOptions(
+                num_threads=threads or os.cpu_count() or 1, xnnpack_weight_cache_path=str(cache or "")
+            )
+            options = litert.Options(hardware_accelerators=litert.HardwareAccelerator.CPU, cpu_options=cpu)
+            self._model = litert.CompiledModel.from_file(str(self.path), options=options)
         self._buffers = litert.TensorBuffer
         self.signatures = self._signatures()
         self.sizes = sorted({s.slots for s in self.signatures})
@@ -168,7 +189,7 @@ class TFLiteSession(Session):
         if tokens.size:
             logits = self._run(self._decoder.choose("decode", 1, self._slots), tokens, at)
             assert logits is not None
-            parts.append(logits)
+            parts.append(logits.copy())  # the next run writes into the same array
         return np.concatenate(parts)[None] if len(parts) > 1 else parts[0][None]
 
     @property
