@@ -53,7 +53,7 @@ class Architecture:
     """One `model_type` of `config.json`.
 
     Attributes:
-        prefixes: that tensor names may have; the first is what we write.
+        prefixes: that tensor names may have; the first is the one that we write.
         config: `config.json` -> our configuration.
         write_config: our configuration -> `config.json`.
         entries: tensors of a configuration.
@@ -239,7 +239,8 @@ def write_causal(config: CausalLMConfig) -> dict[str, Any]:
         if not whole or not config.tie_word_embeddings or config.sliding_window:
             raise InputError("a GPT-2 checkpoint has all biases, one key head per head and a tied output")
         raw = {theirs: getattr(config, ours) for theirs, ours in _GPT2.items()}
-        return {**raw, **common, "n_inner": config.intermediate_size, "model_type": "gpt2",
+        dropouts = {f"{place}_pdrop": config.dropout for place in ("resid", "embd", "attn")}
+        return {**raw, **common, **dropouts, "n_inner": config.intermediate_size, "model_type": "gpt2",
                 "activation_function": names[config.hidden_act]}  # fmt: skip
     if config.positions != "rotary" or config.norm != "rms" or not config.gated or config.output_bias:
         raise InputError("no public checkpoint layout holds this mix of positions, norms and biases")
@@ -247,7 +248,7 @@ def write_causal(config: CausalLMConfig) -> dict[str, Any]:
     return {
         **{name: getattr(config, name) for name in _LLAMA}, **common, "rms_norm_eps": config.norm_eps,
         "hidden_act": names[config.hidden_act], "model_type": kind,
-        **({"sliding_window": config.sliding_window, "use_sliding_window": True} if config.sliding_window else {}),
+        "sliding_window": config.sliding_window, "use_sliding_window": config.sliding_window is not None,
     }  # fmt: skip
 
 
@@ -288,9 +289,9 @@ _HEADS = ("pooler.", "cls.", "classifier.", "embeddings.position_ids", "lm_head.
 _CAUSAL = Architecture(("",), _llama_config, write_causal, _llama_entries, ("model.rotary", "lm_head."))
 ARCHITECTURES: dict[str, Architecture] = {
     "bert": Architecture(("", "bert."), _bert_config, _write_bert, _bert_entries, _HEADS),
-    "roberta": Architecture(("", "roberta."), _roberta_config, _write_bert, _bert_entries, _HEADS),
+    "roberta": Architecture(("roberta.", ""), _roberta_config, _write_bert, _bert_entries, _HEADS),
     "distilbert": Architecture(
-        ("", "distilbert."), _distilbert_config, _write_distilbert, _distilbert_entries, _HEADS
+        ("distilbert.", ""), _distilbert_config, _write_distilbert, _distilbert_entries, _HEADS
     ),
     "gpt2": Architecture(("", "transformer."), _gpt2_config, write_causal, _gpt2_entries, ("lm_head.",)),
     "llama": _CAUSAL, "mistral": _CAUSAL, "qwen2": _CAUSAL,

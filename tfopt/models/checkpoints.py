@@ -52,10 +52,11 @@ def opened(folder: Path) -> Iterator[Tensors]:
     """
     from safetensors import SafetensorError, safe_open
 
+    files = _files(folder)
     with contextlib.ExitStack() as stack:
         try:
             # NumPy has no bfloat16; TensorFlow has.
-            readers = [stack.enter_context(safe_open(path, framework="tf")) for path in _files(folder)]
+            readers = [stack.enter_context(safe_open(path, framework="tf")) for path in files]
             tensors = Tensors(folder, readers)
         except (SafetensorError, OSError) as error:
             raise ModelFileError(f"{folder} holds no readable safetensors file: {error}") from error

@@ -133,9 +133,9 @@ def save_pretrained(
         raw = write_causal(config)
     else:
         config, raw = _encoder(model, weights)
-    entries = list(ARCHITECTURES[raw["model_type"]].entries(config))
-    folder = Path(folder)
-    files = write_tensors(folder, {e.theirs: e.write(weights) for e in entries}, raw, shard_bytes, dtype)
+    architecture, folder = ARCHITECTURES[raw["model_type"]], Path(folder)
+    values = {architecture.prefixes[0] + e.theirs: e.write(weights) for e in architecture.entries(config)}
+    files = write_tensors(folder, values, raw, shard_bytes, dtype)
     tokenizer = getattr(model, keras_api.EXTRA, {}).get(TOKENIZER_MEMBERS[0])
     if tokenizer is not None:
         (folder / "tokenizer.json").write_bytes(tokenizer)
