@@ -179,6 +179,7 @@ def export(
         float | None, typer.Option(min=0, max=100, help="Percent of classes that bits by layer may change.")
     ] = None,
     jit_compile: Annotated[bool, typer.Option("--jit-compile", help="SavedModel that XLA compiles.")] = False,
+    cache: Annotated[str, typer.Option(help="Of models that generate: float32 or int8.")] = "float32",
     lengths: Annotated[list[int] | None, typer.Option("--length", help="Exported length; repeatable.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -191,7 +192,7 @@ def export(
     chosen: Any = quantization
     if rounding != "nearest" or any(value is not None for value in (smooth, max_bytes, max_loss)):
         chosen = _refined(loaded, quantization, data, rounding, smooth, (max_bytes, max_loss), out)
-    artifact = export_model(loaded, out, format, chosen, jit_compile, data, lengths)
+    artifact = export_model(loaded, out, format, chosen, jit_compile, data, lengths, cache=cache)
     values = {**dataclasses.asdict(artifact), "path": str(artifact.path)}
 
     def show() -> None:

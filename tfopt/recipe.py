@@ -117,10 +117,7 @@ class ClusterSection(_Section):
 
 
 class QuantizeSection(_Section):
-    """Quantization-aware training of a variant; warmup and freeze are shares of its steps.
-
-    See `tfopt.QuantizeConfig` for the other keys.
-    """
+    """Quantization-aware training, as `tfopt.QuantizeConfig`; warmup and freeze are shares of a variant's steps."""
 
     weight_bits: int | None = 8
     activation_bits: int | None = 8
@@ -182,11 +179,10 @@ class ExportSection(_Section):
     def suffix(self) -> str:
         """The part of the artifact's name after the variant's."""
         kind = "xla" if self.jit_compile else self.format
-        mixed = bool(self.max_bytes) or self.max_loss is not None
-        extras = ("gptq" * (self.rounding == "gptq"), "smooth" * bool(self.smooth), "mixed" * mixed)
-        name = "int8" if self.quantization == "dynamic_int8" else (self.quantization or "")
-        name = "static_int8" if self.quantization == "int8" else name
-        return "_".join(part for part in (kind, name, *extras) if part)
+        mixed = "mixed" * ({self.max_bytes, self.max_loss} != {None})
+        extras = ("gptq" * (self.rounding == "gptq"), "smooth" * bool(self.smooth), mixed)
+        short = {"dynamic_int8": "int8", "int8": "static_int8"}
+        return "_".join(p for p in (kind, short.get(q := self.quantization or "", q), *extras) if p)
 
     @pydantic.field_validator("quantization")
     @classmethod
@@ -205,8 +201,8 @@ class ExportSection(_Section):
             raise ValueError("jit_compile needs format 'saved_model'")
         if self.max_bytes is not None and self.max_loss is not None:
             raise ValueError("give either max_bytes or max_loss")
-        refined = [name for name in ("smooth", "max_bytes", "max_loss") if getattr(self, name) is not None]
-        if self.quantization not in NAMED and (self.rounding != "nearest" or refined):
+        refined = self.rounding != "nearest" or {self.smooth, self.max_bytes, self.max_loss} != {None}
+        if self.quantization not in NAMED and refined:
             raise ValueError("rounding, smooth, max_bytes and max_loss need an integer quantization after training")
         return self
 

@@ -22,13 +22,13 @@ from tfopt.export.tflite import convert_saved_model
 DEFAULT_SLOTS, PREFILL, VERIFY = (256, 1024, 4096), (16, 128), 8
 
 
-def check_slots(config: CausalLMConfig, slots: Any) -> tuple[int, ...]:
+def check_slots(model: Any, slots: Any) -> tuple[int, ...]:
     """The cache lengths to export: those given, or a few up to the model's context.
 
     Raises:
         InputError: a number below 1 or above the context.
     """
-    context = config.max_position_embeddings
+    context = config_of(model).max_position_embeddings
     if slots is None:
         return (*(n for n in DEFAULT_SLOTS if n < context), context)
     chosen = tuple(sorted({int(n) for n in slots}))
@@ -37,7 +37,9 @@ def check_slots(config: CausalLMConfig, slots: Any) -> tuple[int, ...]:
     return chosen
 
 
-def convert_decoder(model: Any, slots: tuple[int, ...], float16: bool = False, apart: bool = False) -> bytes:
+def convert_decoder(
+    model: Any, slots: tuple[int, ...], float16: bool = False, apart: bool = False, narrow_cache: bool = False
+) -> bytes:
     """A float file that generates.
 
     Args:
@@ -45,12 +47,13 @@ def convert_decoder(model: Any, slots: tuple[int, ...], float16: bool = False, a
         slots: cache lengths, each with signatures of its own.
         float16: store weights in float16.
         apart: keep norms from being folded into the weights behind them.
+        narrow_cache: keys and values in int8, with a scale for each slot of each head.
 
     Raises:
         WorkFailedError: the converter gave up.
     """
     config = config_of(model)
-    module = _Traced(config, weights_of(model), apart)
+    module = _Traced(config, weights_of(model), apart, narrow_cache)
     signatures = plan_signatures(slots, PREFILL, VERIFY)
     with tempfile.TemporaryDirectory(prefix="tfopt-") as folder:
         functions = {s.key: module.function(s) for s in signatures}
@@ -71,9 +74,9 @@ def with_members(content: bytes, members: dict[str, bytes]) -> bytes:
 class _Traced(tf.Module):
     """The weights as variables, which signatures share, and functions over them."""
 
-    def __init__(self, config: CausalLMConfig, values: dict[str, np.ndarray], apart: bool) -> None:
+    def __init__(self, config: CausalLMConfig, values: dict[str, np.ndarray], apart: bool, narrow: bool) -> None:
         super().__init__()
-        self._config = config
+        self._config, self._narrow = config, narrow
         self.values = {
             path.replace("/", ":"): tf.Variable(value, trainable=False) for path, value in values.items()
         }
@@ -83,15 +86,13 @@ class _Traced(tf.Module):
     def function(self, signature: DecoderSignature) -> Any:
         c, new, slots = self._config, signature.new, signature.slots
         layers = range(c.num_hidden_layers)
-        size = c.key_value_heads * slots * c.head_size
-        names = [f"{kind}_{i}" for i in layers for kind in ("key", "value")]
+        rows = c.key_value_heads * slots
+        shape = [1, c.key_value_heads, slots]
 
         def run(ids: tf.Tensor, start: tf.Tensor, **stored: tf.Tensor) -> dict[str, tf.Tensor]:
-            shape = [1, c.key_value_heads, slots, c.head_size]
-            caches = [
-                Cache(tf.reshape(stored[f"key_{i}"], shape), tf.reshape(stored[f"value_{i}"], shape))
-                for i in layers
-            ]
+            whole = {n: tf.reshape(v, shape if "scale" in n else [*shape, c.head_size]) for n, v in stored.items()}
+            parts = ("key", "value", "key_scale", "value_scale")
+            caches = [Cache(*(whole.get(f"{part}_{i}") for part in parts)) for i in layers]
             hidden, grown = forward(c, self._products, tf.reshape(ids, [1, new]), start[0], None, caches)
             outputs = {
                 "keys": tf.reshape(tf.concat([key for key, _ in grown], 0), [-1]),
@@ -101,7 +102,12 @@ class _Traced(tf.Module):
                 outputs["logits"] = tf.reshape(self._products.logits(hidden), [-1])
             return outputs
 
-        specs = {name: tf.TensorSpec([size], tf.float32, name) for name in names}
+        kind = tf.int8 if self._narrow else tf.float32
+        sizes = dict.fromkeys(("key", "value"), (rows * c.head_size, kind))
+        if self._narrow:
+            sizes |= {f"{part}_scale": (rows, tf.float32) for part in ("key", "value")}
+        names = [(f"{part}_{i}", size, dtype) for i in layers for part, (size, dtype) in sizes.items()]
+        specs = {name: tf.TensorSpec([size], dtype, name) for name, size, dtype in names}
         return tf.function(run).get_concrete_function(
             ids=tf.TensorSpec([new], tf.int32, "ids"), start=tf.TensorSpec([1], tf.int32, "start"), **specs
         )

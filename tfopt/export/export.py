@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfopt import keras_api
-from tfopt.decoding.weights import config_of, is_causal_lm
+from tfopt.decoding.weights import is_causal_lm
 from tfopt.errors import InputError
 from tfopt.export.artifact import Artifact, Check, LayerBits
 from tfopt.export.decoder import check_slots, convert_decoder
@@ -35,6 +35,7 @@ def export(
     lengths: Sequence[int] | None = None,
     batch_size: int = 1,
     input_signature: Any = None,
+    cache: str = "float32",
 ) -> Artifact:
     """Writes the model for another runtime and verifies what was written.
 
@@ -60,6 +61,8 @@ def export(
             as it grows; by default 256, 1024, 4096 and the model's context.
         batch_size: for TFLite, the rows per call.
         input_signature: for subclassed models, ``{name: tf.TensorSpec}`` or one TensorSpec.
+        cache: for TFLite files of causal language models, "float32" or "int8" keys and values: a quarter of the
+            memory.
 
     Returns:
         The artifact with every check that it passed.
@@ -74,14 +77,13 @@ def export(
     _check_arguments(path, format, quantization, jit_compile, batch_size)
     name, config = resolve(quantization, model)
     inputs = inputs_of(model, input_signature)
-    flexible = format == "saved_model" and not jit_compile
-    generates = format == "tflite" and is_causal_lm(model)
+    generates, narrow = format == "tflite" and is_causal_lm(model), cache == "int8"
+    if cache not in ("float32", "int8") or (narrow and not generates):
+        raise InputError(f"cache must be 'float32', or 'int8' for a TFLite file that generates, got {cache!r}")
     if generates and batch_size != 1:
         raise InputError(f"a TFLite file that generates takes one text at a time, got batch_size={batch_size}")
-    if generates:
-        chosen = check_slots(config_of(model), lengths)
-    else:
-        chosen = () if flexible else check_lengths(model, inputs, lengths)
+    flexible = format == "saved_model" and not jit_compile
+    chosen = check_slots(model, lengths) if generates else () if flexible else check_lengths(model, inputs, lengths)
     samples = _samples(model, inputs, representative, max(chosen, default=_RANDOM_LENGTH))
     reference = _outputs(model, inputs, samples)
     checks: list[Check] = []
@@ -91,21 +93,21 @@ def export(
             given = None if representative is None else samples
             with smoother(model, config, inputs, given) as smoothing:
                 record, checks = make_record(model, config, inputs, given)
-                written = write_quantized(model, temporary, inputs, chosen, batch_size, record, given)
+                written = write_quantized(model, temporary, inputs, chosen, batch_size, record, given, narrow)
                 with as_written(model, written):
                     expected = _outputs(model, inputs, samples)
             checks, layers = [*smoothing, *checks, *written.checks], written.layers
         else:
             expected = reference
             if generates:
-                temporary.write_bytes(convert_decoder(model, chosen, name == "float16"))
+                temporary.write_bytes(convert_decoder(model, chosen, name == "float16", narrow_cache=narrow))
             elif format == "tflite":
                 temporary.write_bytes(convert(model, inputs, chosen, batch_size, name == "float16"))
             else:
                 write_saved_model(model, temporary, inputs, chosen, jit_compile=jit_compile)
         checks += check_contents(temporary, format, name, jit_compile)
         outputs, more, agreement = check_outputs(
-            temporary, samples, expected, name, compare_classes=representative is not None,
+            temporary, samples, expected, "int8 cache" if narrow else name, representative is not None,
             static=config is not None and config.is_static,
         )  # fmt: skip
     error = largest_error(outputs, reference)

@@ -170,13 +170,14 @@ def write_quantized(
     batch: int,
     record: Record,
     representative: dict[str, np.ndarray] | None,
+    narrow_cache: bool = False,
 ) -> Written:
     """Converts the model and writes its grids into the file."""
     config = record.config
     if is_causal_lm(model):
         if config.is_static:
             raise InputError("files that generate have no static kind: use a dynamic or weight-only one")
-        content = convert_decoder(model, lengths, apart=not _may_fold(record))
+        content = convert_decoder(model, lengths, apart=not _may_fold(record), narrow_cache=narrow_cache)
     else:
         with contextlib.nullcontext() if _may_fold(record) else frozen(model, record):
             content = convert(model, inputs, lengths, batch)

@@ -29,11 +29,61 @@ def is_decoder_file(path: Path) -> bool:
     return CONFIG_MEMBER in read_metadata(path)
 
 
-def aligned(size: int) -> np.ndarray:
-    """Zeros that LiteRT can use where they lie."""
-    raw = np.zeros(size * 4 + _ALIGNMENT, np.uint8)
+def aligned(size: int, dtype: type = np.float32) -> np.ndarray:
+    """Zeros that LiteRT can use where they lie; it copies what is not aligned, without a word."""
+    width = np.dtype(dtype).itemsize
+    raw = np.zeros(size * width + _ALIGNMENT, np.uint8)
     start = -raw.ctypes.data % _ALIGNMENT
-    return raw[start : start + size * 4].view(np.float32)
+    return raw[start : start + size * width].view(dtype)
+
+
+def aligned_parts(shape: tuple[int, ...], dtype: type = np.float32) -> np.ndarray:
+    """Zeros of a shape whose parts along the first axis each begin aligned."""
+    size, width = int(np.prod(shape[1:])), np.dtype(dtype).itemsize
+    padded = -(-size * width // _ALIGNMENT) * _ALIGNMENT // width
+    whole = aligned(shape[0] * padded, dtype)
+    inner = np.zeros(shape[1:], dtype).strides
+    return np.lib.stride_tricks.as_strided(whole, shape, (padded * width, *inner))
+
+
+class _Stored:
+    """Keys or values of every layer, in float or as int8 with a scale for each slot of each head.
+
+    Args:
+        name: "key" or "value".
+        shape: (layers, heads, slots, head_dim).
+        narrow: int8.
+    """
+
+    def __init__(self, name: str, shape: tuple[int, ...], narrow: bool) -> None:
+        self.arrays = {name: aligned_parts(shape, np.int8 if narrow else np.float32)}
+        if narrow:
+            self.arrays[f"{name}_scale"] = aligned_parts(shape[:-1])
+        self._name, self._narrow = name, narrow
+
+    def write(self, new: np.ndarray, at: int) -> None:
+        """Puts (layers, heads, new, head_dim) float values into the slots from `at` on."""
+        end = at + new.shape[2]
+        if self._narrow:
+            scale = np.maximum(np.abs(new).max(-1) / 127, 1e-12)
+            self.arrays[f"{self._name}_scale"][:, :, at:end] = scale
+            new = np.rint(new / scale[..., None])
+        self.arrays[self._name][:, :, at:end] = new
+
+    def copy_from(self, other: "_Stored", length: int) -> None:
+        """Takes over the first slots of another."""
+        for name, array in self.arrays.items():
+            array[:, :, :length] = other.arrays[name][:, :, :length]
+
+    def buffers(self, make: Any) -> dict[str, Any]:
+        """Buffers of LiteRT by the name of the input that they are bound to."""
+        return {
+            f"{n}_{i}": make(part.reshape(-1)) for n, array in self.arrays.items() for i, part in enumerate(array)
+        }
+
+    @property
+    def nbytes(self) -> int:
+        return sum(array.nbytes for array in self.arrays.values())
 
 
 def _cache_file(path: Path, folder: Path) -> Path:
@@ -90,6 +140,8 @@ class TFLiteDecoder(Decoder):
             self._model = litert.CompiledModel.from_file(str(self.path), options=options)
         self._buffers = litert.TensorBuffer
         self.signatures = self._signatures()
+        first = self._model.get_input_tensor_details(self.signatures[0].key)["key_0"]
+        self.narrow_cache = "int8" in str(first["dtype"])
         self.sizes = sorted({s.slots for s in self.signatures})
         self.context = self.sizes[-1]
 
@@ -127,8 +179,8 @@ class TFLiteSession(Session):
     def __init__(self, decoder: TFLiteDecoder) -> None:
         super().__init__(decoder)
         self._bound: dict[str, tuple[Any, ...]] = {}
-        self._keys: np.ndarray
-        self._values: np.ndarray
+        self._keys: _Stored | None = None
+        self._values: _Stored | None = None
         self._make_room(1)
 
     def _make_room(self, length: int) -> None:
@@ -136,23 +188,20 @@ class TFLiteSession(Session):
         c, decoder = self._decoder.config, self._decoder
         slots = next(size for size in decoder.sizes if size >= length)
         shape = (c.num_hidden_layers, c.key_value_heads, slots, c.head_size)
-        old = [self._keys, self._values] if self.length else []
-        self._slots, self._bound = slots, {}
-        self._keys, self._values = (aligned(int(np.prod(shape))).reshape(shape) for _ in range(2))
-        for new, before in zip((self._keys, self._values), old, strict=False):
-            new[:, :, : self.length] = before[:, :, : self.length]
-        self._memory = {
-            f"{name}_{i}": decoder._buffers.create_from_host_memory(part.reshape(-1))
-            for name, values in (("key", self._keys), ("value", self._values))
-            for i, part in enumerate(values)
-        }
+        keys, values = (_Stored(name, shape, decoder.narrow_cache) for name in ("key", "value"))
+        for new, old in ((keys, self._keys), (values, self._values)):
+            if old is not None:
+                new.copy_from(old, self.length)
+        self._slots, self._bound, self._keys, self._values = slots, {}, keys, values
+        make = decoder._buffers.create_from_host_memory
+        self._memory = keys.buffers(make) | values.buffers(make)
 
     def _bind(self, signature: DecoderSignature) -> tuple[Any, ...]:
         """Arrays and buffers of a signature's inputs and outputs."""
         if signature.key not in self._bound:
             model, make = self._decoder._model, self._decoder._buffers.create_from_host_memory
             details = model.get_signature_list()[signature.key]
-            ids, start = aligned(signature.new).view(np.int32), aligned(1).view(np.int32)
+            ids, start = aligned(signature.new, np.int32), aligned(1, np.int32)
             shapes = model.get_output_tensor_details(signature.key)
             results = {name: aligned(int(np.prod(shapes[name]["shape"]))) for name in details["outputs"]}
             known = {"ids": make(ids), "start": make(start), **self._memory}
@@ -168,8 +217,9 @@ class TFLiteSession(Session):
         ids[:count], ids[count:], start[0] = tokens, 0, at
         self._decoder._model.run_by_index(index, inputs, outputs)
         shape = (c.num_hidden_layers, c.key_value_heads, signature.new, c.head_size)
-        self._keys[:, :, at : at + count] = results["keys"].reshape(shape)[:, :, :count]
-        self._values[:, :, at : at + count] = results["values"].reshape(shape)[:, :, :count]
+        assert self._keys is not None and self._values is not None
+        self._keys.write(results["keys"].reshape(shape)[:, :, :count], at)
+        self._values.write(results["values"].reshape(shape)[:, :, :count], at)
         logits = results.get("logits")
         return None if logits is None else logits.reshape(signature.new, -1)[:count]
 
@@ -194,9 +244,9 @@ class TFLiteSession(Session):
 
     @property
     def cache_bytes(self) -> int:
-        return self._keys.nbytes + self._values.nbytes
+        return sum(stored.nbytes for stored in (self._keys, self._values) if stored is not None)
 
     def close(self) -> None:
         self._bound, self._memory = {}, {}
-        self._keys = self._values = np.zeros((1, 1, 1, 1), np.float32)
+        self._keys = self._values = None
         self._slots = 0
