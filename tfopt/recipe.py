@@ -181,8 +181,9 @@ class ExportSection(_Section):
         kind = "xla" if self.jit_compile else self.format
         mixed = "mixed" * ({self.max_bytes, self.max_loss} != {None})
         extras = ("gptq" * (self.rounding == "gptq"), "smooth" * bool(self.smooth), mixed)
-        short = {"dynamic_int8": "int8", "int8": "static_int8"}
-        return "_".join(p for p in (kind, short.get(q := self.quantization or "", q), *extras) if p)
+        name = self.quantization or ""
+        name = {"dynamic_int8": "int8", "int8": "static_int8"}.get(name, name)
+        return "_".join(part for part in (kind, name, *extras) if part)
 
     @pydantic.field_validator("quantization")
     @classmethod
