@@ -112,6 +112,21 @@ def add_pooler(path):
     save_file({**load_file(path), **pooler}, path)
 
 
+def test_a_folder_holds_the_model_that_was_written_last(tmp_path):
+    save_pretrained(make("llama"), tmp_path)
+    for seed, shard in ((1, 20_000), (2, 10**9), (3, 30_000)):
+        model = make("llama", seed=seed)
+        save_pretrained(model, tmp_path, shard_bytes=shard)
+        np.testing.assert_allclose(
+            logits_of(from_pretrained(tmp_path), tokens()), logits_of(model, tokens()), atol=1e-5
+        )
+
+
+def test_heads_are_not_lost_silently(tmp_path):
+    with pytest.raises(InputError, match="hold no heads; 'logits/bias' would be lost"):
+        save_pretrained(encoder("bert", num_labels=3), tmp_path)
+
+
 def test_a_tokenizer_stays_with_its_model(tmp_path):
     from tfopt.data.tokenizers import save_tokenizer, train_bpe
 
@@ -142,7 +157,9 @@ def changed(folder, **values):
 
 @pytest.mark.parametrize(("change", "says"), [
     ({"model_type": "t5"}, "architecture 't5' is not supported; supported: 'bert', 'roberta'"),
-    ({"rope_scaling": {"type": "linear"}}, "rope_scaling is not supported"),
+    ({"rope_scaling": {"type": "linear"}}, "scaled rotary positions are not supported"),
+    ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "scaled rotary positions are not supported"),
+    ({"model_type": "qwen2", "use_sliding_window": True, "max_window_layers": 1}, "a window in some layers only"),
     ({"hidden_act": "mish"}, "activation 'mish' is not supported"),
     ({"num_hidden_layers": 3}, r"lacks 'model.layers.2.input_layernorm.weight' \(9 missing, 0 unknown\)"),
     ({"num_hidden_layers": 1}, r"has unknown 'model.layers.1.input_layernorm.weight' \(0 missing, 9 unknown\)"),

@@ -18,7 +18,9 @@ from tfopt.errors import InputError, ModelFileError
 from tfopt.generation import Generator
 from tfopt.measure.generation import measure_generation
 from tfopt.models import read_llama2c
-from tfopt.quantization import QuantizeConfig
+from tfopt.quantization import NAMED, QuantizeConfig
+from tfopt.quantization.calibration import quantize_weights
+from tfopt.quantization.weights import on_grids
 from tfopt.runtime.eager_decoder import EagerDecoder
 from tfopt.runtime.tflite_decoder import TFLiteDecoder
 from tfopt.runtime.xla_decoder import XlaDecoder, choose
@@ -246,11 +248,19 @@ def test_cancelling_frees_the_cache(stories):
         await stream.aclose()
         return pieces
 
+    async def left_to_the_end():
+        stream = generator.astream(prompt, GenerateConfig(max_tokens=200))
+        task = asyncio.ensure_future(anext(stream))
+        await asyncio.sleep(0)
+        assert not task.done()
+
     assert len(asyncio.run(main())) == 3 and opened[0].cache_bytes == 0
+    asyncio.run(left_to_the_end())
+    assert opened[1].cache_bytes == 0
     steps = generator.stream(prompt)
     next(steps)
     steps.close()
-    assert opened[1].cache_bytes == 0
+    assert opened[2].cache_bytes == 0
 
 
 # choosing tokens
@@ -342,6 +352,7 @@ def test_stop_strings_across_pieces():
 
 def test_llama2c_tokenizers(tmp_path, shared_data):
     tokenizer = Llama2cTokenizer.read(shared_data / "tinystories260k" / "tok512.bin")
+    assert len(tokenizer.encode_ids("Once upon a time there was " * 4000)) > 1000  # in no time
     for text in ("Once upon a time", "naïve 😀", "a  b", "x"):
         ids = tokenizer.encode_ids(text)
         stream = tokenizer.stream(ids[:1])
@@ -371,7 +382,7 @@ def test_stop_tokens_and_least_lengths():
 
 
 @pytest.mark.parametrize(("prompt", "settings", "says"), [
-    ([1] * 48, {}, "the prompt has 48 tokens, the context holds 48 .* truncate to keep its end"),
+    ([1] * 49, {}, "the prompt has 49 tokens, the context holds 48; .* truncate to keep its end"),
     ([], {}, "the prompt has no tokens"),
     ([1, 64], {}, r"token id must be in \[0, 64\), got 64"),
     ([-1], {}, r"token id must be in \[0, 64\), got -1"),
@@ -385,8 +396,9 @@ def test_bad_prompts(prompt, settings, says):
 
 
 @pytest.mark.parametrize(("settings", "says"), [
-    ({"temperature": -0.1}, "temperature must be 0 or more, got -0.1"),
-    ({"temperature": float("nan")}, "temperature must be 0 or more, got nan"),
+    ({"temperature": -0.1}, "temperature must be 0, or 0.0001 or more, got -0.1"),
+    ({"temperature": float("nan")}, "temperature must be 0, or 0.0001 or more, got nan"),
+    ({"seed": -1}, "seed must be 0 or more, got -1"),
     ({"top_k": 0}, "top_k must be 1 or more"),
     ({"top_p": 0.0}, "top_p must be above 0 and at most 1, got 0.0"),
     ({"repetition_penalty": 0.0}, "repetition_penalty must be above 0"),
@@ -404,6 +416,54 @@ def test_long_prompts_are_cut_only_when_asked(tmp_path):
     ids = tokens(1, 60)[0].tolist()
     kept = generator.generate([ids], GenerateConfig(max_tokens=1, truncate=True))[0]
     assert kept.tokens == generator.generate([ids[-47:]], GenerateConfig(max_tokens=1))[0].tokens
+    assert kept.prompt_tokens == 47 and kept.finish == "length"
+    long = generator.generate([ids], GenerateConfig(max_tokens=99, truncate=True, stop_tokens=()))[0]
+    assert long.prompt_tokens == 36 and len(long.tokens) == 13 and long.finish == "context"
+
+
+def test_short_texts_get_their_answers_beside_long_ones():
+    generator = Generator(EagerDecoder(make("llama")))
+    config = GenerateConfig(max_tokens=20, stop_tokens=())
+    short = generator.generate([[1, 2]], config)[0]
+    beside = generator.generate([tokens(1, 40)[0], np.array([1, 2])], config)
+    assert beside[1].tokens == short.tokens and beside[1].finish == "length" and beside[0].finish == "context"
+
+
+@pytest.mark.parametrize("runtime", [EagerDecoder, XlaDecoder])
+def test_least_lengths_hold_on_every_runtime(runtime):
+    decoder = runtime(make("llama"))
+    config = GenerateConfig(max_tokens=12, min_tokens=10, stop_tokens=tuple(range(0, 64, 2)))
+    found = Generator(decoder).generate([[1, 2]], config)[0].tokens
+    assert 10 <= len(found) <= 12 and not set(found[:10]) & set(config.stop_tokens)
+
+
+def test_drafts_keep_rows_apart_and_stop():
+    large, small = EagerDecoder(make("llama")), EagerDecoder(make("llama", seed=9))
+    generator = Generator(large, draft=small)
+    first, second = generator.generate([[1, 2], [1, 2]], GenerateConfig(1.0, max_tokens=20, stop_tokens=()))
+    assert first.tokens != second.tokens
+
+
+def test_small_caches_and_tied_tables(tmp_path):
+    model, ids = make("qwen2"), tokens(1, 40)
+    artifact = tfopt.export(model, tmp_path / "m.tflite", "tflite", lengths=[5, 48])
+    with TFLiteDecoder(artifact.path, 1).open([0]) as session:
+        session.extend(ids[:, :3])
+        np.testing.assert_allclose(session.extend(ids[:, 3:40])[:, -1], logits_of(model, ids)[:, -1], atol=2e-4)
+    with pytest.raises(InputError, match="this session is closed"):
+        session.extend(ids[:, :1])
+    for kind, limit in ((None, 1e-4), ("float16", 0.02), ("weight_only_int8", 0.06), ("weight_only_int4", 0.0)):
+        path = tfopt.export(model, tmp_path / "k.tflite", "tflite", kind).path
+        tables = [c for c in read_tflite(path).constants if sorted(c.shape) == [32, 64]]
+        assert len(tables) == 1, "the output is tied to the table"
+        expected = logits_of(model, ids)
+        if kind == "weight_only_int4":  # 8 bits are rounded with the norms folded into them
+            with on_grids(model, quantize_weights(model, NAMED[kind])[0].grids):
+                expected, limit = logits_of(model, ids), 2e-3
+        found = tfopt.Predictor.load(path).predict({"input_ids": ids, "attention_mask": np.ones_like(ids)})[
+            "logits"
+        ]
+        np.testing.assert_allclose(found, expected, atol=limit * np.abs(expected).max())
 
 
 def test_files_that_generate(tmp_path):

@@ -84,7 +84,8 @@ def bench_generation(
             raise InputError(f"{without} carries no tokenizer, so it cannot read {text}")
         ids = {name: g.tokenizer.encode_ids(content) for name, g in generators.items() if g.tokenizer is not None}
     decoders = {name: g.decoder for name, g in generators.items()}
-    found = measure_generation(decoders, length, length, rounds, ids)
+    half = min(length, *(d.context // 2 for d in decoders.values()))
+    found = measure_generation(decoders, half, half, rounds, ids)
 
     def show() -> None:
         for row in found:

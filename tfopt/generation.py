@@ -1,8 +1,10 @@
 """Text in, text out, on any runtime."""
 
 import asyncio
+import concurrent.futures
 import contextlib
 import dataclasses
+import numbers
 import time
 import zipfile
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -12,7 +14,7 @@ from typing import Any
 
 from tfopt import keras_api
 from tfopt.decoding.decoder import Decoder
-from tfopt.decoding.generate import GenerateConfig, Texts
+from tfopt.decoding.generate import GenerateConfig, Texts, check_prompts
 from tfopt.decoding.llama2c_tokenizer import Llama2cTokenizer
 from tfopt.decoding.signatures import CONFIG_MEMBER, TOKENIZER_MEMBERS
 from tfopt.decoding.speculative import speculate
@@ -33,8 +35,8 @@ class Generation:
         text: what was generated, without the prompt; "" where there is no tokenizer.
         tokens: ids of the new tokens.
         finish: why it ended: "stop" (a stop token or string), "length" (`max_tokens`) or "context" (it is full).
-        prompt_tokens: tokens of the prompt.
-        first_token_s: seconds until the first token.
+        prompt_tokens: tokens of the prompt, as far as it was kept.
+        first_token_s: seconds until the first token, None if none came.
         seconds: seconds in all.
     """
 
@@ -42,7 +44,7 @@ class Generation:
     tokens: tuple[int, ...]
     finish: str
     prompt_tokens: int
-    first_token_s: float
+    first_token_s: float | None
     seconds: float
 
 
@@ -95,7 +97,10 @@ class Generator:
             InputError: a model that does not generate, or a runtime that does not take it.
         """
         decoder, tokenizer = open_decoder(source, runtime, threads, bits, weight_cache)
-        helper = None if draft is None else open_decoder(draft, None, threads, bits, weight_cache)[0]
+        is_file = isinstance(draft, (str, Path)) and Path(draft).suffix == ".tflite"  # has bits of its own
+        helper = None
+        if draft is not None:
+            helper, _ = open_decoder(draft, None, threads, None if is_file else bits, weight_cache)
         return Generator(decoder, tokenizer, helper)
 
     def generate(
@@ -110,13 +115,15 @@ class Generator:
         Raises:
             InputError: a bad prompt, or strings without a tokenizer.
         """
-        several = _as_list(prompts)
-        if not several:
-            raise InputError("prompts must not be empty")
-        at_once = len(several) if self.decoder.rows is None and self.draft is None else 1
+        config = config or GenerateConfig()
+        several = check_prompts([self._ids(prompt) for prompt in _as_list(prompts)], self.decoder, config)
+        # Padding of short prompts takes room from their answers.
+        fits = max(map(len, several)) + config.max_tokens <= self.decoder.context
+        together = fits and self.decoder.rows is None and self.draft is None
+        at_once = len(several) if together else 1
         results: list[Generation] = []
         for start in range(0, len(several), at_once):
-            results += self._together(several[start : start + at_once], config or GenerateConfig(), start)
+            results += self._together(several[start : start + at_once], config, start)
         return results
 
     def stream(self, prompt: Prompt, config: GenerateConfig | None = None) -> Steps[Piece]:
@@ -126,7 +133,8 @@ class Generator:
             InputError: a bad prompt, or a string without a tokenizer.
         """
         config = config or GenerateConfig()
-        answer = _Answer(self._ids(prompt), self.tokenizer, config.stop)
+        (ids,) = check_prompts([self._ids(prompt)], self.decoder, config)
+        answer = _Answer(ids, self.tokenizer, config.stop)
         with contextlib.closing(self._tokens([answer], config, 0)) as steps:
             for (token,) in steps:
                 if token is None:
@@ -141,23 +149,23 @@ class Generator:
     async def astream(self, prompt: Prompt, config: GenerateConfig | None = None) -> AsyncIterator[Piece]:
         """`stream` for asyncio: steps run in a thread. Cancelled or closed, it frees keys and values."""
         steps = self.stream(prompt, config)
-        step: asyncio.Future[Piece | None] | None = None
+        # One worker: a step cannot be interrupted, and closing waits behind it, whatever is cancelled meanwhile.
+        worker = concurrent.futures.ThreadPoolExecutor(1)
         try:
             while True:
-                step = asyncio.ensure_future(asyncio.to_thread(next, steps, None))
-                piece = await asyncio.shield(step)
+                piece = await asyncio.wrap_future(worker.submit(next, steps, None))
                 if piece is None:
                     return
                 yield piece
         finally:
-            if step is not None and not step.done():  # a step cannot be interrupted, only waited for
-                await asyncio.wait([step])
-            steps.close()
+            closing = worker.submit(steps.close)
+            worker.shutdown(wait=False)
+            await asyncio.shield(asyncio.wrap_future(closing))
 
-    def _together(self, prompts: Sequence[Prompt], config: GenerateConfig, first: int) -> list[Generation]:
-        answers = [_Answer(self._ids(p), self.tokenizer, config.stop) for p in prompts]
+    def _together(self, prompts: Sequence[list[int]], config: GenerateConfig, first: int) -> list[Generation]:
+        answers = [_Answer(ids, self.tokenizer, config.stop) for ids in prompts]
         started = time.perf_counter()
-        first_token = 0.0
+        first_token: float | None = None
         with contextlib.closing(self._tokens(answers, config, first)) as steps:
             for tokens in steps:
                 first_token = first_token or time.perf_counter() - started
@@ -167,7 +175,9 @@ class Generator:
         seconds = time.perf_counter() - started
         return [self._finished(answer, config, first_token, seconds) for answer in answers]
 
-    def _finished(self, answer: "_Answer", config: GenerateConfig, first: float, seconds: float) -> Generation:
+    def _finished(
+        self, answer: "_Answer", config: GenerateConfig, first: float | None, seconds: float
+    ) -> Generation:
         answer.rest()
         full = len(answer.prompt) + len(answer.tokens) > self.decoder.context
         finish = "length" if len(answer.tokens) >= config.max_tokens else "context" if full else "stop"
@@ -177,11 +187,13 @@ class Generator:
     def _tokens(self, answers: "list[_Answer]", config: GenerateConfig, first: int) -> Steps[Sequence[int | None]]:
         if config.stop and self.tokenizer is None:
             raise InputError("stop strings need a tokenizer; use stop_tokens")
-        if config.stop_tokens is None:
-            config = dataclasses.replace(config, stop_tokens=self.decoder.config.end_tokens)
         if self.draft is not None:
-            for token in speculate(self.decoder, self.draft, answers[0].prompt, config):
-                yield (token,)
+            (answer,) = answers
+            with contextlib.closing(speculate(self.decoder, self.draft, answer.prompt, config, row=first)) as some:
+                for token in some:
+                    yield (token,)
+                    if answer.ended:
+                        return
             return
         texts = Texts(self.decoder, [a.prompt for a in answers], config, first)
         with contextlib.closing(texts.steps()) as steps:
@@ -282,13 +294,13 @@ def tokenizer_of(members: Mapping[str, bytes]) -> Tokenizer | None:
     """The tokenizer that a model file carries."""
     as_json, as_pieces = (members.get(name) for name in TOKENIZER_MEMBERS)
     if as_json is not None:
-        from tokenizers import Tokenizer as Parsed
+        from tfopt.data.tokenizers import parse_tokenizer
 
-        return HuggingFaceTokenizer(Parsed.from_str(as_json.decode()))
+        return HuggingFaceTokenizer(parse_tokenizer(as_json.decode(), "the model's tokenizer"))
     return None if as_pieces is None else Llama2cTokenizer.parse(as_pieces)
 
 
 def _as_list(prompts: Any) -> list[Prompt]:
-    if isinstance(prompts, str) or (len(prompts) and not isinstance(prompts[0], (str, list, tuple))):
+    if isinstance(prompts, str) or (len(prompts) and isinstance(prompts[0], numbers.Integral)):
         return [prompts]
     return list(prompts)

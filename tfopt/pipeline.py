@@ -27,6 +27,7 @@ from tfopt.measure.child import measure_in_child
 from tfopt.measure.findings import findings
 from tfopt.measure.results import Measurement
 from tfopt.models.bert import BertConfig, bert
+from tfopt.models.checkpoints import files_of
 from tfopt.models.pretrained import check_weights, from_pretrained, read_config
 from tfopt.quantization import NAMED
 from tfopt.quantization.sensitivity import choose_bits
@@ -103,7 +104,7 @@ def check_inputs(recipe: Recipe) -> list[Path]:
         folder = existing(recipe.model.folder, "model folder")
         config = read_config(folder)
         check_weights(folder, config)
-        inputs += [folder / "config.json", folder / "model.safetensors"]
+        inputs += [folder / "config.json", *files_of(folder)]
         if recipe.data.max_length > config.max_position_embeddings:
             raise InputError(
                 f"data.max_length {recipe.data.max_length} is more than the {config.max_position_embeddings} "

@@ -40,15 +40,28 @@ def load_tokenizer(path: str | Path) -> Any:
         MissingFileError: no such file.
         ModelFileError: the file is not a tokenizer.
     """
-    import tokenizers
-
     path = existing(path, "tokenizer")
     if path.is_dir():
         path = existing(path / "tokenizer.json", "tokenizer")
     try:
-        tokenizer = tokenizers.Tokenizer.from_file(str(path))
-    except Exception as error:
+        content = path.read_text("utf-8")
+    except UnicodeDecodeError as error:
         raise ModelFileError(f"{path} is not a tokenizer: {error}") from error
+    return parse_tokenizer(content, str(path))
+
+
+def parse_tokenizer(content: str, source: str) -> Any:
+    """The tokenizer that the content of a `tokenizer.json` describes, with its own cutting and padding off.
+
+    Raises:
+        ModelFileError: it is something else; `source` names it.
+    """
+    import tokenizers
+
+    try:
+        tokenizer = tokenizers.Tokenizer.from_str(content)
+    except Exception as error:
+        raise ModelFileError(f"{source} is not a tokenizer: {error}") from error
     # Published files often cut silently; here `encode` counts what is too long.
     tokenizer.no_truncation()
     tokenizer.no_padding()

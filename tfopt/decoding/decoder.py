@@ -91,7 +91,7 @@ class Session(abc.ABC):
         """Whether `generate` makes several tokens in one call."""
         return False
 
-    def generate(self, texts: "Sequence[Choices]", count: int) -> np.ndarray:
+    def generate(self, texts: "Sequence[Choices]", alive: Sequence[bool], count: int) -> np.ndarray:
         """Up to `count` next tokens (texts, steps) of texts whose last token is not yet added; -1 after an end."""
         raise NotImplementedError(f"{type(self).__name__} makes one token at a time")
 

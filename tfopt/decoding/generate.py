@@ -22,7 +22,8 @@ class GenerateConfig(SamplingConfig):
         min_tokens: new tokens before any stop token may come.
         stop_tokens: ids that end a text, and are not part of it; None for those that the model ends with.
         stop: strings that end a text; they are not part of it.
-        truncate: keep only the end of prompts that are longer than the context, instead of an error.
+        truncate: keep only the end of prompts that are longer than the context, instead of an error; a quarter of
+            the context, or `max_tokens` if that is less, is left for the answer.
     """
 
     max_tokens: int = 128
@@ -45,7 +46,7 @@ def check_prompts(prompts: Sequence[Sequence[int]], decoder: Decoder, config: Ge
     """The prompts as they are continued.
 
     Raises:
-        InputError: none, an empty one, an id out of range, or one that leaves no room for an answer.
+        InputError: none, an empty one, an id out of range, or one that is longer than the context.
     """
     if not prompts:
         raise InputError("prompts must not be empty")
@@ -57,15 +58,22 @@ def check_prompts(prompts: Sequence[Sequence[int]], decoder: Decoder, config: Ge
         wrong = next((i for i in ids if not 0 <= i < vocab), None)
         if wrong is not None:
             raise InputError(f"token id must be in [0, {vocab}), got {wrong}")
-        if len(ids) >= decoder.context:
+        if len(ids) > decoder.context:
             if not config.truncate:
                 raise InputError(
-                    f"the prompt has {len(ids)} tokens, the context holds {decoder.context} with at least one of "
-                    "the answer; shorten it or set truncate to keep its end"
+                    f"the prompt has {len(ids)} tokens, the context holds {decoder.context}; shorten it, or set "
+                    "truncate to keep its end"
                 )
-            ids = ids[len(ids) - decoder.context + 1 :]
+            ids = ids[len(ids) - decoder.context + min(config.max_tokens, max(1, decoder.context // 4)) :]
         checked.append(ids)
     return checked
+
+
+def with_ends(config: GenerateConfig, decoder: Decoder) -> GenerateConfig:
+    """The configuration with the model's own stop tokens where it names none."""
+    if config.stop_tokens is not None:
+        return config
+    return dataclasses.replace(config, stop_tokens=decoder.config.end_tokens)
 
 
 class Choices:
@@ -125,6 +133,7 @@ class Texts:
     def __init__(
         self, decoder: Decoder, prompts: Sequence[Sequence[int]], config: GenerateConfig, first: int = 0
     ) -> None:
+        config = with_ends(config, decoder)
         checked = check_prompts(prompts, decoder, config)
         self._decoder, self._config = decoder, config
         self._pads = [max(map(len, checked)) - len(ids) for ids in checked]
@@ -166,7 +175,7 @@ class Texts:
         """Lets the runtime make many tokens at a time, and hands them on one by one."""
         while any(self._alive) and session.length < self._decoder.context:
             left = self._config.max_tokens - max(text.new for text in self.rows)
-            for column in session.generate(self.rows, min(_CHUNK, left)).T:
+            for column in session.generate(self.rows, self._alive, min(_CHUNK, left)).T:
                 tokens: list[int | None] = []
                 for row, (text, token) in enumerate(zip(self.rows, column, strict=True)):
                     taken = text.take(int(token)) if self._alive[row] and token >= 0 else None

@@ -4,7 +4,7 @@ Karpathy, llama2.c, https://github.com/karpathy/llama2.c. It has the methods of 
 tfopt calls, so that one can stand for the other.
 """
 
-import itertools
+import heapq
 import struct
 from collections.abc import Sequence
 from pathlib import Path
@@ -71,14 +71,38 @@ class Llama2cTokenizer:
             piece = character.encode()
             found = self._ids.get(piece)
             ids.extend([found] if found is not None else [byte + _FIRST_BYTE for byte in piece])
-        # The pair with the highest score first, the leftmost of equals, until none is a token.
-        while True:
-            pairs = (self._ids.get(self.pieces[a] + self.pieces[b]) for a, b in itertools.pairwise(ids))
-            known = [(self._scores[token], -i, token) for i, token in enumerate(pairs) if token is not None]
-            if not known:
-                return ids
-            _, place, token = max(known)
-            ids[-place : -place + 2] = [token]
+        return self._merged(ids)
+
+    def _merged(self, ids: list[int]) -> list[int]:
+        """Joins the pair with the highest score first, the leftmost of equals, until none is a token."""
+        after, before = [*range(1, len(ids)), -1], list(range(-1, len(ids) - 1))
+        tokens: list[int | None] = list(ids)
+        waiting: list[tuple[float, int, int, int, int]] = []
+
+        def offer(left: int) -> None:
+            right = after[left] if left >= 0 else -1
+            if right < 0:
+                return
+            first, second = tokens[left], tokens[right]
+            assert first is not None and second is not None
+            joined = self._ids.get(self.pieces[first] + self.pieces[second])
+            if joined is not None:
+                heapq.heappush(waiting, (-self._scores[joined], left, joined, first, second))
+
+        for place in range(len(ids)):
+            offer(place)
+        while waiting:
+            _, left, joined, first, second = heapq.heappop(waiting)
+            right = after[left]
+            if right < 0 or tokens[left] != first or tokens[right] != second:
+                continue  # one of the two was joined with another meanwhile
+            tokens[left], tokens[right] = joined, None
+            after[left] = after[right]
+            if after[right] >= 0:
+                before[after[right]] = left
+            offer(before[left])
+            offer(left)
+        return [token for token in tokens if token is not None]
 
     def stream(self, prompt: Sequence[int]) -> ByteStream:
         """Turns the tokens after a prompt into text."""

@@ -17,7 +17,7 @@ class SamplingConfig:
     """How tokens are chosen; the default always takes the most likely one.
 
     Attributes:
-        temperature: divides the logits; 0 takes the most likely token.
+        temperature: divides the logits, 0.0001 or more; 0 takes the most likely token.
         top_k: choose among this many of the most likely tokens; None for all.
         top_p: choose among the most likely tokens that together reach this probability, in (0, 1].
         repetition_penalty: divides positive logits of tokens that the text already has, and multiplies negative
@@ -35,8 +35,10 @@ class SamplingConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.temperature < float("inf"):
-            raise InputError(f"temperature must be 0 or more, got {self.temperature}")
+        if self.temperature != 0 and not 1e-4 <= self.temperature < float("inf"):
+            raise InputError(f"temperature must be 0, or 0.0001 or more, got {self.temperature}")
+        if self.seed < 0:
+            raise InputError(f"seed must be 0 or more, got {self.seed}")
         if self.top_k is not None and self.top_k < 1:
             raise InputError(f"top_k must be 1 or more, got {self.top_k}")
         if self.top_p is not None and not 0 < self.top_p <= 1:
@@ -99,8 +101,7 @@ def distribution(logits: np.ndarray, config: SamplingConfig) -> np.ndarray:
     kept = np.arange(len(logits))
     if config.top_k is not None and config.top_k < len(logits):
         kept = np.argpartition(-logits, config.top_k - 1)[: config.top_k]
-    scaled = logits[kept].astype(np.float64) / config.temperature
-    weights = np.exp(scaled - scaled.max())
+    weights = np.exp((logits[kept].astype(np.float64) - float(logits.max())) / config.temperature)
     weights /= weights.sum()
     if config.top_p is not None and config.top_p < 1:
         order = np.argsort(-weights, kind="stable")

@@ -43,8 +43,8 @@ def plan_signatures(slots: tuple[int, ...], prefill: tuple[int, ...], verify: in
     for count in sorted(slots):
         suffix = "" if count == max(slots) else f"_{count}"
         found.append(DecoderSignature("decode", 1, count, f"decode{suffix}"))
-        sizes = [("prefill", n) for n in sorted(set(prefill)) if n <= count]
-        sizes += [("verify", verify)] if verify <= count else []
+        sizes = [("prefill", n) for n in sorted({min(n, count) for n in prefill})]
+        sizes.append(("verify", min(verify, count)))
         found += [DecoderSignature(kind, n, count, f"{kind}_{n}{suffix}") for kind, n in sizes]
     return found
 

@@ -5,19 +5,24 @@ a proposal is kept with probability min(1, p / q), else a token is drawn from th
 texts are distributed as if the large model had written them alone. When greedy, they are equal.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 
 import numpy as np
 
 from tfopt.decoding.decoder import Decoder, Session
-from tfopt.decoding.generate import Choices, GenerateConfig, check_prompts
+from tfopt.decoding.generate import Choices, GenerateConfig, check_prompts, with_ends
 from tfopt.decoding.sampling import pick
 from tfopt.errors import InputError
 
 
 def speculate(
-    decoder: Decoder, draft: Decoder, prompt: Sequence[int], config: GenerateConfig, proposals: int = 4
-) -> Iterator[int]:
+    decoder: Decoder,
+    draft: Decoder,
+    prompt: Sequence[int],
+    config: GenerateConfig,
+    proposals: int = 4,
+    row: int = 0,
+) -> Generator[int]:
     """Continues one text.
 
     Args:
@@ -26,6 +31,7 @@ def speculate(
         prompt: token ids.
         config: how.
         proposals: tokens that the draft proposes at a time.
+        row: index of the text among several, which its random numbers depend on.
 
     Yields:
         The next token.
@@ -40,8 +46,9 @@ def speculate(
         )
     if proposals < 1:
         raise InputError(f"proposals must be 1 or more, got {proposals}")
+    config = with_ends(config, decoder)
     (ids,) = check_prompts([prompt], decoder, config)
-    text = Choices(ids, config, decoder.config.vocab_size)
+    text = Choices(ids, config, decoder.config.vocab_size, row)
     with decoder.open([0]) as session, draft.open([0]) as helper:
         if len(ids) > 1:
             session.extend(np.asarray([ids[:-1]], np.int32))

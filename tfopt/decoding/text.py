@@ -83,7 +83,7 @@ class _Differences:
         return self._new(final=True)
 
     def _new(self, final: bool) -> str:
-        before = self._tokenizer.decode(self._ids[self._from : self._shown])
+        before = self._tokenizer.decode(self._ids[self._from : self._shown]).rstrip("�")
         after = self._tokenizer.decode(self._ids[self._from :])
         if len(after) <= len(before) or (after.endswith("�") and not final):
             return ""  # a character is not complete yet

@@ -5,6 +5,7 @@ names. The shape of the model and its tokenizer travel inside the file.
 """
 
 import tempfile
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,24 +18,31 @@ from tfopt.decoding.step import Cache, Products, float_products, forward
 from tfopt.decoding.weights import config_of, weights_of
 from tfopt.errors import InputError
 from tfopt.export import flatbuffer as fb
+from tfopt.export.float16 import narrow_floats
+from tfopt.export.ranges import strip_ranges
 from tfopt.export.tflite import convert_saved_model
 
 DEFAULT_SLOTS, PREFILL, VERIFY = (256, 1024, 4096), (16, 128), 8
 
 
 def check_slots(model: Any, slots: Any) -> tuple[int, ...]:
-    """The cache lengths to export: those given, or a few up to the model's context.
+    """The cache lengths to export: those given, or a few up to the model's context, at most 4096.
 
     Raises:
         InputError: a number below 1 or above the context.
     """
     context = config_of(model).max_position_embeddings
     if slots is None:
-        return (*(n for n in DEFAULT_SLOTS if n < context), context)
+        return (*(n for n in DEFAULT_SLOTS if n < context), *([context] if context <= DEFAULT_SLOTS[-1] else []))
     chosen = tuple(sorted({int(n) for n in slots}))
     if not chosen or chosen[0] < 1 or chosen[-1] > context:
         raise InputError(f"lengths of a cache must be in [1, {context}] (the model's context), got {list(slots)}")
     return chosen
+
+
+def compared_length(slots: tuple[int, ...]) -> int:
+    """Tokens of the texts that a file is compared on: past its shortest cache, unless that is long itself."""
+    return min(slots[-1], slots[0] + 16) if slots[0] <= 256 else 64
 
 
 def convert_decoder(
@@ -58,13 +66,16 @@ def convert_decoder(
     with tempfile.TemporaryDirectory(prefix="tfopt-") as folder:
         functions = {s.key: module.function(s) for s in signatures}
         tf.saved_model.save(module, folder, signatures=functions)
-        content = convert_saved_model(folder, list(functions), float16)
-    return with_members(content, getattr(model, keras_api.EXTRA))
+        content = convert_saved_model(folder, list(functions))
+    return _finished(content, getattr(model, keras_api.EXTRA), float16)
 
 
-def with_members(content: bytes, members: dict[str, bytes]) -> bytes:
-    """The file with the members of a Keras archive as metadata, those of quantization left out."""
+def _finished(content: bytes, members: dict[str, bytes], float16: bool) -> bytes:
+    """The file without barriers, with the members of a Keras archive; those of quantization are left out."""
     model = fb.read(content)
+    strip_ranges(model)
+    if float16:
+        narrow_floats(model)
     for name, value in members.items():
         if not name.startswith("tfopt_quantization"):
             fb.add_metadata(model, name, value)
@@ -77,10 +88,12 @@ class _Traced(tf.Module):
     def __init__(self, config: CausalLMConfig, values: dict[str, np.ndarray], apart: bool, narrow: bool) -> None:
         super().__init__()
         self._config, self._narrow = config, narrow
-        self.values = {
-            path.replace("/", ":"): tf.Variable(value, trainable=False) for path, value in values.items()
-        }
-        products = float_products(config, {path: self.values[path.replace("/", ":")] for path in values})
+        # A module tracks dictionaries whose keys are no paths.
+        self.values = {_key(path): tf.Variable(value, trainable=False) for path, value in values.items()}
+        products = float_products(config, {path: self.values[_key(path)] for path in values})
+        if config.tie_word_embeddings:
+            # Else the converter would fold the last norm into a second copy of the table.
+            products = products._replace(logits=_behind_barrier(products.logits))
         self._products = _kept_apart(products) if apart else products
 
     def function(self, signature: DecoderSignature) -> Any:
@@ -119,9 +132,15 @@ def _key(path: str) -> str:
 
 def _kept_apart(products: Products) -> Products:
     def linear(x: tf.Tensor, name: str) -> tf.Tensor:
-        return products.linear(tf.quantization.fake_quant_with_min_max_args(x), name)
+        return products.linear(_barrier(x), name)
 
-    def logits(hidden: tf.Tensor) -> tf.Tensor:
-        return products.logits(tf.quantization.fake_quant_with_min_max_args(hidden))
+    return products._replace(linear=linear, logits=_behind_barrier(products.logits))
 
-    return products._replace(linear=linear, logits=logits)
+
+def _behind_barrier(product: Callable[[tf.Tensor], tf.Tensor]) -> Callable[[tf.Tensor], tf.Tensor]:
+    return lambda x: product(_barrier(x))
+
+
+def _barrier(x: tf.Tensor) -> tf.Tensor:
+    """What a converter folds nothing through; it is taken out of the file again."""
+    return tf.quantization.fake_quant_with_min_max_args(x)

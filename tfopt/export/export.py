@@ -11,7 +11,7 @@ from tfopt import keras_api
 from tfopt.decoding.weights import is_causal_lm
 from tfopt.errors import InputError
 from tfopt.export.artifact import Artifact, Check, LayerBits
-from tfopt.export.decoder import check_slots, convert_decoder
+from tfopt.export.decoder import check_slots, compared_length, convert_decoder
 from tfopt.export.quantization import as_written, make_record, resolve, smoother, write_quantized
 from tfopt.export.saved_model import write_saved_model
 from tfopt.export.signatures import MASK, check_lengths
@@ -84,7 +84,8 @@ def export(
         raise InputError(f"a TFLite file that generates takes one text at a time, got batch_size={batch_size}")
     flexible = format == "saved_model" and not jit_compile
     chosen = check_slots(model, lengths) if generates else () if flexible else check_lengths(model, inputs, lengths)
-    samples = _samples(model, inputs, representative, max(chosen, default=_RANDOM_LENGTH))
+    longest = compared_length(chosen) if generates else max(chosen, default=_RANDOM_LENGTH)
+    samples = _samples(model, inputs, representative, longest)
     reference = _outputs(model, inputs, samples)
     checks: list[Check] = []
     layers: tuple[LayerBits, ...] = ()

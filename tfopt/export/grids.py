@@ -25,6 +25,8 @@ PRODUCTS = {
 }  # fmt: skip
 # Without integer kernels for float activations: their weights are widened before the product.
 _WIDENED = {fb.Op.TRANSPOSE_CONV}
+# Widen the rows that they return by themselves.
+LOOKUPS = {fb.Op.EMBEDDING_LOOKUP, fb.Op.GATHER}
 # Takes two weights per byte; others store grids of few bits in whole bytes.
 _TAKES_INT4 = {fb.Op.FULLY_CONNECTED, fb.Op.CONV_2D, fb.Op.EMBEDDING_LOOKUP}
 
@@ -157,7 +159,7 @@ def write_grids(
     for item in matched:
         _write_one(model, item)
     for graph in model.subgraphs:
-        _widen(model, graph, widened)
+        widen(model, graph, widened)
         for op in graph.operators:
             kind = fb.code(model, op)
             if kind not in PRODUCTS:
@@ -171,8 +173,6 @@ def write_grids(
 
 
 def _needs_widening(item: Matched, weights_only: bool) -> bool:
-    if item.found.operator in (fb.Op.EMBEDDING_LOOKUP, fb.Op.GATHER):
-        return False
     return weights_only or item.found.operator in _WIDENED
 
 
@@ -218,13 +218,14 @@ def _parameters(graph: Any, item: Matched, scales: int) -> Any:
     return new
 
 
-def _widen(model: Any, graph: Any, buffers: set[int]) -> None:
-    """Puts DEQUANTIZE between integer weights and operators that multiply in float."""
+def widen(model: Any, graph: Any, buffers: set[int]) -> None:
+    """Puts DEQUANTIZE between narrow weights and operators that multiply in float."""
     wide: dict[int, int] = {}
     before = []
     for op in graph.operators:
-        place = PRODUCTS.get(fb.code(model, op), (None,))[0]
-        if place is None or graph.tensors[int(op.inputs[place])].buffer not in buffers:
+        kind = fb.code(model, op)
+        place = PRODUCTS.get(kind, (None,))[0]
+        if place is None or kind in LOOKUPS or graph.tensors[int(op.inputs[place])].buffer not in buffers:
             continue
         index = int(op.inputs[place])
         if index not in wide:

@@ -58,6 +58,8 @@ def measure_generation(
             f"prompt and answer must have 2 tokens or more each and {context} together at most (the context), "
             f"got {prompt_tokens} and {new_tokens}"
         )
+    if rounds < 1:
+        raise InputError(f"rounds must be 1 or more, got {rounds}")
     times: dict[str, list[tuple[float, float, int]]] = {name: [] for name in decoders}
     for round_ in range(rounds + 1):
         for name, decoder in decoders.items():
@@ -88,7 +90,7 @@ def _once(decoder: Decoder, prompt_tokens: int, new_tokens: int) -> tuple[float,
 def _answer(session: Session, decoder: Decoder, tokens: list[int], count: int) -> None:
     if session.generates:
         config = GenerateConfig(max_tokens=count, stop_tokens=())
-        session.generate([Choices(tokens, config, decoder.config.vocab_size)], count)
+        session.generate([Choices(tokens, config, decoder.config.vocab_size)], [True], count)
         return
     token = tokens[-1]
     for _ in range(count):

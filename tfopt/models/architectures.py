@@ -201,20 +201,33 @@ def _gpt2_config(raw: Mapping[str, Any]) -> CausalLMConfig:
 
 
 def _llama_config(raw: Mapping[str, Any]) -> CausalLMConfig:
-    if raw.get("rope_scaling"):
-        raise InputError(f"rope_scaling is not supported, got {raw['rope_scaling']}")
+    rope = {**(raw.get("rope_scaling") or {}), **(raw.get("rope_parameters") or {})}
+    if rope.get("rope_type", rope.get("type", "default")) != "default":
+        raise InputError(f"scaled rotary positions are not supported, got {rope}")
     if raw.get("attention_bias") or raw.get("mlp_bias"):
         raise InputError("attention_bias and mlp_bias are not supported")
-    theta = raw.get("rope_theta") or (raw.get("rope_parameters") or {}).get("rope_theta")
-    kind = raw["model_type"]
-    windowed = kind == "mistral" or (kind == "qwen2" and raw.get("use_sliding_window"))
+    theta, kind = raw.get("rope_theta") or rope.get("rope_theta"), raw["model_type"]
     found = {name: raw[name] for name in _LLAMA if raw.get(name) is not None}
     return CausalLMConfig(**{
         "tie_word_embeddings": False, **found, **({"rope_theta": theta} if theta else {}),
         "norm_eps": raw.get("rms_norm_eps", 1e-6), "attention_bias": kind == "qwen2",
         "hidden_act": _known(_CAUSAL_ACTIVATIONS, raw.get("hidden_act", "silu")),
-        "sliding_window": raw.get("sliding_window") if windowed else None, "end_tokens": _end_tokens(raw),
+        "sliding_window": _window(raw), "end_tokens": _end_tokens(raw),
     })  # fmt: skip
+
+
+def _window(raw: Mapping[str, Any]) -> int | None:
+    """The window that every layer has."""
+    if raw["model_type"] == "mistral":
+        return raw.get("sliding_window", 4096)
+    if raw["model_type"] != "qwen2" or not raw.get("use_sliding_window"):
+        return None
+    first = raw.get("max_window_layers", 28)  # the layers before see everything
+    if first >= raw["num_hidden_layers"]:
+        return None
+    if first:
+        raise InputError(f"a window in some layers only is not supported, got max_window_layers={first}")
+    return raw.get("sliding_window", 4096)
 
 
 def write_causal(config: CausalLMConfig) -> dict[str, Any]:
@@ -249,6 +262,7 @@ def write_causal(config: CausalLMConfig) -> dict[str, Any]:
         **{name: getattr(config, name) for name in _LLAMA}, **common, "rms_norm_eps": config.norm_eps,
         "hidden_act": names[config.hidden_act], "model_type": kind,
         "sliding_window": config.sliding_window, "use_sliding_window": config.sliding_window is not None,
+        "max_window_layers": 0,
     }  # fmt: skip
 
 

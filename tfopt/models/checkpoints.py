@@ -52,7 +52,7 @@ def opened(folder: Path) -> Iterator[Tensors]:
     """
     from safetensors import SafetensorError, safe_open
 
-    files = _files(folder)
+    files = files_of(folder)
     with contextlib.ExitStack() as stack:
         try:
             # NumPy has no bfloat16; TensorFlow has.
@@ -63,7 +63,13 @@ def opened(folder: Path) -> Iterator[Tensors]:
         yield tensors
 
 
-def _files(folder: Path) -> list[Path]:
+def files_of(folder: Path) -> list[Path]:
+    """The safetensors files of a folder.
+
+    Raises:
+        MissingFileError: there is none, or the index names one that is not there.
+        ModelFileError: pickles only, or an unreadable index.
+    """
     if (folder / SINGLE).exists():
         return [folder / SINGLE]
     if (folder / INDEX).exists():
@@ -108,4 +114,7 @@ def write_tensors(
         places = {name: file.name for file, shard in zip(files, shards, strict=True) for name in shard}
         total = sum(v.size for v in values.values()) * width
         files.append(write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": places}))
+    for old in (folder / SINGLE, folder / INDEX, *folder.glob("model-*-of-*.safetensors")):
+        if old not in files:  # of another model: readers would take it for this one's
+            old.unlink(missing_ok=True)
     return [*files, write_json(folder / "config.json", dict(config))]

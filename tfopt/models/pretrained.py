@@ -111,7 +111,7 @@ def save_pretrained(
     """Writes a model back as a Hugging Face folder, in the layout that its architecture has there.
 
     Args:
-        model: a causal language model; compressed ones keep their values.
+        model: a causal language model or an encoder without a head; compressed ones keep their values.
         folder: where; files there with the same names are replaced.
         shard_bytes: most bytes of one file.
         dtype: "float32", "float16" or "bfloat16".
@@ -134,6 +134,10 @@ def save_pretrained(
     else:
         config, raw = _encoder(model, weights)
     architecture, folder = ARCHITECTURES[raw["model_type"]], Path(folder)
+    kept = {path for e in architecture.entries(config) for path in e.ours}
+    lost = sorted(path for path in weights if path not in kept and "/moving_" not in path)
+    if lost:
+        raise InputError(f"{raw['model_type']} folders of ours hold no heads; {lost[0]!r} would be lost")
     values = {architecture.prefixes[0] + e.theirs: e.write(weights) for e in architecture.entries(config)}
     files = write_tensors(folder, values, raw, shard_bytes, dtype)
     tokenizer = getattr(model, keras_api.EXTRA, {}).get(TOKENIZER_MEMBERS[0])

@@ -224,6 +224,8 @@ class TFLiteSession(Session):
         return None if logits is None else logits.reshape(signature.new, -1)[:count]
 
     def _extend(self, ids: np.ndarray, every: bool) -> np.ndarray:
+        if self._keys is None:
+            raise InputError("this session is closed; open another one")
         tokens, at = ids[0], self.length
         if at + len(tokens) > self._slots:
             self._make_room(at + len(tokens))

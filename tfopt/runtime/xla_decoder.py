@@ -67,13 +67,16 @@ class XlaDecoder(Decoder):
         return self._loops[config]
 
     def _loop(
-        self, config: SamplingConfig, token: Any, start: Any, limit: Any, ends: Any, said: Any, uniforms: Any,
-        pads: Any, keys: Any, values: Any,
+        self, config: SamplingConfig, token: Any, alive: Any, start: Any, limit: Any, least: Any, ends: Any,
+        said: Any, uniforms: Any, pads: Any, keys: Any, values: Any,
     ) -> Any:  # fmt: skip
         def body(step: Any, token: Any, alive: Any, said: Any, tokens: Any, *caches: Any) -> Any:
             held = [Cache(caches[2 * i], caches[2 * i + 1]) for i in range(self.config.num_hidden_layers)]
             hidden, new = forward(self.config, self.products, token[:, None], start + step, pads, held)
-            chosen = choose(self.products.logits(hidden)[:, 0], said, tf.gather(uniforms, step, axis=1), config)
+            logits = self.products.logits(hidden)[:, 0]
+            stops = tf.reduce_any(tf.one_hot(ends, logits.shape[-1], True, False), 0)
+            logits = tf.where((step < least) & stops[None], -np.inf, logits)
+            chosen = choose(logits, said, tf.gather(uniforms, step, axis=1), config)
             alive &= ~tf.reduce_any(chosen[:, None] == ends[None], 1)
             if config.repetition_penalty != 1.0:
                 said |= tf.one_hot(chosen, self.config.vocab_size, on_value=True, off_value=False)
@@ -86,7 +89,7 @@ class XlaDecoder(Decoder):
 
         first = [t for pair in zip(keys, values, strict=True) for t in (pair[0].read_value(), pair[1].read_value())]
         tokens = -tf.ones(uniforms.shape, tf.int32)
-        state = (tf.constant(0), token, tf.ones([token.shape[0]], tf.bool), said, tokens, *first)
+        state = (tf.constant(0), token, alive, said, tokens, *first)
         step, _, _, _, tokens, *grown = tf.while_loop(more, body, state)
         for i, (key, value) in enumerate(zip(keys, values, strict=True)):
             key.assign(grown[2 * i])
@@ -126,11 +129,12 @@ class XlaSession(Session):
     def generates(self) -> bool:
         return True
 
-    def generate(self, texts: Sequence[Choices], count: int) -> np.ndarray:
+    def generate(self, texts: Sequence[Choices], alive: Sequence[bool], count: int) -> np.ndarray:
         """Continues texts by one program from the first token to the last.
 
         Args:
             texts: their last token is not yet added to the session; all have one configuration.
+            alive: which of them go on.
             count: most new tokens.
 
         Returns:
@@ -141,9 +145,10 @@ class XlaSession(Session):
         if not config.greedy:
             uniforms[:, :count] = [[text.sampler.uniform() for _ in range(count)] for text in texts]
         sampling = SamplingConfig(**{f.name: getattr(config, f.name) for f in dataclasses.fields(SamplingConfig)})
+        ends, held_back = list(config.stop_tokens or ()) or [-2], config.min_tokens - max(t.new for t in texts)
         found, steps = self._decoder.loop(dataclasses.replace(sampling, seed=0))(
-            tf.constant([text.tokens[-1] for text in texts], tf.int32), tf.constant(self.length),
-            tf.constant(count), tf.constant(list(config.stop_tokens or ()) or [-2], tf.int32),
+            tf.constant([text.tokens[-1] for text in texts], tf.int32), tf.constant(list(alive)),
+            tf.constant(self.length), tf.constant(count), tf.constant(held_back), tf.constant(ends, tf.int32),
             tf.constant(np.stack([text.said for text in texts])), tf.constant(uniforms), self._pads, self._keys,
             self._values,
         )  # fmt: skip
@@ -259,7 +264,8 @@ def choose(logits: tf.Tensor, said: tf.Tensor, uniform: tf.Tensor, config: Sampl
         logits = tf.where(said, tf.where(logits > 0, logits / penalty, logits * penalty), logits)
     if config.greedy:
         return tf.argmax(logits, -1, output_type=tf.int32)
-    scaled, vocab = logits / config.temperature, logits.shape[-1]
+    scaled = (logits - tf.reduce_max(logits, -1, keepdims=True)) / config.temperature
+    vocab = logits.shape[-1]
     if config.top_k is not None and config.top_k < vocab:
         lowest = tf.math.top_k(scaled, config.top_k).values[:, -1:]
         scaled = tf.where(scaled >= lowest, scaled, -np.inf)
