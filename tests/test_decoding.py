@@ -517,8 +517,21 @@ def test_narrow_caches_and_odd_ones(slots, tmp_path):
         tfopt.export(model, tmp_path / "x", cache="int8")
 
 
+def test_predictors_stream_tokens(tmp_path):
+    model = make("llama")
+    tfopt.models.save(model, tmp_path / "m.keras")
+    tfopt.export(model, tmp_path / "m.tflite", "tflite")
+    config = GenerateConfig(max_tokens=9, stop_tokens=())
+    first, second = (
+        list(tfopt.Predictor.load(tmp_path / name).stream([1, 2, 3], config)) for name in ("m.keras", "m.tflite")
+    )
+    assert first == second and len(first) == 9
+
+
 def test_sources_that_do_not_generate(make_bert, tmp_path):
     tfopt.models.save(make_bert(), tmp_path / "m.keras")
+    with pytest.raises(InputError, match="does not generate; export a causal language model"):
+        tfopt.Predictor.load(tmp_path / "m.keras").stream([1])
     with pytest.raises(InputError, match="is no causal language model of tfopt"):
         Generator.load(tmp_path / "m.keras")
     with pytest.raises(InputError, match="runtime must be one of eager, xla, tflite, got 'tpu'"):

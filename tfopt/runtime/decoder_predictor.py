@@ -34,6 +34,9 @@ class DecoderPredictor(Predictor):
     def _run(self, signature: Signature, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         return {_LOGITS: np.stack([self._row(*row, thorough=False) for row in _rows(inputs)])}
 
+    def _decoder(self) -> TFLiteDecoder:
+        return self.decoder
+
     def try_out(self, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """Logits of each last token come from a second pass, by the signatures that answer prompts."""
         return {_LOGITS: np.stack([self._row(*row, thorough=True) for row in _rows(self._named(inputs))])}

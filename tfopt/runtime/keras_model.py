@@ -5,7 +5,9 @@ from typing import Any
 import numpy as np
 
 from tfopt import keras_api
+from tfopt.decoding.weights import is_causal_lm
 from tfopt.keras_io import inputs_of, output_names
+from tfopt.runtime.eager_decoder import EagerDecoder
 from tfopt.runtime.predictor import Predictor, Signature, StoredWeight
 from tfopt.runtime.saved_model import set_threads
 
@@ -29,6 +31,11 @@ class KerasPredictor(Predictor):
             return value
         values = list(value) if isinstance(value, list | tuple) else [value]
         return dict(zip(output_names(self.model, len(values)), values, strict=True))
+
+    def _decoder(self) -> Any:
+        if not is_causal_lm(self.model):
+            return super()._decoder()
+        return EagerDecoder(self.model)
 
     def weights(self) -> list[StoredWeight]:
         return [

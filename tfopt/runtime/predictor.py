@@ -5,7 +5,7 @@ Subclasses tell the signatures they have and run one of them; batches, padding a
 
 import abc
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +158,25 @@ class Predictor(abc.ABC):
             parts.append(self._run(signature, part))
         joined = {name: np.concatenate([p[name] for p in parts])[:rows] for name in parts[0]}
         return self._cut(joined, signature, length)
+
+    def stream(self, ids: Sequence[int], config: Any = None) -> Iterator[int]:
+        """Continues a text, token by token, where the artifact generates; `tfopt.Generator` does so with text.
+
+        Args:
+            ids: tokens of the prompt.
+            config: a `tfopt.GenerateConfig`; by default 128 of the most likely tokens.
+
+        Raises:
+            InputError: the artifact does not generate, or a bad prompt.
+        """
+        from tfopt.decoding.generate import GenerateConfig, Texts
+
+        steps = Texts(self._decoder(), [ids], config or GenerateConfig()).steps()
+        return (token for (token,) in steps if token is not None)
+
+    def _decoder(self) -> Any:
+        """What generates with this artifact."""
+        raise InputError(f"{self.path} does not generate; export a causal language model to TFLite")
 
     def try_out(self, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """`predict`, by every way that the artifact has to the same outputs."""
