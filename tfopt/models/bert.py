@@ -155,10 +155,11 @@ class _Builder:
         c = self._config
         self._words = self._embedding(c.vocab_size, "word_embeddings")
         words = self._words(ids)
-        positions = self._ops.positions(ids) + c.position_offset if c.position_offset else self._ops.positions(ids)
-        x = words + self._embedding(c.max_position_embeddings, "position_embeddings")(positions)
+        x = words
         if c.type_vocab_size:
             x = x + self._embedding(c.type_vocab_size, "token_type_embeddings")(self._ops.zeros_like(ids))
+        positions = self._ops.positions(ids) + c.position_offset if c.position_offset else self._ops.positions(ids)
+        x = x + self._embedding(c.max_position_embeddings, "position_embeddings")(positions)
         x = self._dropout(self._norm("embeddings_norm")(x))
         # (batch, 1, 1, length), broadcast over heads and queries
         bias = (1.0 - self._ops.cast(mask, "float32"))[:, None, None, :] * _MASKED
