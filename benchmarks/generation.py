@@ -61,7 +61,7 @@ class Bench:
         self.decoders: dict[str, Decoder] = {}
         for name, kind in FILES.items():
             path = folder / f"{name}.tflite"
-            export(self.model, path, "tflite", kind, lengths=[SLOTS, 1024])
+            export(self.model, path, "tflite", kind, lengths=[SLOTS // 2, SLOTS, 1024])
             self.decoders[f"tflite {name}"] = TFLiteDecoder(path, threads, folder / "cache")
         small = XlaDecoder(self._with_context(SLOTS))
         self.decoders["xla float"] = small
@@ -115,7 +115,7 @@ class Bench:
         from tfopt.runtime.tflite_decoder import TFLiteDecoder
 
         path = self.folder / "short.tflite"
-        export(self.model, path, "tflite", "dynamic_int8", lengths=[SLOTS])
+        export(self.model, path, "tflite", "dynamic_int8", lengths=[SLOTS // 2, SLOTS])
         only = TFLiteDecoder(path, self.threads, self.folder / "cache")
         seconds = paired(
             {"1024": self._decoding(self.decoders["tflite int8"]), "256": self._decoding(only)}, rounds

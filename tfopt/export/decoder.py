@@ -22,7 +22,8 @@ from tfopt.export.float16 import narrow_floats
 from tfopt.export.ranges import strip_ranges
 from tfopt.export.tflite import convert_saved_model
 
-DEFAULT_SLOTS, PREFILL, VERIFY = (256, 1024, 4096), (16, 128), 8
+# Every step reads a whole cache: the fewer slots beyond the text, the better.
+DEFAULT_SLOTS, PREFILL, VERIFY = (128, 256, 512, 1024, 2048, 4096), (16, 128), 8
 
 
 def check_slots(model: Any, slots: Any) -> tuple[int, ...]:

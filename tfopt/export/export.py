@@ -58,7 +58,7 @@ def export(
             padded when the artifact is used. By default 32, 64 and 128 where the model has an
             "attention_mask". A SavedModel without `jit_compile` takes any length and ignores this. For TFLite
             files of causal language models, the lengths of the cache: a text begins in the shortest and moves up
-            as it grows; by default 256, 1024, 4096 and the model's context.
+            as it grows; by default 128, 256, 512 and so on up to the model's context, at most 4096.
         batch_size: for TFLite, the rows per call.
         input_signature: for subclassed models, ``{name: tf.TensorSpec}`` or one TensorSpec.
         cache: for TFLite files of causal language models, "float32" or "int8" keys and values: a quarter of the
