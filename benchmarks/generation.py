@@ -18,7 +18,7 @@ import numpy as np
 from benchmarks.common import goal, paired, ratio, save, show
 from benchmarks.gguf_llama import KINDS, LlamaCpp, write_gguf
 from tfopt.decoding.config import CausalLMConfig
-from tfopt.decoding.decoder import Decoder
+from tfopt.decoding.decoder import Decoder, LoopSession
 from tfopt.decoding.generate import Choices, GenerateConfig
 
 SHAPES = {
@@ -158,7 +158,7 @@ class Bench:
 
         def work() -> None:
             session.rewind(PROMPT)
-            if session.generates:
+            if isinstance(session, LoopSession):
                 text = Choices(self.ids[: PROMPT + 1].tolist(), config, self.config.vocab_size)
                 session.generate([text], [True], NEW)
                 return

@@ -67,7 +67,7 @@ def tokens():
     return {"input_ids": ids * mask, "attention_mask": mask}
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def shared_data():
     """The folder of real data; tests that need it say so where it is absent."""
     if not SHARED.exists():

@@ -107,12 +107,8 @@ def test_trained_grids_are_in_the_file_that_generates(keras, generation, tmp_pat
 
 
 @pytest.fixture(scope="module")
-def stories(tmp_path_factory):
-    from .conftest import SHARED
-
-    if not SHARED.exists():
-        pytest.skip("needs ../shared/data beside the repository")
-    folder = SHARED / "tinystories260k"
+def stories(tmp_path_factory, shared_data):
+    folder = shared_data / "tinystories260k"
     golden = json.loads((folder / "greedy.json").read_text("utf-8"))
     models = {
         generation: read_llama2c(folder / "stories260K.bin", generation, folder / "tok512.bin")

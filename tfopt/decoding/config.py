@@ -8,6 +8,8 @@ from tfopt.errors import InputError, ModelFileError
 
 Positions = Literal["rotary", "learned"]
 Norm = Literal["rms", "layer"]
+# Added to the scores of what is not to be seen; float16 holds it, and softmax gives exactly zero.
+MASKED = -30_000.0
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu")
 
 

@@ -86,15 +86,6 @@ class Session(abc.ABC):
             raise InputError(f"length must be in [0, {self.length}], got {length}")
         self.length = length
 
-    @property
-    def generates(self) -> bool:
-        """Whether `generate` makes several tokens in one call."""
-        return False
-
-    def generate(self, texts: "Sequence[Choices]", alive: Sequence[bool], count: int) -> np.ndarray:
-        """Up to `count` next tokens (texts, steps) of texts whose last token is not yet added; -1 after an end."""
-        raise NotImplementedError(f"{type(self).__name__} makes one token at a time")
-
     @abc.abstractmethod
     def _extend(self, ids: np.ndarray, every: bool) -> np.ndarray:
         """Runs the model on checked ids, from slot `self.length` on."""
@@ -113,3 +104,11 @@ class Session(abc.ABC):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+class LoopSession(Session):
+    """A session on a runtime that makes several tokens in one call."""
+
+    @abc.abstractmethod
+    def generate(self, texts: "Sequence[Choices]", alive: Sequence[bool], count: int) -> np.ndarray:
+        """Up to `count` next tokens (texts, steps) of texts whose last token is not yet added; -1 after an end."""

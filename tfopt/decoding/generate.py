@@ -5,7 +5,7 @@ from collections.abc import Generator, Sequence
 
 import numpy as np
 
-from tfopt.decoding.decoder import Decoder, Session
+from tfopt.decoding.decoder import Decoder, LoopSession, Session
 from tfopt.decoding.sampling import Sampler, SamplingConfig
 from tfopt.errors import InputError
 
@@ -167,11 +167,11 @@ class Texts:
             if not any(self._alive) or session.length >= self._decoder.context:
                 return
             ids = np.asarray([[token or 0] for token in tokens], np.int32)
-            if session.generates:
+            if isinstance(session, LoopSession):
                 yield from self._chunks(session)
                 return
 
-    def _chunks(self, session: Session) -> Generator[list[int | None]]:
+    def _chunks(self, session: LoopSession) -> Generator[list[int | None]]:
         """Lets the runtime make many tokens at a time, and hands them on one by one."""
         while any(self._alive) and session.length < self._decoder.context:
             left = self._config.max_tokens - max(text.new for text in self.rows)

@@ -10,10 +10,7 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from tfopt.decoding.config import CausalLMConfig
-
-# Added to the scores of what is not to be seen; float16 holds it, and softmax gives exactly zero.
-MASKED = -30_000.0
+from tfopt.decoding.config import MASKED, CausalLMConfig
 
 
 class Products(NamedTuple):

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from tfopt.decoding.decoder import Decoder, Session
+from tfopt.decoding.decoder import Decoder, LoopSession, Session
 from tfopt.decoding.generate import Choices, GenerateConfig
 from tfopt.errors import InputError
 from tfopt.measure.perplexity import Perplexity, perplexity
@@ -88,7 +88,7 @@ def _once(decoder: Decoder, prompt_tokens: int, new_tokens: int) -> tuple[float,
 
 
 def _answer(session: Session, decoder: Decoder, tokens: list[int], count: int) -> None:
-    if session.generates:
+    if isinstance(session, LoopSession):
         config = GenerateConfig(max_tokens=count, stop_tokens=())
         session.generate([Choices(tokens, config, decoder.config.vocab_size)], [True], count)
         return

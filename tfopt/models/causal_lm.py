@@ -12,12 +12,10 @@ from typing import Any
 import numpy as np
 
 from tfopt import keras_api
-from tfopt.decoding.config import CausalLMConfig
+from tfopt.decoding.config import MASKED, CausalLMConfig
 from tfopt.decoding.weights import MEMBER
 from tfopt.errors import InputError
 from tfopt.models.symbolic_ops import SymbolicOps
-
-_MASKED = -30_000.0
 
 
 def causal_lm(config: CausalLMConfig, generation: str = "tf_keras") -> Any:
@@ -84,7 +82,7 @@ class _Builder:
         seen = self._ops.cast(behind >= 0.0, "float32") * self._ops.cast(mask, "float32")[:, None, :]
         if self._config.sliding_window is not None:
             seen = seen * self._ops.cast(behind < float(self._config.sliding_window), "float32")
-        return ((1.0 - seen) * _MASKED)[:, None]
+        return ((1.0 - seen) * MASKED)[:, None]
 
     def _rotation(self, positions: Any) -> tuple[Any, Any]:
         half = self._config.head_size // 2

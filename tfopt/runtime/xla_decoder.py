@@ -14,7 +14,7 @@ import tensorflow as tf
 from tensorflow.compiler.tf2xla.python.xla import dynamic_update_slice  # where Keras 3 takes it from, too
 
 from tfopt.decoding.config import CausalLMConfig
-from tfopt.decoding.decoder import Decoder, Session
+from tfopt.decoding.decoder import Decoder, LoopSession
 from tfopt.decoding.generate import Choices
 from tfopt.decoding.sampling import SamplingConfig
 from tfopt.decoding.step import Cache, Products, forward
@@ -97,7 +97,7 @@ class XlaDecoder(Decoder):
         return tokens, step
 
 
-class XlaSession(Session):
+class XlaSession(LoopSession):
     """Keys and values as variables, which programs update where they lie."""
 
     _decoder: XlaDecoder
@@ -124,10 +124,6 @@ class XlaSession(Session):
             parts.append(np.asarray(logits)[:, : count if every else 1])
             ids, at = ids[:, count:], at + count
         return np.concatenate(parts, 1) if every else parts[-1]
-
-    @property
-    def generates(self) -> bool:
-        return True
 
     def generate(self, texts: Sequence[Choices], alive: Sequence[bool], count: int) -> np.ndarray:
         """Continues texts by one program from the first token to the last.
