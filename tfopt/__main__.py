@@ -1,5 +1,5 @@
 """`python -m tfopt`."""
 
-from tfopt.cli import main
+from tfopt.cli import entry
 
-main()
+entry()

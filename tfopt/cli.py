@@ -5,13 +5,10 @@ Everything heavy is imported inside the commands, so that help and usage errors 
 
 import contextlib
 import dataclasses
-import faulthandler
 import json
-import os
 import signal
 import sys
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,6 +16,7 @@ import typer
 
 from tfopt import cli_generate
 from tfopt.errors import InputError, TfoptError
+from tfopt.native_log import native_log_aside, quiet_exit
 
 DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 75
 
@@ -38,11 +36,19 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Begin anew over an
 Threads = Annotated[int | None, typer.Option("--threads", help="Threads of each runtime; all cores if not given.")]
 
 
+def entry() -> None:
+    """`main` as a process of its own."""
+    try:
+        main()
+    finally:
+        quiet_exit()
+
+
 def main() -> None:
-    """Entry of the `tfopt` command; exits 0 done, 1 failed, 2 bad input, 75 interrupted and resumable."""
+    """The the `tfopt` command; exits 0 done, 1 failed, 2 bad input, 75 interrupted and resumable."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
-    with _native_log_aside() as native_log:
+    with native_log_aside() as native_log:
         try:
             app()
         except _InterruptedBySignal:
@@ -55,42 +61,6 @@ def main() -> None:
             _fail(f"{error}{native_log.kept()}", FAILED)
         except OSError as error:  # a full disk, a folder that may not be written
             _fail(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", FAILED)
-
-
-class _NativeLog:
-    """What native libraries write to the process's standard error, in a file."""
-
-    def __init__(self, path: Path) -> None:
-        self.path, self.keep = path, False
-
-    def kept(self) -> str:
-        """Keeps the file and returns the words that point to it; nothing if it is empty."""
-        self.keep = self.path.stat().st_size > 0
-        return f" (native log: {self.path})" if self.keep else ""
-
-
-@contextlib.contextmanager
-def _native_log_aside() -> Iterator[_NativeLog]:
-    """Leaves standard error to Python alone.
-
-    TensorFlow's C++ side greets with a dozen lines that no setting turns off; among them one clear line
-    about a bad input would be lost. They go to a file that is kept if the work fails.
-    """
-    descriptor, name = tempfile.mkstemp(prefix="tfopt-native-", suffix=".log")
-    log, ours = _NativeLog(Path(name)), os.dup(2)
-    original, sys.stderr = sys.stderr, os.fdopen(ours, "w", buffering=1, errors="backslashreplace")
-    os.dup2(descriptor, 2)
-    os.close(descriptor)
-    faulthandler.enable(sys.stderr)  # a crash in native code still says where
-    try:
-        yield log
-    finally:
-        faulthandler.disable()
-        sys.stderr.flush()
-        os.dup2(ours, 2)
-        sys.stderr = original
-        if not log.keep:
-            log.path.unlink(missing_ok=True)
 
 
 @app.command()

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tfopt import keras_api
+from tfopt.decoding.config import CausalLMConfig
 from tfopt.decoding.decoder import Decoder
 from tfopt.decoding.generate import GenerateConfig, Texts, check_prompts
 from tfopt.decoding.llama2c_tokenizer import Llama2cTokenizer
@@ -284,9 +285,9 @@ def generates(path: Path) -> bool:
         with zipfile.ZipFile(path) as archive:
             return CONFIG_MEMBER in archive.namelist()
     if path.is_dir() and (path / "config.json").exists():
-        from tfopt.models.pretrained import describes_causal_lm
+        from tfopt.models.pretrained import read_config
 
-        return describes_causal_lm(path)
+        return isinstance(read_config(path), CausalLMConfig)
     return path.suffix == ".bin" or (path.is_dir() and bool(list(path.glob("*.bin"))))
 
 

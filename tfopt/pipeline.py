@@ -11,46 +11,30 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from tfopt import keras_api
 from tfopt.compress import cluster, prune, quantize
-from tfopt.data import batches as batching
-from tfopt.data import pack as packing
-from tfopt.data.readers import Texts, label_names, read_texts
-from tfopt.data.stdlib_docs import read_stdlib_docs
-from tfopt.data.tokenizers import load_tokenizer, save_tokenizer, train_bpe
-from tfopt.errors import DataError, InputError
 from tfopt.export import export
-from tfopt.files import existing, replacing, write_bytes, write_text
+from tfopt.files import replacing, write_bytes, write_text
 from tfopt.measure.child import measure_in_child
 from tfopt.measure.findings import findings
 from tfopt.measure.results import Measurement
-from tfopt.models.bert import BertConfig, bert
-from tfopt.models.checkpoints import files_of
-from tfopt.models.pretrained import check_weights, from_pretrained, read_config
 from tfopt.quantization import NAMED
 from tfopt.quantization.sensitivity import choose_bits
-from tfopt.recipe import (
-    BASELINE,
-    ExportSection,
-    PlannedArtifact,
-    PruneSection,
-    Recipe,
-    TrainSection,
-    VariantSection,
-)
+from tfopt.recipe import BASELINE, PlannedArtifact, Recipe
+from tfopt.recipe_sections import ExportSection, PruneSection, TrainSection, VariantSection
 from tfopt.report import Report, machine_info
 from tfopt.report.html import page
 from tfopt.report.plots import plots
 from tfopt.run_folder import RunFolder
 from tfopt.schedules import ConstantSparsity, PolynomialDecay
+from tfopt.tasks import task_of
 from tfopt.train import TrainConfig, fit, make_strategy
 from tfopt.train.fit import seed_everything, total_steps
 from tfopt.train.strategy import scope
 
 Log = Callable[[str], None]
-_SAMPLES = 64
+_DATA = "data"
+_VALIDATION_BATCH = 64
 
 
 def to_stderr(line: str) -> None:
@@ -83,42 +67,10 @@ def run(
         VerificationError: an artifact failed a check.
     """
     recipe = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)
-    inputs = check_inputs(recipe)
-    folder = RunFolder(out or Path("saved_models", recipe.name), recipe, inputs, resume, overwrite)
+    out = Path(out or Path("saved_models", recipe.name))
+    inputs = task_of(recipe, out / _DATA).check_inputs()
+    folder = RunFolder(out, recipe, inputs, resume, overwrite)
     return _Run(recipe, folder, log).all()
-
-
-def check_inputs(recipe: Recipe) -> list[Path]:
-    """Checks that what the recipe reads is there and fits, before anything is written; returns those files."""
-    inputs = []
-    if recipe.data.source == "files":
-        for key in ("train", "validation"):
-            value = getattr(recipe.data, key)
-            if value is None:
-                raise InputError(f"recipe {recipe.name!r} needs data.{key}: set it or pass --{key} FILE")
-            inputs.append(existing(value, f"{key} data"))
-    config = None
-    if recipe.model.kind == "pretrained":
-        if recipe.model.folder is None:
-            raise InputError(f"recipe {recipe.name!r} needs model.folder: set it or pass --model DIR")
-        folder = existing(recipe.model.folder, "model folder")
-        config = read_config(folder)
-        check_weights(folder, config)
-        inputs += [folder / "config.json", *files_of(folder)]
-        if recipe.data.max_length > config.max_position_embeddings:
-            raise InputError(
-                f"data.max_length {recipe.data.max_length} is more than the {config.max_position_embeddings} "
-                "positions of the model"
-            )
-    elif recipe.model.folder is not None:
-        raise InputError("model.folder was given, but model.kind is 'fresh'; set it to 'pretrained'")
-    source = recipe.data.tokenizer or recipe.model.folder
-    if source is not None:
-        vocabulary = load_tokenizer(source).get_vocab_size()
-        if config is not None and vocabulary > config.vocab_size:
-            raise InputError(f"{source} has {vocabulary} tokens, the model's table has {config.vocab_size} rows")
-        inputs.append(Path(source) / "tokenizer.json" if Path(source).is_dir() else Path(source))
-    return inputs
 
 
 class _Run:
@@ -126,11 +78,12 @@ class _Run:
         self.recipe, self.folder, self.log = recipe, folder, log
         self.path = folder.path
         self._loaded: tuple[str, Any] | None = None
+        self.task = task_of(recipe, folder.path / _DATA)
         self._strategy = make_strategy(recipe.replicas)
 
     def all(self) -> Report:
         r = self.recipe
-        data = self._step("data", ["data"], self._pack)
+        data = self._step("data", [_DATA], lambda: self.task.pack(self.log))
         self._step("train baseline", [_keras_file(BASELINE)], lambda: self._train_baseline(data))
         for variant in r.variants:
             train = functools.partial(self._train_variant, variant, data)
@@ -154,67 +107,12 @@ class _Run:
 
         return self.folder.do(name, outputs, announced)
 
-    # data
-
-    def _pack(self) -> dict[str, Any]:
-        section = self.recipe.data
-        train, validation = self._texts()
-        names = label_names(train)
-        source = section.tokenizer or self.recipe.model.folder
-        tokenizer = load_tokenizer(source) if source else train_bpe(train.texts, section.vocab_size)
-        with replacing(self.path / "data") as folder:
-            folder.mkdir()
-            save_tokenizer(tokenizer, folder / "tokenizer.json")
-            manifests = {
-                split: packing.write_pack(
-                    folder, split, texts, tokenizer, section.max_length, names,
-                    section.shards if split == "train" else 1, section.on_long, self.recipe.seed,
-                )
-                for split, texts in (("train", train), ("validation", validation))
-            }  # fmt: skip
-        facts: dict[str, Any] = {
-            "labels": names, "vocab_size": tokenizer.get_vocab_size(), "on_long": section.on_long,
-        }  # fmt: skip
-        for split, m in manifests.items():
-            facts[f"{split}_texts"], facts[f"{split}_records"] = m.texts, m.records
-            facts[f"{split}_too_long"], facts[f"{split}_longest"] = m.too_long, m.longest
-            facts[f"{split}_majority"] = round(max(m.class_counts) / m.records, 4)
-        for note in _data_notes(facts):
-            self.log(note)
-        return facts
-
-    def _texts(self) -> tuple[Texts, Texts]:
-        section = self.recipe.data
-        if section.source == "stdlib_docs":
-            return read_stdlib_docs(self.recipe.seed)
-        found = []
-        for path in (section.train, section.validation):
-            texts = read_texts(str(path), section.text_column, section.label_column)
-            if texts.labels is None:
-                raise DataError(f"{path} has no labels; a classifier needs a .tsv, .csv or .jsonl file with them")
-            found.append(texts)
-        return found[0], found[1]
-
     # train and compress
 
     def _train_baseline(self, data: dict[str, Any]) -> dict[str, Any]:
-        section, classes = self.recipe.model, len(data["labels"])
         seed_everything(self.recipe.generation, self.recipe.seed)
         with scope(self._strategy):
-            if section.folder is not None:
-                model = from_pretrained(
-                    section.folder, self.recipe.generation, classes, section.pooling, section.dropout
-                )
-            else:
-                config = BertConfig(
-                    vocab_size=data["vocab_size"], hidden_size=section.hidden_size,
-                    num_hidden_layers=section.num_hidden_layers,
-                    num_attention_heads=section.num_attention_heads,
-                    intermediate_size=section.intermediate_size,
-                    max_position_embeddings=self.recipe.data.max_length,
-                    hidden_dropout_prob=section.dropout,
-                )  # fmt: skip
-                model = bert(config, classes, section.pooling, self.recipe.generation)
+            model = self.task.build(data)
         history = self._fit(model, self.recipe.train, data, [], BASELINE)
         keras_api.save_model(model, self.path / _keras_file(BASELINE))
         return history
@@ -242,23 +140,19 @@ class _Run:
         self, model: Any, section: TrainSection, data: dict[str, Any], callbacks: list[Any], title: str
     ) -> dict[str, Any]:
         config = _train_config(section, self.recipe.seed)
-        train = batching.batches(
-            self.path / "data", config.batch_size, shuffle=True, seed=self.recipe.seed, split="train"
-        )
+        train = self.task.batches(config.batch_size, "train", shuffle=True)
         steps = total_steps(data["train_records"], config)
-        return fit(model, train, config, steps, callbacks, self._validation(), self._strategy, title)
-
-    def _validation(self) -> Any:
-        return batching.batches(self.path / "data", 64, split="validation")
+        validation = self.task.batches(_VALIDATION_BATCH, "validation")
+        return fit(model, train, config, steps, callbacks, validation, self._strategy, title)
 
     # export
 
     def _export(self, planned: PlannedArtifact) -> dict[str, Any]:
         section, model = planned.section, self._model(planned.owner)
-        samples = self._calibration() if section.quantization in NAMED else self._samples()
+        samples = self.task.calibration() if section.quantization in NAMED else self.task.samples()
         artifact = export(
             model, self.path / planned.path, section.format, self._quantization(section, model, samples),
-            section.jit_compile, representative=samples, lengths=self._lengths(section),
+            section.jit_compile, representative=samples, lengths=self.task.lengths(section),
         )  # fmt: skip
         layers = [dataclasses.asdict(layer) for layer in artifact.layers]
         return {"max_abs_error": artifact.max_abs_error, "layers": layers}
@@ -274,33 +168,18 @@ class _Run:
         table.save(self.path / f"{section.suffix}_sensitivity.json")
         return chosen
 
-    def _calibration(self) -> dict[str, Any]:
-        """Training texts, as many of each class, for ranges and rounding."""
-        return batching.samples(self.path / "data", _SAMPLES, "train", balanced=True)
-
-    def _lengths(self, section: ExportSection) -> list[int] | None:
-        if section.format == "saved_model" and not section.jit_compile:
-            return None
-        longest = self.recipe.data.max_length
-        return self.recipe.lengths or sorted({n for n in (32, 64, 128) if n < longest} | {longest})
-
     def _model(self, owner: str) -> Any:
         if self._loaded is None or self._loaded[0] != owner:
             self._loaded = (owner, keras_api.load_model(self.path / _keras_file(owner)))
         return self._loaded[1]
 
-    def _samples(self) -> dict[str, Any]:
-        return batching.samples(self.path / "data", _SAMPLES, "validation")
-
     # measure and report
 
     def _measure(self, targets: dict[str, str], exported: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
-        section, samples = self.recipe.measure, self._samples()
-        length = section.length or self.recipe.data.max_length
-        inputs = {name: _widened(samples[name], length) for name in ("input_ids", "attention_mask")}
+        section, held_out = self.recipe.measure, self.task.held_out()
         found = measure_in_child(
             {name: self.path / target for name, target in targets.items()},
-            self.path / "data", "validation", inputs, section.threads, section.rounds,
+            held_out.data, held_out.text, held_out.window, held_out.inputs, section.threads, section.rounds,
             {name: facts["max_abs_error"] for name, facts in exported.items()}, self.log,
         )  # fmt: skip
         layers = {name: facts["layers"] or None for name, facts in exported.items()}
@@ -316,7 +195,7 @@ class _Run:
             for a in recipe.artifacts()
             if any(v.name == a.owner and v.prune for v in recipe.variants)
         }
-        notes = [*_data_notes(data), *findings(found, pruned)]
+        notes = [*self.task.notes(data), *findings(found, pruned)]
         report = Report(machine_info(), recipe.to_dict(), found, self.folder.steps, data, notes)
         pictures = plots(report)
         with replacing(self.path / "plots") as folder:
@@ -355,20 +234,3 @@ def _train_config(section: TrainSection, seed: int) -> TrainConfig:
 
 def _keras_file(owner: str) -> str:
     return f"{owner}/model.keras"
-
-
-def _widened(value: Any, length: int) -> Any:
-    """Rows cut or repeated along the sequence to exactly `length`, so that timing sees no padding."""
-    repeats = -(-length // value.shape[1])
-    return np.tile(value, (1, repeats))[:, :length] if value.shape[1] != length else value
-
-
-def _data_notes(data: dict[str, Any]) -> list[str]:
-    """What happened to texts that were too long."""
-    return [
-        f"{data[f'{split}_too_long']} of {data[f'{split}_texts']} {split} texts were longer than the model takes "
-        f"and were {'cut' if data['on_long'] == 'truncate' else 'dropped'} (the longest had "
-        f"{data[f'{split}_longest']} tokens)."
-        for split in ("train", "validation")
-        if data[f"{split}_too_long"]
-    ]

@@ -12,200 +12,23 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import pydantic
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from tfopt.errors import InputError, MissingFileError
-from tfopt.numerics.masks import check_pattern_sparsity, parse_structure
-from tfopt.quantization import NAMED, QuantizeConfig
-from tfopt.schedules import check_sparsity
+from tfopt.quantization import NAMED
+from tfopt.recipe_sections import (
+    Count,
+    DataSection,
+    ExportSection,
+    MeasureSection,
+    ModelSection,
+    Section,
+    TrainSection,
+    VariantSection,
+)
 
 BASELINE = "baseline"
 _FOLDERS = ("data", "plots")  # of a run, beside one per variant and artifact
-Share = Annotated[float, Field(ge=0, le=1)]
-Count = Annotated[int, Field(ge=1)]
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
-
-
-class DataSection(_Section):
-    """Where the texts come from and how they become token ids."""
-
-    source: Literal["files", "stdlib_docs"] = "files"
-    train: str | None = None
-    validation: str | None = None
-    text_column: str | None = None
-    label_column: str = "label"
-    max_length: Count = 128
-    on_long: Literal["error", "truncate", "drop"] = "error"
-    tokenizer: str | None = None
-    vocab_size: Annotated[int, Field(ge=260)] = 8192
-    shards: Count = 4
-
-
-class ModelSection(_Section):
-    """The classifier: read from a Hugging Face folder, or built fresh from these sizes."""
-
-    kind: Literal["fresh", "pretrained"] = "fresh"
-    folder: str | None = None
-    hidden_size: Count = 128
-    num_hidden_layers: Count = 2
-    num_attention_heads: Count = 4
-    intermediate_size: Count = 512
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    pooling: Literal["mean", "cls"] = "mean"
-
-    @pydantic.model_validator(mode="after")
-    def _check_sizes(self) -> "ModelSection":
-        if self.hidden_size % self.num_attention_heads:
-            raise ValueError(
-                f"hidden_size must be a multiple of num_attention_heads, got {self.hidden_size} and "
-                f"{self.num_attention_heads}"
-            )
-        return self
-
-
-class TrainSection(_Section):
-    """One training; see `tfopt.train.TrainConfig`."""
-
-    epochs: Count = 3
-    batch_size: Count = 32
-    learning_rate: Annotated[float, Field(gt=0)] = 5e-5
-    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.06
-    weight_decay: Annotated[float, Field(ge=0)] = 0.01
-    clip_norm: Annotated[float, Field(ge=0)] = 1.0
-    jit_compile: bool = False
-
-
-class PruneSection(_Section):
-    """Magnitude pruning during the training of a variant; begin and end are shares of its steps."""
-
-    sparsity: float
-    initial_sparsity: float = 0.0
-    schedule: Literal["polynomial", "constant"] = "polynomial"
-    begin: Share = 0.0
-    end: Share = 0.6
-    frequency: Count = 100
-    structure: str = "unstructured"
-    scope: Literal["layer", "global"] = "layer"
-    include: list[str] | None = None
-    exclude: list[str] | None = None
-
-    @pydantic.field_validator("sparsity", "initial_sparsity")
-    @classmethod
-    def _check_sparsity(cls, value: float, info: pydantic.ValidationInfo) -> float:
-        return check_sparsity(value, info.field_name or "sparsity")
-
-    @pydantic.model_validator(mode="after")
-    def _check_order(self) -> "PruneSection":
-        if self.begin >= self.end:
-            raise ValueError(f"begin must come before end, got begin {self.begin:g}, end {self.end:g}")
-        structure = parse_structure(self.structure)
-        check_pattern_sparsity(structure, self.sparsity)
-        if structure.kind == "n:m" and self.scope == "global":
-            raise ValueError("scope 'global' cannot be combined with an n:m structure")
-        return self
-
-
-class ClusterSection(_Section):
-    """Weight clustering during the training of a variant; see `tfopt.callbacks.WeightClustering`."""
-
-    clusters: Annotated[int, Field(ge=2)] = 16
-    include: list[str] | None = None
-    exclude: list[str] | None = None
-
-
-class QuantizeSection(_Section):
-    """Quantization-aware training, as `tfopt.QuantizeConfig`; warmup and freeze are shares of a variant's steps."""
-
-    weight_bits: int | None = 8
-    activation_bits: int | None = 8
-    activations: Literal["none", "dynamic", "static"] = "dynamic"
-    weight_granularity: Literal["tensor", "channel"] | int = "channel"
-    weight_symmetric: bool = True
-    activation_symmetric: bool = False
-    weight_scale: Literal["max", "mse", "learned"] = "max"
-    activation_range: Literal["moving_average", "learned"] = "moving_average"
-    bits: dict[str, int] = {}
-    table_bits: int | None = None
-    warmup: Share = 0.0
-    freeze: Share | None = None
-    include: list[str] | None = None
-    exclude: list[str] | None = None
-    strict: bool = False
-
-    @pydantic.model_validator(mode="after")
-    def _check(self) -> "QuantizeSection":
-        self.config(1000)
-        return self
-
-    def config(self, steps: int) -> QuantizeConfig:
-        """The technique's configuration for a training of so many steps."""
-        values = self.model_dump(exclude={"warmup", "freeze"})
-        frozen = None if self.freeze is None else round(self.freeze * steps)
-        return QuantizeConfig(**values, warmup_steps=round(self.warmup * steps), freeze_after=frozen)
-
-
-class VariantSection(_Section):
-    """A model made from the trained baseline by compressing and training it on."""
-
-    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
-    prune: PruneSection | None = None
-    cluster: ClusterSection | None = None
-    quantize: QuantizeSection | None = None
-    train: TrainSection = TrainSection()
-
-    @pydantic.model_validator(mode="after")
-    def _check_any(self) -> "VariantSection":
-        if not (self.prune or self.cluster or self.quantize):
-            raise ValueError(f"variant {self.name!r} needs a section prune, cluster or quantize")
-        return self
-
-
-class ExportSection(_Section):
-    """One artifact of the baseline or of each named variant."""
-
-    format: Literal["saved_model", "tflite"]
-    quantization: str | None = None
-    rounding: Literal["nearest", "gptq"] = "nearest"
-    smooth: Annotated[float, Field(gt=0, lt=1)] | None = None
-    max_bytes: Count | None = None
-    max_loss: Annotated[float, Field(ge=0, le=100)] | None = None
-    jit_compile: bool = False
-    of: list[str] | None = None
-
-    @property
-    def suffix(self) -> str:
-        """The part of the artifact's name after the variant's."""
-        kind = "xla" if self.jit_compile else self.format
-        mixed = "mixed" * ({self.max_bytes, self.max_loss} != {None})
-        extras = ("gptq" * (self.rounding == "gptq"), "smooth" * bool(self.smooth), mixed)
-        name = self.quantization or ""
-        name = {"dynamic_int8": "int8", "int8": "static_int8"}.get(name, name)
-        return "_".join(part for part in (kind, name, *extras) if part)
-
-    @pydantic.field_validator("quantization")
-    @classmethod
-    def _check_quantization(cls, value: str | None) -> str | None:
-        known = ("float16", *NAMED, "trained")
-        if value is not None and value not in known:
-            near = difflib.get_close_matches(value, known, n=1, cutoff=0.0)
-            raise ValueError(f"unknown quantization {value!r}; did you mean {near[0]!r}?")
-        return value
-
-    @pydantic.model_validator(mode="after")
-    def _check_kind(self) -> "ExportSection":
-        if self.format == "saved_model" and self.quantization:
-            raise ValueError(f"quantization {self.quantization!r} needs format 'tflite'")
-        if self.format == "tflite" and self.jit_compile:
-            raise ValueError("jit_compile needs format 'saved_model'")
-        if self.max_bytes is not None and self.max_loss is not None:
-            raise ValueError("give either max_bytes or max_loss")
-        refined = self.rounding != "nearest" or {self.smooth, self.max_bytes, self.max_loss} != {None}
-        if self.quantization not in NAMED and refined:
-            raise ValueError("rounding, smooth, max_bytes and max_loss need an integer quantization after training")
-        return self
 
 
 class PlannedArtifact(NamedTuple):
@@ -224,19 +47,12 @@ class PlannedArtifact(NamedTuple):
     path: str
 
 
-class MeasureSection(_Section):
-    """How artifacts are timed."""
-
-    rounds: Count = 50
-    threads: Count | None = None
-    length: Count | None = None
-
-
-class Recipe(_Section):
+class Recipe(Section):
     """A whole run. `Recipe.load` reads one from TOML or by the name of a built-in recipe."""
 
     schema_version: Annotated[Literal[1], Field(alias="schema")]
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    task: Literal["classification", "causal_lm"] = "classification"
     generation: Literal["tf_keras", "keras"] = "tf_keras"
     seed: Annotated[int, Field(ge=0)] = 0
     replicas: Count = 1
@@ -244,8 +60,8 @@ class Recipe(_Section):
     data: DataSection = DataSection()
     model: ModelSection = ModelSection()
     train: TrainSection = TrainSection()
-    variants: list[VariantSection] = []
-    exports: list[ExportSection] = []
+    variants: list[VariantSection] = Field(default_factory=list)
+    exports: list[ExportSection] = Field(default_factory=list)
     measure: MeasureSection = MeasureSection()
 
     @pydantic.model_validator(mode="after")
@@ -264,12 +80,31 @@ class Recipe(_Section):
         for export in self.exports:
             if export.quantization == "trained" and not any(a.section is export for a in self.artifacts()):
                 raise ValueError("exports: quantization 'trained' needs a variant with a section quantize")
+        self._check_task()
         longest = self.data.max_length
         if self.lengths and max(self.lengths) != longest:
             raise ValueError(f"lengths must end at data.max_length {longest}, got {self.lengths}")
         if (self.measure.length or 0) > longest:
             raise ValueError(f"measure.length must be at most data.max_length {longest}, got {self.measure.length}")
         return self
+
+    def _check_task(self) -> None:
+        if self.task == "classification":
+            return
+        if self.data.max_length < 4:
+            raise ValueError(f"data.max_length must be 4 or more for task 'causal_lm', got {self.data.max_length}")
+        static = next((e.quantization for e in self.exports if e.quantization in ("int8", "int16")), None)
+        if static is not None:
+            raise ValueError(
+                f"exports: {static!r} is static, and files that generate have no static kind; use a dynamic or "
+                "weight-only one"
+            )
+        for variant in self.variants:
+            if variant.quantize is not None and variant.quantize.activations == "static":
+                raise ValueError(
+                    f"variant {variant.name!r}: files that generate have no static kind; set quantize.activations "
+                    "to 'dynamic' or 'none'"
+                )
 
     def artifacts(self) -> "list[PlannedArtifact]":
         """What a run exports; the first is the float SavedModel that the rest is compared with."""

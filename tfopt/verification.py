@@ -8,7 +8,6 @@ import numpy as np
 
 from tfopt import keras_api
 from tfopt.data import pack as packing
-from tfopt.data.batches import samples
 from tfopt.errors import DataError, InputError, VerificationError
 from tfopt.export.verify import check_contents, check_outputs, largest_error
 from tfopt.files import existing, sha256
@@ -17,8 +16,7 @@ from tfopt.measure.measure import Log
 from tfopt.recipe import Recipe
 from tfopt.report import Report
 from tfopt.run_folder import MANIFEST
-
-_SAMPLES = 64
+from tfopt.tasks import task_of
 
 
 def verify_run(folder: str | Path, log: Log = lambda line: None) -> dict[str, Any]:
@@ -39,7 +37,7 @@ def verify_run(folder: str | Path, log: Log = lambda line: None) -> dict[str, An
     log(f"{count} files match the manifest")
     packing.verify(folder / "data")
     recipe = Recipe.load(folder / "recipe.toml")
-    given = samples(folder / "data", _SAMPLES, "validation")
+    given = task_of(recipe, folder / "data").samples()
     planned = recipe.artifacts()
     recorded = {m.name: m.max_abs_error for m in Report.load(folder / "report.json").artifacts}
     found: dict[str, Any] = {}

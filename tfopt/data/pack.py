@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -120,18 +121,39 @@ def write_pack(
     Raises:
         DataError: an unknown label, or texts that are too long.
     """
-    if shards < 1:
-        raise InputError(f"shards must be 1 or more, got {shards}")
     ids = None if labels is None else np.array(label_ids(data, labels), np.int64)
     encoded = encode(tokenizer, data.texts, max_length, on_long, data.source)
     ids = None if ids is None else ids[encoded.kept]
-    files = _write_shards(folder, split, encoded, ids, shards, seed)
+    facts: dict[str, Any] = {"texts": len(data), "length_limit": max_length, "on_long": on_long}
+    if labels is not None and ids is not None:
+        facts |= {"labels": labels, "class_counts": np.bincount(ids, minlength=len(labels)).tolist()}
+    return write_encoded(folder, split, encoded, ids, shards, seed, facts)
+
+
+def write_encoded(
+    folder: Path,
+    split: str,
+    data: Encoded,
+    ids: np.ndarray | None,
+    shards: int,
+    seed: int,
+    facts: Mapping[str, Any],
+) -> Manifest:
+    """Writes the shards and the manifest of records that are token ids already.
+
+    Args:
+        folder, split, shards, seed: as for `write_pack`.
+        data: the records.
+        ids: a class for each record, or None.
+        facts: what the manifest says beyond the records: texts, length_limit, on_long, labels, class_counts.
+    """
+    if shards < 1:
+        raise InputError(f"shards must be 1 or more, got {shards}")
+    files = _write_shards(folder, split, data, ids, shards, seed)
     manifest = Manifest(
-        texts=len(data),
-        records=int(encoded.lengths.size), tokens=int(encoded.lengths.sum()),
-        max_length=int(encoded.lengths.max()), length_limit=max_length, labels=labels or [],
-        class_counts=[] if labels is None or ids is None else np.bincount(ids, minlength=len(labels)).tolist(),
-        too_long=encoded.too_long, on_long=on_long, longest=encoded.longest, shards=files,
+        **{"labels": [], "class_counts": [], **facts},
+        records=int(data.lengths.size), tokens=int(data.lengths.sum()), max_length=int(data.lengths.max()),
+        too_long=data.too_long, longest=data.longest, shards=files,
     )  # fmt: skip
     write_json(folder / f"{split}{_MANIFEST_SUFFIX}", dataclasses.asdict(manifest))
     return manifest

@@ -71,6 +71,27 @@ def read_texts(path: str | Path, text_column: str | None = None, label_column: s
     return Texts(texts, labels, str(path))
 
 
+def read_documents(path: str | Path, text_column: str | None = None) -> Texts:
+    """Reads running text: a `.txt` file is one document as it stands, a row of another file is one.
+
+    Args:
+        path: the file; UTF-8.
+        text_column: as for `read_texts`.
+
+    Raises:
+        MissingFileError: no such file.
+        DataError: not UTF-8, no such column, a broken line, or no text at all.
+        InputError: an unknown suffix.
+    """
+    path = existing(path, "data file")
+    if FORMATS.get(path.suffix.lower()) != "text":
+        return read_texts(path, text_column, None)
+    content = _decode(path)
+    if not content.strip():
+        raise DataError(f"{path} holds no text")
+    return Texts([content], None, str(path))
+
+
 def label_names(train: Texts) -> list[str]:
     """The distinct labels of the training data, numbers in numeric order, words alphabetically.
 

@@ -68,27 +68,31 @@ def parse_tokenizer(content: str, source: str) -> Any:
     return tokenizer
 
 
-def train_bpe(texts: Sequence[str], vocab_size: int) -> Any:
+def train_bpe(texts: Sequence[str], vocab_size: int, end_of_text: str | None = None) -> Any:
     """Trains a byte-level BPE tokenizer that puts [CLS] before and [SEP] after each text.
 
     Args:
         texts: training texts.
         vocab_size: rows of the vocabulary, at least 260 (256 bytes and the special tokens).
+        end_of_text: for running text: the only special token, which stands for the end of a document; nothing is
+            put around a text then, and its blanks stay as they are.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
     if vocab_size < 256 + len(SPECIAL_TOKENS) + 1:
         raise InputError(f"vocab_size must be 260 or more, got {vocab_size}")
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=end_of_text is None)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
-        special_tokens=list(SPECIAL_TOKENS),
+        special_tokens=list(SPECIAL_TOKENS) if end_of_text is None else [end_of_text],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
+    if end_of_text is not None:
+        return tokenizer
     start, end = tokenizer.token_to_id("[CLS]"), tokenizer.token_to_id("[SEP]")
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", special_tokens=[("[CLS]", start), ("[SEP]", end)]

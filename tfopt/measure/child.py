@@ -23,8 +23,9 @@ _PROGRESS = "> "
 
 def measure_in_child(
     targets: Mapping[str, Path],
-    data: Path,
-    split: str,
+    data: Path | None,
+    text: np.ndarray | None,
+    window: int | None,
     inputs: Mapping[str, np.ndarray],
     threads: int | None,
     rounds: int,
@@ -35,8 +36,9 @@ def measure_in_child(
 
     Args:
         targets: name -> artifact.
-        data: packed folder whose `split` is the held-out data.
-        split: name of the split.
+        data: packed folder whose split "validation" is the held-out data, or None.
+        text: token ids of held-out text, or None.
+        window: with it, how many tokens a model sees at once.
         inputs: one row for timing, several rows for throughput.
         threads: threads of each runtime, or None for all cores.
         rounds: timed calls of each artifact.
@@ -47,13 +49,15 @@ def measure_in_child(
         WorkFailedError: the process failed; the message holds its last words.
     """
     request = {
-        "targets": {name: str(path) for name, path in targets.items()}, "data": str(data), "split": split,
-        "threads": threads, "rounds": rounds, "errors": dict(errors),
+        "targets": {name: str(path) for name, path in targets.items()}, "data": None if data is None else str(data),
+        "window": window, "threads": threads, "rounds": rounds, "errors": dict(errors),
     }  # fmt: skip
     with tempfile.TemporaryDirectory(prefix="tfopt-") as name:
         folder = Path(name)
         (folder / "request.json").write_text(json.dumps(request), "utf-8")
         np.savez(folder / "inputs.npz", **inputs)  # type: ignore[arg-type]
+        if text is not None:
+            np.save(folder / "text.npy", text)
         command = [sys.executable, "-m", "tfopt.measure", str(folder)]
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
             last = _follow(process, log)
@@ -93,11 +97,13 @@ def serve(folder: Path) -> None:
         set_threads(request["threads"])
     found = compare_artifacts(
         request["targets"],
-        batches(request["data"], 64, split=request["split"]),
+        None if request["data"] is None else batches(request["data"], 64, split="validation"),
         inputs,
         request["threads"],
         request["rounds"],
         request["errors"],
         lambda line: print(f"{_PROGRESS}{line}", flush=True),  # noqa: T201
+        None if request["window"] is None else np.load(folder / "text.npy"),
+        request["window"],
     )
     (folder / "result.json").write_text(json.dumps([dataclasses.asdict(m) for m in found]), "utf-8")

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from tfopt.measure.results import Measurement
 
+_FAITHFUL = 0.95  # share of greedy tokens
 _NOTHING = 1.05  # a ratio below this is within what these timings can tell
 
 
@@ -27,10 +28,21 @@ def findings(artifacts: Sequence[Measurement], pruned_from: Mapping[str, str] | 
                 notes.append(f"{m.name}: float16 saves bytes and brought no speed ({ratio:.2f} times {full.name}).")
         elif m.speedup is not None and m.format != "keras" and m.speedup < _NOTHING:
             notes.append(f"{m.name}: no faster than {artifacts[0].name} here ({m.speedup:.2f} times).")
+    notes += [_about_greedy(m) for m in artifacts if (m.generation or {}).get("greedy_agreement", 1.0) < _FAITHFUL]
     noisy = [m.name for m in artifacts if m.latency_spread is not None and m.latency_spread > 0.1]
     if noisy:
         notes.append(f"Timings of {', '.join(noisy)} spread by more than 10 %: the machine was busy.")
     return notes
+
+
+def _about_greedy(m: Measurement) -> str:
+    """Why the greedy text is another one."""
+    g = m.generation or {}
+    return (
+        f"{m.name}: {g['greedy_agreement']:.0%} of its greedy tokens are the float model's; at the first other "
+        f"one, token {g['greedy_differs_at'] + 1:.0f}, that model's best logit was {g['greedy_margin_there']:.2f} "
+        f"above the next (in the median {g['greedy_margin_median']:.2f}), and what follows continues another text."
+    )
 
 
 def _about_pruning(pruned: Measurement, plain: Measurement) -> list[str]:

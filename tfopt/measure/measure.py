@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 
 from tfopt.child import run_in_child
+from tfopt.errors import InputError
 from tfopt.files import size_of
 from tfopt.measure import latency, quality, size
 from tfopt.measure.results import Measurement
+from tfopt.measure.text import add_text_figures
 from tfopt.runtime import Predictor
 
 Log = Callable[[str], None]
@@ -47,6 +49,8 @@ def compare_artifacts(
     rounds: int = 50,
     errors: Mapping[str, float] | None = None,
     log: Log = lambda line: None,
+    text: np.ndarray | None = None,
+    window: int | None = None,
 ) -> list[Measurement]:
     """Measures several artifacts; the first target is the baseline of the rest.
 
@@ -55,7 +59,14 @@ def compare_artifacts(
         data, inputs, threads, rounds: as for `measure`.
         errors: name -> largest difference from the Keras model, as export found it.
         log: told what is being measured.
+        text: token ids (length,) of held-out text, for causal language models: perplexity and generation.
+        window: with it, how many tokens a model sees at once.
+
+    Raises:
+        InputError: a text without a window.
     """
+    if (text is None) != (window is None):
+        raise InputError(f"text and window go together, got window={window}")
     predictors = {
         name: target if isinstance(target, Predictor) else Predictor.load(target, threads)
         for name, target in targets.items()
@@ -66,6 +77,9 @@ def compare_artifacts(
         _add_timing(found, predictors, inputs, threads, rounds, log)
     if data is not None:
         _add_quality(found, predictors, data, log)
+    if text is not None and window is not None:
+        log("perplexity and generation of all in turns")
+        found = add_text_figures(found, predictors, text, window, rounds)
     baseline = next(iter(found.values()))
     return [
         dataclasses.replace(m, shrink=baseline.bytes / m.bytes, max_abs_error=(errors or {}).get(m.name))

@@ -1,7 +1,7 @@
 """How well a causal language model knows a text: perplexity and next-token accuracy, window by window."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -24,6 +24,25 @@ class Perplexity:
     tokens: int
 
 
+@dataclasses.dataclass(frozen=True)
+class PredictedText:
+    """Every token of a text but the first, as a model predicted it.
+
+    Attributes:
+        losses: negative log likelihood of each, float64.
+        chosen: the most likely token at each, int64.
+        right: where that is the token of the text, bool.
+    """
+
+    losses: np.ndarray
+    chosen: np.ndarray
+    right: np.ndarray
+
+    @property
+    def perplexity(self) -> Perplexity:
+        return Perplexity(float(np.exp(self.losses.mean())), float(self.right.mean()), len(self.losses))
+
+
 def perplexity(
     decoder: Decoder, ids: Sequence[int], window: int | None = None, stride: int | None = None
 ) -> Perplexity:
@@ -40,28 +59,51 @@ def perplexity(
     Raises:
         InputError: a text of fewer than two tokens, or a window or stride out of range.
     """
-    window = decoder.context if window is None else window
-    if not 2 <= window <= decoder.context:
-        raise InputError(f"window must be in [2, {decoder.context}] (the context), got {window}")
+
+    def logits_of(part: np.ndarray) -> np.ndarray:
+        with decoder.open([0]) as session:
+            return session.extend(part[None], every=True)[0]
+
+    return predict_text(logits_of, decoder.context, ids, window, stride).perplexity
+
+
+def predict_text(
+    logits_of: Callable[[np.ndarray], np.ndarray],
+    context: int,
+    ids: Sequence[int] | np.ndarray,
+    window: int | None = None,
+    stride: int | None = None,
+) -> PredictedText:
+    """What `perplexity` is computed from.
+
+    Args:
+        logits_of: token ids (length,) int32 -> logits (length, vocabulary).
+        context: the most tokens it takes.
+        ids, window, stride: as for `perplexity`.
+
+    Raises:
+        InputError: as `perplexity`.
+    """
+    window = context if window is None else window
+    if not 2 <= window <= context:
+        raise InputError(f"window must be in [2, {context}] (the context), got {window}")
     stride = max(1, window // 2) if stride is None else stride
     if not 1 <= stride < window:
         raise InputError(f"stride must be in [1, {window}), got {stride}")
     tokens = np.asarray(ids, np.int32)
     if len(tokens) < 2:
         raise InputError(f"the text must have 2 tokens or more, got {len(tokens)}")
-    total, right, predicted = 0.0, 0, 1  # the first token has nothing before it
+    losses, chosen, predicted = [], [], 1  # the first token has nothing before it
     for start in range(0, len(tokens), stride):
         part = tokens[start : start + window]
         fresh = start + len(part) - predicted
         if fresh <= 0:
             break
-        with decoder.open([0]) as session:
-            logits = session.extend(part[None, :-1], every=True)[0, -fresh:].astype(np.float64)
-        targets = part[-fresh:]
+        logits = logits_of(part[:-1])[-fresh:].astype(np.float64)
         logits -= logits.max(-1, keepdims=True)
-        chances = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
-        total -= float(chances[np.arange(fresh), targets].sum())
-        right += int((logits.argmax(-1) == targets).sum())
+        sums = np.log(np.exp(logits).sum(-1))
+        losses.append(sums - logits[np.arange(fresh), part[-fresh:]])
+        chosen.append(logits.argmax(-1))
         predicted += fresh
-    count = predicted - 1
-    return Perplexity(float(np.exp(total / count)), right / count, count)
+    best = np.concatenate(chosen)
+    return PredictedText(np.concatenate(losses), best, best == tokens[1:])

@@ -33,8 +33,13 @@ class Measurement:
         peak_memory_bytes: largest resident memory of a process that loads and runs it once.
         quality: metric -> value on held-out data, computed from the artifact's own outputs.
         max_abs_error: largest difference from the Keras model it was exported from.
-        agreement: share of held-out rows that get the baseline's class.
+        agreement: share of held-out rows, or tokens, that get the baseline's class.
         shrink: the baseline's bytes by this artifact's.
+        generation: for causal language models that generate: "prefill_tokens_per_s", "decode_tokens_per_s",
+            "first_token_s", "cache_bytes", "greedy_agreement" (share of the first greedy tokens after held-out
+            prompts that are those of the first artifact that generates) and, where they differ, the first place
+            "greedy_differs_at", by how much that artifact's best logit was above its second there,
+            "greedy_margin_there", and in general, "greedy_margin_median".
         layers: for files with integer weights, each matrix with its bits, what one scale covers, and the
             reason where it stayed in float.
     """
@@ -56,6 +61,7 @@ class Measurement:
     max_abs_error: float | None = None
     agreement: float | None = None
     shrink: float | None = None
+    generation: dict[str, float] | None = None
     layers: list[dict[str, Any]] | None = None
 
     @classmethod

@@ -3,6 +3,7 @@
 Karpathy, llama2.c, https://github.com/karpathy/llama2.c: seven int32, then float32 tensors, no names.
 """
 
+import dataclasses
 import struct
 from pathlib import Path
 from typing import Any
@@ -22,13 +23,19 @@ _HEADER = struct.Struct("<7i")
 _LARGEST = 1 << 24  # rows, widths and layers beyond this are no header but something else
 
 
-def read_llama2c(path: str | Path, generation: str = "tf_keras", tokenizer: str | Path | None = None) -> Any:
+def read_llama2c(
+    path: str | Path,
+    generation: str = "tf_keras",
+    tokenizer: str | Path | None = None,
+    dropout: float | None = None,
+) -> Any:
     """Builds the model of a llama2.c `.bin` file with its weights.
 
     Args:
         path: the file.
         generation: "tf_keras" or "keras".
         tokenizer: its tokenizer's file, which then stays with the model.
+        dropout: while training, in [0, 1).
 
     Raises:
         MissingFileError: no such file.
@@ -36,7 +43,7 @@ def read_llama2c(path: str | Path, generation: str = "tf_keras", tokenizer: str 
     """
     path = existing(path, "model file")
     config, sizes, own_output = _header(path)
-    model = causal_lm(config, generation)
+    model = causal_lm(config if dropout is None else dataclasses.replace(config, dropout=dropout), generation)
     if tokenizer is not None:
         content = existing(tokenizer, "tokenizer").read_bytes()
         size = Llama2cTokenizer.parse(content, str(tokenizer)).get_vocab_size()
@@ -55,6 +62,11 @@ def read_llama2c(path: str | Path, generation: str = "tf_keras", tokenizer: str 
     if own_output:
         variables["logits/kernel"].assign(stored[at:].reshape(config.vocab_size, config.hidden_size).T)
     return model
+
+
+def llama2c_config(path: str | Path) -> CausalLMConfig:
+    """The shape that a llama2.c file's header describes; raises as `read_llama2c`."""
+    return _header(existing(path, "model file"))[0]
 
 
 def _header(path: Path) -> tuple[CausalLMConfig, list[tuple[list[str | None], tuple[int, ...]]], bool]:

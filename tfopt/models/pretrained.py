@@ -65,25 +65,13 @@ def from_pretrained(
     return model
 
 
-def read_config(folder: Path) -> BertConfig:
-    """An encoder's shape from `config.json`.
-
-    Raises:
-        ModelFileError: the folder describes something else.
-    """
-    config, _ = _read(folder)
-    if not isinstance(config, BertConfig):
-        raise ModelFileError(f"{folder} holds a model that generates; an encoder is needed here")
-    return config
-
-
-def describes_causal_lm(folder: Path) -> bool:
-    """Whether a folder's `config.json` is that of a model that generates.
+def read_config(folder: Path) -> Config:
+    """The shape that a folder's `config.json` describes: of an encoder, or of a model that generates.
 
     Raises:
         ModelFileError: it is not one that is known.
     """
-    return isinstance(_read(folder)[0], CausalLMConfig)
+    return _read(folder)[0]
 
 
 def check_weights(folder: Path, config: Config) -> None:

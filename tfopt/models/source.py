@@ -11,10 +11,15 @@ from tfopt.models.llama2c import read_llama2c
 from tfopt.models.pretrained import from_pretrained
 
 
-def load_any(path: str | Path) -> Any:
+def load_any(path: str | Path, generation: str = "tf_keras", dropout: float | None = None) -> Any:
     """A Keras model from a `.keras` or `.h5` file, a Hugging Face folder, or what llama2.c writes.
 
     A tokenizer that lies beside a causal language model stays with it.
+
+    Args:
+        path: the file or folder.
+        generation: "tf_keras" or "keras"; a Keras file has its own.
+        dropout: while training, of models that are built from a checkpoint.
 
     Raises:
         MissingFileError: nothing is there.
@@ -27,15 +32,25 @@ def load_any(path: str | Path) -> Any:
         with path.open("rb") as file:
             if file.read(2) in (b"PK", b"\x80\x02"):
                 raise ModelFileError(f"{path} is a pickle, which runs code when it is read; {PICKLE_ADVICE}")
-        return read_llama2c(path)
+        return read_llama2c(path, generation, dropout=dropout)
     if path.is_file():
         return keras_api.load_model(path)
     if (path / "config.json").exists():
-        return from_pretrained(path)
-    models = [file for file in sorted(path.glob("*.bin")) if not file.name.startswith("tok")]
-    if len(models) == 1:
-        tokenizers = sorted(path.glob("tok*.bin"))
-        return read_llama2c(models[0], tokenizer=tokenizers[0] if len(tokenizers) == 1 else None)
-    raise ModelFileError(
-        f"{path} is no model: expected a .keras or .h5 file, a folder with config.json, or a llama2.c .bin file"
-    )
+        return from_pretrained(path, generation, dropout=dropout)
+    model, tokenizer = llama2c_files(path)
+    return read_llama2c(model, generation, tokenizer, dropout)
+
+
+def llama2c_files(folder: Path) -> tuple[Path, Path | None]:
+    """The model of llama2.c in a folder, and its tokenizer if there is one.
+
+    Raises:
+        ModelFileError: there is no such model, or several.
+    """
+    models = [file for file in sorted(folder.glob("*.bin")) if not file.name.startswith("tok")]
+    if len(models) != 1:
+        raise ModelFileError(
+            f"{folder} is no model: expected a .keras or .h5 file, a folder with config.json, or one llama2.c .bin"
+        )
+    tokenizers = sorted(folder.glob("tok*.bin"))
+    return models[0], tokenizers[0] if len(tokenizers) == 1 else None

@@ -6,7 +6,8 @@ from tfopt.measure.results import Measurement
 
 COLUMNS = (
     "artifact", "size", "gzip", "smaller", "bits", "zeros", "latency p50", "p95", "faster", "rows/s", "memory",
-    "accuracy", "agreement", "max error",
+    "accuracy", "agreement", "max error", "perplexity", "prefill tokens/s", "decode tokens/s", "first token",
+    "cache", "same greedy text",
 )  # fmt: skip
 
 
@@ -29,6 +30,9 @@ def row(m: Measurement) -> list[str]:
         return "" if value is None else pattern.format(value)
 
     quality = next(iter(m.quality.values())) if m.quality else None
+    perplexity = (m.quality or {}).get("perplexity")
+    answers = m.generation or {}
+    first, cache = answers.get("first_token_s"), answers.get("cache_bytes")
     p50, p95 = (m.latency_ms.p50, m.latency_ms.p95) if m.latency_ms else (None, None)
     return [
         m.name, megabytes(m.bytes), megabytes(m.bytes_gzip), shown(m.shrink, "{:.2f}x"),
@@ -36,4 +40,7 @@ def row(m: Measurement) -> list[str]:
         shown(p50, "{:.2f} ms"), shown(p95, "{:.2f} ms"),
         shown(m.speedup, "{:.2f}x"), shown(m.throughput_per_s, "{:,.0f}"), megabytes(m.peak_memory_bytes),
         shown(quality, "{:.2%}"), shown(m.agreement, "{:.1%}"), shown(m.max_abs_error, "{:.2g}"),
+        shown(perplexity, "{:.2f}"), shown(answers.get("prefill_tokens_per_s"), "{:,.0f}"),
+        shown(answers.get("decode_tokens_per_s"), "{:,.0f}"), shown(first and first * 1e3, "{:.1f} ms"),
+        megabytes(None if cache is None else int(cache)), shown(answers.get("greedy_agreement"), "{:.0%}"),
     ]  # fmt: skip

@@ -34,7 +34,7 @@ class DecoderPredictor(Predictor):
     def _run(self, signature: Signature, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         return {_LOGITS: np.stack([self._row(*row, thorough=False) for row in _rows(inputs)])}
 
-    def _decoder(self) -> TFLiteDecoder:
+    def make_decoder(self) -> TFLiteDecoder:
         return self.decoder
 
     def try_out(self, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:

@@ -32,9 +32,9 @@ class KerasPredictor(Predictor):
         values = list(value) if isinstance(value, list | tuple) else [value]
         return dict(zip(output_names(self.model, len(values)), values, strict=True))
 
-    def _decoder(self) -> Any:
+    def make_decoder(self) -> Any:
         if not is_causal_lm(self.model):
-            return super()._decoder()
+            return super().make_decoder()
         return EagerDecoder(self.model)
 
     def weights(self) -> list[StoredWeight]:

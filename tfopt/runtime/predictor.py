@@ -171,11 +171,15 @@ class Predictor(abc.ABC):
         """
         from tfopt.decoding.generate import GenerateConfig, Texts
 
-        steps = Texts(self._decoder(), [ids], config or GenerateConfig()).steps()
+        steps = Texts(self.make_decoder(), [ids], config or GenerateConfig()).steps()
         return (token for (token,) in steps if token is not None)
 
-    def _decoder(self) -> Any:
-        """What generates with this artifact."""
+    def make_decoder(self) -> Any:
+        """What generates with this artifact.
+
+        Raises:
+            InputError: it does not generate.
+        """
         raise InputError(f"{self.path} does not generate; export a causal language model to TFLite")
 
     def try_out(self, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:

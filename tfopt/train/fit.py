@@ -71,10 +71,11 @@ def fit(
     strategy: Any = None,
     title: str = "train",
 ) -> dict[str, list[float]]:
-    """Trains a classifier that gives logits, in place.
+    """Trains a model that gives logits, in place.
 
     Args:
-        model: takes the inputs of `data` and gives logits of shape (batch, classes).
+        model: takes the inputs of `data` and gives logits of shape (batch, classes), or (batch, length, vocabulary)
+            with a label at every token.
         data: dataset of (inputs, labels), visited once per epoch.
         config: optimizer and schedule.
         steps: optimizer steps in all, see `total_steps`.

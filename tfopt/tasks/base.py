@@ -1,0 +1,89 @@
+"""What the pipeline asks of a task."""
+
+import abc
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tfopt.data import batches as batching
+from tfopt.recipe import Recipe
+from tfopt.recipe_sections import ExportSection
+
+Log = Callable[[str], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class HeldOut:
+    """What artifacts are measured on.
+
+    Attributes:
+        inputs: one row for timing, several rows for throughput; name -> array.
+        data: packed folder whose "validation" split holds labelled rows, or None.
+        text: token ids of running text, or None.
+        window: with it, how many tokens a model sees at once.
+    """
+
+    inputs: dict[str, np.ndarray]
+    data: Path | None = None
+    text: np.ndarray | None = None
+    window: int | None = None
+
+
+class Task(abc.ABC):
+    """A recipe's data, model and measure of quality.
+
+    Args:
+        recipe: what is run.
+        data: the folder of the packed data.
+    """
+
+    samples_count = 64  # rows that artifacts are compared with their Keras model on
+
+    def __init__(self, recipe: Recipe, data: Path) -> None:
+        self.recipe, self.data = recipe, data
+
+    @abc.abstractmethod
+    def check_inputs(self) -> list[Path]:
+        """Checks that what the recipe reads is there and fits, before anything is written; returns those files."""
+
+    @abc.abstractmethod
+    def pack(self, log: Log) -> dict[str, Any]:
+        """Writes the data's folder and returns facts about it, among them "train_records"."""
+
+    @abc.abstractmethod
+    def build(self, facts: dict[str, Any]) -> Any:
+        """The model before its training."""
+
+    @abc.abstractmethod
+    def batches(self, batch_size: int, split: str, shuffle: bool = False) -> tf.data.Dataset:
+        """Batches of (inputs, labels) of one split."""
+
+    @abc.abstractmethod
+    def lengths(self, section: ExportSection) -> list[int] | None:
+        """The sequence lengths to export."""
+
+    @abc.abstractmethod
+    def held_out(self) -> HeldOut:
+        """What artifacts are measured on."""
+
+    @abc.abstractmethod
+    def calibration(self) -> dict[str, np.ndarray]:
+        """Training texts for ranges and rounding."""
+
+    def samples(self) -> dict[str, np.ndarray]:
+        """Held-out texts for the comparison of artifacts with their Keras model."""
+        return batching.samples(self.data, self.samples_count, "validation")
+
+    def notes(self, facts: dict[str, Any]) -> list[str]:
+        """Sentences about the data that a reader of the report should know."""
+        return []
+
+
+def widened(value: np.ndarray, length: int) -> np.ndarray:
+    """Rows cut or repeated along the sequence to exactly `length`, so that timing sees no padding."""
+    repeats = -(-length // value.shape[1])
+    return np.tile(value, (1, repeats))[:, :length] if value.shape[1] != length else value

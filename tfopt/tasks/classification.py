@@ -1,0 +1,144 @@
+"""Texts with labels, an encoder with a classifier on top, accuracy."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tfopt.data import batches as batching
+from tfopt.data import pack as packing
+from tfopt.data.readers import Texts, label_names, read_texts
+from tfopt.data.stdlib_docs import read_stdlib_docs
+from tfopt.data.tokenizers import load_tokenizer, save_tokenizer, train_bpe
+from tfopt.errors import DataError, InputError, ModelFileError
+from tfopt.files import existing, replacing
+from tfopt.models.bert import BertConfig, bert
+from tfopt.models.checkpoints import files_of
+from tfopt.models.pretrained import check_weights, from_pretrained, read_config
+from tfopt.recipe_sections import ExportSection
+from tfopt.tasks.base import HeldOut, Log, Task, widened
+
+
+class ClassificationTask(Task):
+    """A text's class, by an encoder."""
+
+    def check_inputs(self) -> list[Path]:
+        recipe, inputs = self.recipe, []
+        if recipe.data.source == "files":
+            for key in ("train", "validation"):
+                value = getattr(recipe.data, key)
+                if value is None:
+                    raise InputError(f"recipe {recipe.name!r} needs data.{key}: set it or pass --{key} FILE")
+                inputs.append(existing(value, f"{key} data"))
+        config = None
+        if recipe.model.kind == "pretrained":
+            config, files = self._check_folder()
+            inputs += files
+        elif recipe.model.folder is not None:
+            raise InputError("model.folder was given, but model.kind is 'fresh'; set it to 'pretrained'")
+        source = recipe.data.tokenizer or recipe.model.folder
+        if source is not None:
+            vocabulary = load_tokenizer(source).get_vocab_size()
+            if config is not None and vocabulary > config.vocab_size:
+                raise InputError(
+                    f"{source} has {vocabulary} tokens, the model's table has {config.vocab_size} rows"
+                )
+            inputs.append(Path(source) / "tokenizer.json" if Path(source).is_dir() else Path(source))
+        return inputs
+
+    def _check_folder(self) -> tuple[BertConfig, list[Path]]:
+        recipe = self.recipe
+        if recipe.model.folder is None:
+            raise InputError(f"recipe {recipe.name!r} needs model.folder: set it or pass --model DIR")
+        folder = existing(recipe.model.folder, "model folder")
+        config = read_config(folder)
+        if not isinstance(config, BertConfig):
+            raise ModelFileError(f"{folder} holds a model that generates; an encoder is needed here")
+        check_weights(folder, config)
+        if recipe.data.max_length > config.max_position_embeddings:
+            raise InputError(
+                f"data.max_length {recipe.data.max_length} is more than the {config.max_position_embeddings} "
+                "positions of the model"
+            )
+        return config, [folder / "config.json", *files_of(folder)]
+
+    def pack(self, log: Log) -> dict[str, Any]:
+        section = self.recipe.data
+        train, validation = self._texts()
+        names = label_names(train)
+        source = section.tokenizer or self.recipe.model.folder
+        tokenizer = load_tokenizer(source) if source else train_bpe(train.texts, section.vocab_size)
+        with replacing(self.data) as folder:
+            folder.mkdir()
+            save_tokenizer(tokenizer, folder / "tokenizer.json")
+            manifests = {
+                split: packing.write_pack(
+                    folder, split, texts, tokenizer, section.max_length, names,
+                    section.shards if split == "train" else 1, section.on_long, self.recipe.seed,
+                )
+                for split, texts in (("train", train), ("validation", validation))
+            }  # fmt: skip
+        facts: dict[str, Any] = {
+            "labels": names, "vocab_size": tokenizer.get_vocab_size(), "on_long": section.on_long,
+        }  # fmt: skip
+        for split, m in manifests.items():
+            facts[f"{split}_texts"], facts[f"{split}_records"] = m.texts, m.records
+            facts[f"{split}_too_long"], facts[f"{split}_longest"] = m.too_long, m.longest
+            facts[f"{split}_majority"] = round(max(m.class_counts) / m.records, 4)
+        for note in self.notes(facts):
+            log(note)
+        return facts
+
+    def _texts(self) -> tuple[Texts, Texts]:
+        section = self.recipe.data
+        if section.source == "stdlib_docs":
+            return read_stdlib_docs(self.recipe.seed)
+        found = []
+        for path in (section.train, section.validation):
+            texts = read_texts(str(path), section.text_column, section.label_column)
+            if texts.labels is None:
+                raise DataError(f"{path} has no labels; a classifier needs a .tsv, .csv or .jsonl file with them")
+            found.append(texts)
+        return found[0], found[1]
+
+    def build(self, facts: dict[str, Any]) -> Any:
+        section, classes = self.recipe.model, len(facts["labels"])
+        if section.folder is not None:
+            return from_pretrained(
+                section.folder, self.recipe.generation, classes, section.pooling, section.dropout
+            )
+        config = BertConfig(
+            vocab_size=facts["vocab_size"], hidden_size=section.hidden_size,
+            num_hidden_layers=section.num_hidden_layers, num_attention_heads=section.num_attention_heads,
+            intermediate_size=section.intermediate_size, max_position_embeddings=self.recipe.data.max_length,
+            hidden_dropout_prob=section.dropout,
+        )  # fmt: skip
+        return bert(config, classes, section.pooling, self.recipe.generation)
+
+    def batches(self, batch_size: int, split: str, shuffle: bool = False) -> tf.data.Dataset:
+        return batching.batches(self.data, batch_size, shuffle=shuffle, seed=self.recipe.seed, split=split)
+
+    def lengths(self, section: ExportSection) -> list[int] | None:
+        if section.format == "saved_model" and not section.jit_compile:
+            return None
+        longest = self.recipe.data.max_length
+        return self.recipe.lengths or sorted({n for n in (32, 64, 128) if n < longest} | {longest})
+
+    def calibration(self) -> dict[str, np.ndarray]:
+        return batching.samples(self.data, self.samples_count, "train", balanced=True)
+
+    def held_out(self) -> HeldOut:
+        length, samples = self.recipe.measure.length or self.recipe.data.max_length, self.samples()
+        inputs = {name: widened(samples[name], length) for name in ("input_ids", "attention_mask")}
+        return HeldOut(inputs, self.data)
+
+    def notes(self, facts: dict[str, Any]) -> list[str]:
+        """What happened to texts that were too long."""
+        return [
+            f"{facts[f'{split}_too_long']} of {facts[f'{split}_texts']} {split} texts were longer than the model "
+            f"takes and were {'cut' if facts['on_long'] == 'truncate' else 'dropped'} (the longest had "
+            f"{facts[f'{split}_longest']} tokens)."
+            for split in ("train", "validation")
+            if facts[f"{split}_too_long"]
+        ]
