@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 import tensorflow as tf
+from safetensors.numpy import load_file, save_file
 
 import tfopt
 from tfopt import keras_api
@@ -123,8 +124,88 @@ def test_a_folder_holds_the_model_that_was_written_last(tmp_path):
 
 
 def test_heads_are_not_lost_silently(tmp_path):
-    with pytest.raises(InputError, match="hold no heads; 'logits/bias' would be lost"):
+    with pytest.raises(InputError, match="no public layout holds a classifier with pooling 'mean'; build it with"):
         save_pretrained(encoder("bert", num_labels=3), tmp_path)
+
+
+def gelu(x):
+    from math import erf
+
+    return x * (1 + np.vectorize(erf)(x / np.sqrt(2))) / 2
+
+
+def numpy_head(kind, head, t, hidden):
+    """What a head computes from the last hidden states, by the names of its tensors in public checkpoints."""
+
+    def dense(x, name):
+        return x @ t[f"{name}.weight"].T + t[f"{name}.bias"]
+
+    if head == "tokens":
+        return dense(hidden, "classifier")
+    if head == "span":
+        return dense(hidden, "qa_outputs")
+    if head == "masked_lm":
+        first, norm, last = {
+            "bert": ("cls.predictions.transform.dense", "cls.predictions.transform.LayerNorm", "cls.predictions.bias"),
+            "roberta": ("lm_head.dense", "lm_head.layer_norm", "lm_head.bias"),
+            "distilbert": ("vocab_transform", "vocab_layer_norm", "vocab_projector.bias"),
+        }[kind]  # fmt: skip
+        x = gelu(dense(hidden, first))
+        x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + ENCODERS[kind].layer_norm_eps)
+        table = next(v for n, v in t.items() if n.endswith("word_embeddings.weight"))
+        return (x * t[f"{norm}.weight"] + t[f"{norm}.bias"]) @ table.T + t[last]
+    first, last = {
+        "bert": ("pooler.dense", "classifier"), "roberta": ("classifier.dense", "classifier.out_proj"),
+        "distilbert": ("pre_classifier", "classifier"),
+    }[kind]  # fmt: skip
+    first = f"bert.{first}" if kind == "bert" else first
+    act = np.tanh if kind != "distilbert" else lambda x: np.maximum(x, 0)
+    return dense(act(dense(hidden[:, 0], first)), last)
+
+
+HEADS = [
+    ("classification", {"num_labels": 3, "pooling": "pooler"}), ("tokens", {"num_labels": 3, "head": "tokens"}),
+    ("span", {"head": "span"}), ("masked_lm", {"head": "masked_lm"}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ENCODERS)
+@pytest.mark.parametrize(("head", "settings"), HEADS, ids=[h for h, _ in HEADS])
+def test_heads_come_back_and_mean_what_their_public_names_mean(kind, head, settings, generation, tmp_path):
+    model = encoder(kind, generation, **settings)
+    save_pretrained(model, tmp_path)
+    stored = load_file(tmp_path / "model.safetensors")
+    raw = json.loads((tmp_path / "config.json").read_text())
+    assert raw["architectures"][0].startswith({"bert": "Bert", "roberta": "Roberta", "distilbert": "Distil"}[kind])
+    ids = tokens(2, 10)
+    inputs = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+    hidden = hidden_of(from_pretrained(tmp_path, generation), ids, inputs["attention_mask"])
+    expected = numpy_head(kind, head, stored, hidden)
+    arguments = {"pooling": "pooler"} if head == "classification" else {}
+    again = from_pretrained(tmp_path, generation, head=head, **arguments)  # as many classes as are stored
+    found = again(inputs)
+    found = np.stack([found["start_logits"], found["end_logits"]], -1) if head == "span" else np.asarray(found)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def test_a_head_is_read_whole_or_begins_fresh(tmp_path):
+    save_pretrained(encoder("bert"), tmp_path)
+    assert from_pretrained(tmp_path, num_labels=5, pooling="pooler").output_shape == (None, 5)
+    with pytest.raises(InputError, match="num_labels must be 2 or more for head 'tokens', got None"):
+        from_pretrained(tmp_path, head="tokens")
+    save_pretrained(encoder("bert", num_labels=3, head="tokens"), tmp_path)
+    with pytest.raises(ModelFileError, match=r"'classifier.weight' has shape \(3, 32\), .* asks for \(4, 32\)"):
+        from_pretrained(tmp_path, head="tokens", num_labels=4)
+    tensors = load_file(tmp_path / "model.safetensors")
+    del tensors["classifier.bias"]
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(ModelFileError, match="lacks 'classifier.bias', a part of its head"):
+        from_pretrained(tmp_path, head="tokens")
+    with pytest.raises(InputError, match="pooling 'pooler' is for classifiers, got head 'tokens'"):
+        bert(ENCODERS["bert"], 3, "pooler", head="tokens")
+    save_pretrained(make("llama"), tmp_path / "llama")
+    with pytest.raises(InputError, match="head='tokens' is for encoders"):
+        from_pretrained(tmp_path / "llama", head="tokens")
 
 
 def test_a_tokenizer_stays_with_its_model(tmp_path):

@@ -53,7 +53,7 @@ class ModelSection(Section):
     num_attention_heads: Count = 4
     intermediate_size: Count = 512
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    pooling: Literal["mean", "cls"] = "mean"
+    pooling: Literal["mean", "cls", "pooler"] = "mean"
     architecture: Literal["llama", "gpt2"] = "llama"
     num_key_value_heads: Count | None = None
     tie_word_embeddings: bool = True

@@ -64,7 +64,7 @@ def generation_figures(
         return {}
     count = max(2, min(_TIMED_TOKENS, window // 2))
     speeds = measure_generation(decoders, count, count, min(rounds, _ROUNDS))
-    greedy = _greedy_agreement(decoders, text, window)
+    greedy = greedy_agreement(decoders, text, window)
     return {
         speed.name: {
             "prefill_tokens_per_s": speed.prefill_tokens_per_s, "decode_tokens_per_s": speed.decode_tokens_per_s,
@@ -103,9 +103,7 @@ def _decoder_of(predictor: Predictor) -> Decoder:
     return predictor.make_decoder()
 
 
-def _greedy_agreement(
-    decoders: Mapping[str, Decoder], text: np.ndarray, window: int
-) -> dict[str, dict[str, float]]:
+def greedy_agreement(decoders: Mapping[str, Decoder], text: np.ndarray, window: int) -> dict[str, dict[str, float]]:
     """Share of greedy tokens equal to the first decoder's, and how sure that one was at the first difference."""
     size = max(1, min(_PROMPT_TOKENS, window // 4))
     starts = np.linspace(0, max(0, len(text) - size), _PROMPTS).astype(int)

@@ -80,13 +80,15 @@ def architecture_of(raw: Any, where: str) -> tuple[str, Architecture]:
     return kind, ARCHITECTURES[kind]
 
 
-def _dense(theirs: str, ours: str, bias: bool = True) -> Iterator[Entry]:
+def dense_entries(theirs: str, ours: str, bias: bool = True) -> Iterator[Entry]:
+    """A dense layer whose stored matrix has outputs first."""
     yield Entry(f"{theirs}.weight", (f"{ours}/kernel",), True)
     if bias:
         yield Entry(f"{theirs}.bias", (f"{ours}/bias",))
 
 
-def _norm(theirs: str, ours: str, bias: bool = True) -> Iterator[Entry]:
+def norm_entries(theirs: str, ours: str, bias: bool = True) -> Iterator[Entry]:
+    """A norm."""
     yield Entry(f"{theirs}.weight", (f"{ours}/gamma",))
     if bias:
         yield Entry(f"{theirs}.bias", (f"{ours}/beta",))
@@ -127,16 +129,16 @@ def _write_bert(config: BertConfig) -> dict[str, Any]:
 def _bert_entries(config: BertConfig) -> Iterator[Entry]:
     for table in ("word_embeddings", "token_type_embeddings", "position_embeddings"):
         yield Entry(f"embeddings.{table}.weight", (f"{table}/embeddings",))
-    yield from _norm("embeddings.LayerNorm", "embeddings_norm")
+    yield from norm_entries("embeddings.LayerNorm", "embeddings_norm")
     for i in range(config.num_hidden_layers):
         theirs, ours = f"encoder.layer.{i}", f"layer_{i}"
         for part in ("query", "key", "value"):
-            yield from _dense(f"{theirs}.attention.self.{part}", f"{ours}_attention_{part}")
-        yield from _dense(f"{theirs}.attention.output.dense", f"{ours}_attention_output")
-        yield from _norm(f"{theirs}.attention.output.LayerNorm", f"{ours}_attention_norm")
-        yield from _dense(f"{theirs}.intermediate.dense", f"{ours}_intermediate")
-        yield from _dense(f"{theirs}.output.dense", f"{ours}_output")
-        yield from _norm(f"{theirs}.output.LayerNorm", f"{ours}_output_norm")
+            yield from dense_entries(f"{theirs}.attention.self.{part}", f"{ours}_attention_{part}")
+        yield from dense_entries(f"{theirs}.attention.output.dense", f"{ours}_attention_output")
+        yield from norm_entries(f"{theirs}.attention.output.LayerNorm", f"{ours}_attention_norm")
+        yield from dense_entries(f"{theirs}.intermediate.dense", f"{ours}_intermediate")
+        yield from dense_entries(f"{theirs}.output.dense", f"{ours}_output")
+        yield from norm_entries(f"{theirs}.output.LayerNorm", f"{ours}_output_norm")
 
 
 _DISTILBERT = {
@@ -161,15 +163,15 @@ def _write_distilbert(config: BertConfig) -> dict[str, Any]:
 def _distilbert_entries(config: BertConfig) -> Iterator[Entry]:
     for table in ("word_embeddings", "position_embeddings"):
         yield Entry(f"embeddings.{table}.weight", (f"{table}/embeddings",))
-    yield from _norm("embeddings.LayerNorm", "embeddings_norm")
+    yield from norm_entries("embeddings.LayerNorm", "embeddings_norm")
     for i in range(config.num_hidden_layers):
         theirs, ours = f"transformer.layer.{i}", f"layer_{i}"
         for part, name in (("q_lin", "query"), ("k_lin", "key"), ("v_lin", "value"), ("out_lin", "output")):
-            yield from _dense(f"{theirs}.attention.{part}", f"{ours}_attention_{name}")
-        yield from _norm(f"{theirs}.sa_layer_norm", f"{ours}_attention_norm")
-        yield from _dense(f"{theirs}.ffn.lin1", f"{ours}_intermediate")
-        yield from _dense(f"{theirs}.ffn.lin2", f"{ours}_output")
-        yield from _norm(f"{theirs}.output_layer_norm", f"{ours}_output_norm")
+            yield from dense_entries(f"{theirs}.attention.{part}", f"{ours}_attention_{name}")
+        yield from norm_entries(f"{theirs}.sa_layer_norm", f"{ours}_attention_norm")
+        yield from dense_entries(f"{theirs}.ffn.lin1", f"{ours}_intermediate")
+        yield from dense_entries(f"{theirs}.ffn.lin2", f"{ours}_output")
+        yield from norm_entries(f"{theirs}.output_layer_norm", f"{ours}_output_norm")
 
 
 # Decoders
@@ -271,29 +273,30 @@ def _gpt2_entries(config: CausalLMConfig) -> Iterator[Entry]:
     yield Entry("wpe.weight", ("position_embeddings/embeddings",))
     for i in range(config.num_hidden_layers):
         theirs, ours = f"h.{i}", f"layer_{i}"
-        yield from _norm(f"{theirs}.ln_1", f"{ours}_attention_norm")
+        yield from norm_entries(f"{theirs}.ln_1", f"{ours}_attention_norm")
         parts = [f"{ours}_attention_{part}" for part in ("query", "key", "value")]
         for name, kind in (("weight", "kernel"), ("bias", "bias")):
             yield Entry(f"{theirs}.attn.c_attn.{name}", tuple(f"{part}/{kind}" for part in parts))
             yield Entry(f"{theirs}.attn.c_proj.{name}", (f"{ours}_attention_output/{kind}",))
             yield Entry(f"{theirs}.mlp.c_fc.{name}", (f"{ours}_up/{kind}",))
             yield Entry(f"{theirs}.mlp.c_proj.{name}", (f"{ours}_down/{kind}",))
-        yield from _norm(f"{theirs}.ln_2", f"{ours}_mlp_norm")
-    yield from _norm("ln_f", "final_norm")
+        yield from norm_entries(f"{theirs}.ln_2", f"{ours}_mlp_norm")
+    yield from norm_entries("ln_f", "final_norm")
 
 
 def _llama_entries(config: CausalLMConfig) -> Iterator[Entry]:
     yield Entry("model.embed_tokens.weight", ("token_embeddings/embeddings",))
     for i in range(config.num_hidden_layers):
         theirs, ours = f"model.layers.{i}", f"layer_{i}"
-        yield from _norm(f"{theirs}.input_layernorm", f"{ours}_attention_norm", False)
+        yield from norm_entries(f"{theirs}.input_layernorm", f"{ours}_attention_norm", False)
         for part, name in (("q", "query"), ("k", "key"), ("v", "value")):
-            yield from _dense(f"{theirs}.self_attn.{part}_proj", f"{ours}_attention_{name}", config.attention_bias)
-        yield from _dense(f"{theirs}.self_attn.o_proj", f"{ours}_attention_output", False)
-        yield from _norm(f"{theirs}.post_attention_layernorm", f"{ours}_mlp_norm", False)
+            stored = f"{theirs}.self_attn.{part}_proj"
+            yield from dense_entries(stored, f"{ours}_attention_{name}", config.attention_bias)
+        yield from dense_entries(f"{theirs}.self_attn.o_proj", f"{ours}_attention_output", False)
+        yield from norm_entries(f"{theirs}.post_attention_layernorm", f"{ours}_mlp_norm", False)
         for part in ("gate", "up", "down"):
-            yield from _dense(f"{theirs}.mlp.{part}_proj", f"{ours}_{part}", False)
-    yield from _norm("model.norm", "final_norm", False)
+            yield from dense_entries(f"{theirs}.mlp.{part}_proj", f"{ours}_{part}", False)
+    yield from norm_entries("model.norm", "final_norm", False)
     if not config.tie_word_embeddings:
         yield Entry("lm_head.weight", ("logits/kernel",), True)
 

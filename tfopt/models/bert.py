@@ -74,13 +74,14 @@ class BertConfig:
 
 
 Head = Literal["classification", "tokens", "masked_lm", "embedding", "span"]
+Pooling = Literal["mean", "cls", "pooler"]
 _MEMBER = "tfopt_bert.json"
 
 
 def bert(
     config: BertConfig,
     num_labels: int | None = None,
-    pooling: Literal["mean", "cls"] = "mean",
+    pooling: Pooling = "mean",
     generation: str = "tf_keras",
     head: Head | None = None,
 ) -> Any:
@@ -92,7 +93,8 @@ def bert(
     Args:
         config: the shape of the encoder.
         num_labels: number of classes of the heads "classification" and "tokens".
-        pooling: how one vector is made of a sequence: "mean" over the tokens, or "cls".
+        pooling: how one vector is made of a sequence: "mean" over the tokens, "cls", or for a classifier "pooler",
+            a dense layer behind the first token as public checkpoints have it.
         generation: "tf_keras" or "keras".
         head: None for the encoder, which gives ``{"last_hidden_state"}`` of shape (batch, length, hidden_size), or
             "classification" if `num_labels` is given: logits (batch, num_labels). "tokens": logits (batch, length,
@@ -103,9 +105,11 @@ def bert(
     Raises:
         InputError: an argument outside its range.
     """
-    if pooling not in ("mean", "cls"):
-        raise InputError(f"pooling must be 'mean' or 'cls', got {pooling!r}")
+    if pooling not in typing.get_args(Pooling):
+        raise InputError(f"pooling must be 'mean', 'cls' or 'pooler', got {pooling!r}")
     head = head or ("classification" if num_labels is not None else None)
+    if pooling == "pooler" and head not in (None, "classification"):
+        raise InputError(f"pooling 'pooler' is for classifiers, got head {head!r}")
     heads = typing.get_args(Head)
     if head not in (None, *heads):
         raise InputError(f"head must be None or one of {', '.join(heads)}, got {head!r}")
@@ -120,12 +124,13 @@ def bert(
     outputs = builder.head(head, hidden, ids, mask, num_labels or 0, pooling)
     names = {None: "bert", "classification": "bert_classifier"}
     model = builder.model([ids, mask], outputs, names.get(head, f"bert_{head}"))
-    object.__setattr__(model, keras_api.EXTRA, {_MEMBER: json.dumps(dataclasses.asdict(config)).encode()})
+    facts = {**dataclasses.asdict(config), "head": head, "pooling": pooling}
+    object.__setattr__(model, keras_api.EXTRA, {_MEMBER: json.dumps(facts).encode()})
     return model
 
 
-def encoder_config(model: Any) -> BertConfig:
-    """The shape of a model that `bert` built, in this process or before it was saved.
+def encoder_config(model: Any) -> tuple[BertConfig, Head | None, Pooling]:
+    """Shape, head and pooling of a model that `bert` built, in this process or before it was saved.
 
     Raises:
         InputError: the model is something else.
@@ -133,7 +138,9 @@ def encoder_config(model: Any) -> BertConfig:
     content = getattr(model, keras_api.EXTRA, {}).get(_MEMBER)
     if content is None:
         raise InputError(f"model {model.name!r} was not built by models.bert; its shape is not known")
-    return BertConfig(**json.loads(content))
+    facts = json.loads(content)
+    head, pooling = facts.pop("head"), facts.pop("pooling")
+    return BertConfig(**facts), head, pooling
 
 
 class _Builder:
@@ -188,6 +195,9 @@ class _Builder:
     def _pooled(self, hidden: Any, mask: Any, pooling: str) -> Any:
         if pooling == "cls":
             return hidden[:, 0]
+        if pooling == "pooler":  # DistilBERT, which has no token types, differs in this too
+            c = self._config
+            return self._dense(c.hidden_size, "pooler", "tanh" if c.type_vocab_size else "relu")(hidden[:, 0])
         keep = self._ops.cast(mask, "float32")[:, :, None]
         count = self._ops.maximum(self._ops.sum(keep, axis=1), 1.0)
         return self._ops.sum(hidden * keep, axis=1) / count

@@ -3,8 +3,9 @@
 import dataclasses
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -15,9 +16,17 @@ from tfopt.decoding.weights import config_of, is_causal_lm, keep_tokenizer
 from tfopt.errors import InputError, ModelFileError
 from tfopt.files import existing
 from tfopt.models.architectures import ARCHITECTURES, Architecture, Config, Entry, architecture_of, write_causal
-from tfopt.models.bert import BertConfig, bert
+from tfopt.models.bert import BertConfig, Head, Pooling, bert, encoder_config
 from tfopt.models.causal_lm import causal_lm
 from tfopt.models.checkpoints import Tensors, opened, write_tensors
+from tfopt.models.heads import (
+    OF_THE_ENCODER,
+    check_public,
+    head_config,
+    head_entries,
+    stored_entries,
+    stored_labels,
+)
 
 # Masks that old GPT-2 checkpoints store, and frequencies that old LLaMA ones do.
 _BUFFERS = re.compile(r"(\.attn\.(masked_)?bias|rotary_emb\.inv_freq)$")
@@ -28,8 +37,9 @@ def from_pretrained(
     folder: str | Path,
     generation: str = "tf_keras",
     num_labels: int | None = None,
-    pooling: Literal["mean", "cls"] = "mean",
+    pooling: Pooling = "mean",
     dropout: float | None = None,
+    head: Head | None = None,
 ) -> Any:
     """Builds the model that a Hugging Face folder describes and gives it the stored weights.
 
@@ -37,21 +47,25 @@ def from_pretrained(
         folder: holds `config.json` and `model.safetensors`, or several files and their index. Known are
             BERT, DistilBERT, RoBERTa, GPT-2, LLaMA, Mistral and Qwen2.
         generation: "tf_keras" or "keras".
-        num_labels: None for the encoder alone, else a classifier whose head has fresh weights.
-        pooling: for a classifier, "mean" or "cls".
+        num_labels: for a classifier; with `head`, by default as many as the checkpoint's has.
+        pooling: for a classifier, "mean", "cls" or "pooler".
         dropout: overrides the checkpoint's dropout while training, in [0, 1).
+        head: for encoders, as for `models.bert`. Weights that the checkpoint has for it are read ("pooler" only for
+            classifiers); the others are fresh.
 
     Raises:
         MissingFileError: the folder or one of its files is missing.
         ModelFileError: an unknown architecture, a pickle, or a missing, extra or misshapen tensor (named).
-        InputError: labels for a model that generates.
+        InputError: labels or a head for a model that generates.
     """
     folder = existing(folder, "model folder")
     config, architecture = _read(folder)
     model: Any
+    extra: list[Entry] = []
     if isinstance(config, CausalLMConfig):
-        if num_labels is not None:
-            raise InputError(f"num_labels={num_labels} is for encoders; {folder} holds a model that generates")
+        if num_labels is not None or head is not None:
+            given = f"num_labels={num_labels}" if head is None else f"head={head!r}"
+            raise InputError(f"{given} is for encoders; {folder} holds a model that generates")
         if dropout is not None:
             config = dataclasses.replace(config, dropout=dropout)
         model = causal_lm(config, generation)
@@ -60,9 +74,28 @@ def from_pretrained(
     else:
         if dropout is not None:
             config = dataclasses.replace(config, hidden_dropout_prob=dropout)
-        model = bert(config, num_labels, pooling, generation)
-    _assign(model, config, architecture, folder)
+        head = head or (None if num_labels is None else "classification")
+        extra, found = _stored_head(folder, config, architecture, head, pooling)
+        if head in ("classification", "tokens") and num_labels is None:
+            num_labels = found
+        model = bert(config, num_labels, pooling, generation, head)
+    _assign(model, config, architecture, folder, extra)
     return model
+
+
+def _stored_head(
+    folder: Path, config: BertConfig, architecture: Architecture, head: Head | None, pooling: Pooling
+) -> tuple[list[Entry], int | None]:
+    """The tensors that a checkpoint has for a head, and its number of classes."""
+    wanted = head_entries(_kind(config), head, pooling)
+    with opened(folder) as tensors:
+        names = _names(tensors, architecture)
+        entries = stored_entries(wanted, names, str(folder))
+        return entries, stored_labels(entries, {ours: tensors.shapes[name] for ours, name in names.items()})
+
+
+def _kind(config: BertConfig) -> str:
+    return "distilbert" if not config.type_vocab_size else "roberta" if config.position_offset else "bert"
 
 
 def read_config(folder: Path) -> Config:
@@ -99,7 +132,8 @@ def save_pretrained(
     """Writes a model back as a Hugging Face folder, in the layout that its architecture has there.
 
     Args:
-        model: a causal language model or an encoder without a head; compressed ones keep their values.
+        model: a causal language model or an encoder, with a head that public checkpoints have ("pooler"
+            classifiers, "tokens", "span", "masked_lm") or without; compressed ones keep their values.
         folder: where; files there with the same names are replaced.
         shard_bytes: most bytes of one file.
         dtype: "float32", "float16" or "bfloat16".
@@ -116,17 +150,17 @@ def save_pretrained(
         raise InputError(f"shard_bytes must be 1 or more, got {shard_bytes}")
     weights = {w.path: keras_api.to_numpy(w.variable) for w in keras_api.weights(model)}
     config: Config
+    heads: list[Entry] = []
     if is_causal_lm(model):
         config = config_of(model)
         raw = write_causal(config)
     else:
-        config, raw = _encoder(model, weights)
+        config, raw, heads = _encoder(model, weights)
     architecture, folder = ARCHITECTURES[raw["model_type"]], Path(folder)
-    kept = {path for e in architecture.entries(config) for path in e.ours}
-    lost = sorted(path for path in weights if path not in kept and "/moving_" not in path)
-    if lost:
-        raise InputError(f"{raw['model_type']} folders of ours hold no heads; {lost[0]!r} would be lost")
-    values = {architecture.prefixes[0] + e.theirs: e.write(weights) for e in architecture.entries(config)}
+    # With a head, the encoder's names have a prefix and the head's have none.
+    prefix = max(architecture.prefixes, key=len) if heads else architecture.prefixes[0]
+    values = {prefix + e.theirs: e.write(weights) for e in architecture.entries(config)}
+    values |= {(prefix if e.theirs.startswith(OF_THE_ENCODER) else "") + e.theirs: e.write(weights) for e in heads}
     files = write_tensors(folder, values, raw, shard_bytes, dtype)
     tokenizer = getattr(model, keras_api.EXTRA, {}).get(TOKENIZER_MEMBERS[0])
     if tokenizer is not None:
@@ -135,13 +169,17 @@ def save_pretrained(
     return files
 
 
-def _encoder(model: Any, weights: dict[str, np.ndarray]) -> tuple[BertConfig, dict[str, Any]]:
-    """Shape and `config.json` of an encoder that `models.bert` built."""
-    from tfopt.models.bert import encoder_config
-
-    config = encoder_config(model)
-    kind = "distilbert" if not config.type_vocab_size else "roberta" if config.position_offset else "bert"
-    return config, ARCHITECTURES[kind].write_config(config)
+def _encoder(model: Any, weights: dict[str, np.ndarray]) -> tuple[BertConfig, dict[str, Any], list[Entry]]:
+    """Shape, `config.json` and head of an encoder that `models.bert` built."""
+    config, head, pooling = encoder_config(model)
+    check_public(head, pooling)
+    kind = _kind(config)
+    raw = ARCHITECTURES[kind].write_config(config)
+    entries = head_entries(kind, head, pooling)
+    if entries and head is not None:
+        labels = weights["logits/bias"].size if "logits/bias" in weights else None
+        raw |= head_config(kind, head, labels)
+    return config, raw, entries
 
 
 def _read(folder: Path) -> tuple[Config, Architecture]:
@@ -168,13 +206,16 @@ def _names(tensors: Tensors, architecture: Architecture) -> dict[str, str]:
     return found
 
 
-def _assign(model: Any, config: Config, architecture: Architecture, folder: Path) -> None:
+def _assign(
+    model: Any, config: Config, architecture: Architecture, folder: Path, heads: Sequence[Entry] = ()
+) -> None:
     variables = {weight.path: weight.variable for weight in keras_api.weights(model)}
     shapes = {path: tuple(int(d) for d in v.shape) for path, v in variables.items()}
     with opened(folder) as tensors:
         stored = _names(tensors, architecture)
         entries: list[Entry] = list(architecture.entries(config))
         _check_names({e.theirs for e in entries}, set(stored), architecture, folder)
+        entries += heads
         for entry in entries:
             name, expected = stored[entry.theirs], entry.shape(shapes)
             if tensors.shapes[name] != expected:

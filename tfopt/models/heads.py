@@ -1,0 +1,91 @@
+"""What public checkpoints call the heads of their encoders, and what ours are called.
+
+A head that a checkpoint does not have starts fresh; layers are read whole or not at all.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from tfopt.errors import InputError, ModelFileError
+from tfopt.models.architectures import Entry, dense_entries, norm_entries
+
+# model_type -> layers of ours by the names that they have there
+_POOLED = {
+    "bert": {"pooler": "pooler.dense", "logits": "classifier"},
+    "roberta": {"pooler": "classifier.dense", "logits": "classifier.out_proj"},
+    "distilbert": {"pooler": "pre_classifier", "logits": "classifier"},
+}
+OF_THE_ENCODER = "pooler."  # a layer that BERT counts to the encoder
+_MASKED = {  # dense, norm, bias
+    "bert": ("cls.predictions.transform.dense", "cls.predictions.transform.LayerNorm", "cls.predictions.bias"),
+    "roberta": ("lm_head.dense", "lm_head.layer_norm", "lm_head.bias"),
+    "distilbert": ("vocab_transform", "vocab_layer_norm", "vocab_projector.bias"),
+}
+_CLASSES = {
+    "classification": "ForSequenceClassification",
+    "tokens": "ForTokenClassification",
+    "span": "ForQuestionAnswering",
+    "masked_lm": "ForMaskedLM",
+}
+_PREFIX = {"bert": "Bert", "roberta": "Roberta", "distilbert": "DistilBert"}
+
+
+def head_entries(kind: str, head: str | None, pooling: str) -> list[Entry]:
+    """The stored tensors of a head.
+
+    Args:
+        kind: "bert", "roberta" or "distilbert".
+        head: as for `models.bert`.
+        pooling: of a classifier; public ones have "pooler".
+    """
+    if head == "classification" and pooling == "pooler":
+        return [e for ours, theirs in _POOLED[kind].items() for e in dense_entries(theirs, ours)]
+    if head == "tokens":
+        return list(dense_entries("classifier", "logits"))
+    if head == "span":
+        return list(dense_entries("qa_outputs", "span_logits"))
+    if head == "masked_lm":
+        dense, norm, bias = _MASKED[kind]
+        last = Entry(bias, ("masked_lm_bias/beta",))
+        return [*dense_entries(dense, "masked_lm_dense"), *norm_entries(norm, "masked_lm_norm"), last]
+    return []
+
+
+def stored_entries(entries: list[Entry], stored: Mapping[str, Any], where: str) -> list[Entry]:
+    """Those of a head's tensors that a checkpoint has.
+
+    Raises:
+        ModelFileError: a layer of which it has only a part.
+    """
+    found = [e for e in entries if e.theirs in stored]
+    layers = {e.ours[0].partition("/")[0] for e in found}
+    missing = [e.theirs for e in entries if e.ours[0].partition("/")[0] in layers and e not in found]
+    if missing:
+        raise ModelFileError(f"{where} lacks {missing[0]!r}, a part of its head")
+    return found
+
+
+def stored_labels(entries: list[Entry], shapes: Mapping[str, tuple[int, ...]]) -> int | None:
+    """How many classes a checkpoint's head has, None without one."""
+    kernel = next((e.theirs for e in entries if e.ours == ("logits/kernel",)), None)
+    return None if kernel is None or kernel not in shapes else shapes[kernel][0]
+
+
+def head_config(kind: str, head: str, labels: int | None) -> dict[str, Any]:
+    """What `config.json` says of a head."""
+    names = {} if labels is None else {str(i): f"LABEL_{i}" for i in range(labels)}
+    known = {"id2label": names, "label2id": {name: int(i) for i, name in names.items()}} if names else {}
+    return {"architectures": [_PREFIX[kind] + _CLASSES[head]], **known}
+
+
+def check_public(head: str | None, pooling: str) -> None:
+    """Refuses heads that no public layout holds.
+
+    Raises:
+        InputError: it would be lost.
+    """
+    if head == "classification" and pooling != "pooler":
+        raise InputError(
+            f"no public layout holds a classifier with pooling {pooling!r}; build it with pooling='pooler', or "
+            "save it as .keras"
+        )
