@@ -45,10 +45,7 @@ def main() -> None:
     assert held_out.text is not None and held_out.window is not None
     with tempfile.TemporaryDirectory() as folder:
         files = _exported(run, Path(folder), task)
-        rows = {
-            name: _measured(Predictor.load(path), path, held_out.text, held_out.window)
-            for name, path in files.items()
-        }
+        rows = {name: _measured(path, held_out.text, held_out.window) for name, path in files.items()}
         decoders = {name: Predictor.load(path).make_decoder() for name, path in files.items()}
         agreement = greedy_agreement(decoders, held_out.text, held_out.window)
     for name, row in rows.items():
