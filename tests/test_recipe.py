@@ -33,7 +33,7 @@ def test_built_in_recipes_load_and_survive_toml(name):
         (GOOD + '[[variants]]\nname = "a"\n[variants.prune]\nsparsity = 0.5\nstructure = "bogus"\n', "structure must be"),
         (GOOD + '[[variants]]\nname = "a"\n[variants.prune]\nsparsity = 0.8\nstructure = "2:4"\n',
          "structure 2:4 has sparsity 0.5, got 0.8"),
-        (GOOD + '[[variants]]\nname = "a"\n', "variant 'a' needs a section prune, cluster or quantize"),
+        (GOOD + '[[variants]]\nname = "a"\n', "variant 'a' needs a section shrink, distill, prune, cluster"),
         (GOOD + '[[variants]]\nname = "a"\n[variants.quantize]\nweight_bits = 9\n', "weight_bits must be 2 to 8"),
         (GOOD + '[[variants]]\nname = "a"\n[variants.quantize]\nweigth_bits = 4\n',
          "unknown key 'variants.0.quantize.weigth_bits'; did you mean 'weight_bits'?"),
@@ -45,6 +45,17 @@ def test_built_in_recipes_load_and_survive_toml(name):
          "give either max_bytes or max_loss"),
         (GOOD + '[[variants]]\nname = "a"\n[variants.quantize]\n[[exports]]\nformat = "tflite"\n'
          'quantization = "dynamic_int4"\n', "'dynamic_int4' would round variant 'a', trained with 8 bits, again"),
+        (GOOD + '[[variants]]\nname = "a"\n[variants.shrink]\n', "nothing to take out: give heads, neurons"),
+        (GOOD + '[[variants]]\nname = "a"\n[variants.shrink]\nheads = 1.0\n', r"heads must be in \[0, 1\), the share"),
+        (GOOD + '[[variants]]\nname = "a"\n[variants.shrink]\nlayers = 2\nwhen = "during"\n', "need when = 'before'"),
+        (GOOD + '[[variants]]\nname = "a"\n[variants.shrink]\nheads = 0.5\nwhen = "during"\n[variants.quantize]\n',
+         "units are cut after the training, which would undo what quantize does"),
+        (GOOD + '[[variants]]\nname = "a"\nstart = "b"\n[variants.distill]\n',
+         "variant 'a' starts from 'b'; before it come baseline"),
+        (GOOD + '[[variants]]\nname = "a"\n[variants.quantize]\n[[variants]]\nname = "b"\nstart = "a"\n'
+         '[variants.distill]\n', "would train 'a' off the grids that quantization gave it; quantize last"),
+        (GOOD + '[[variants]]\nname = "a"\n[variants.prune]\nsparsity = 0.5\n[[variants]]\nname = "b"\n'
+         'start = "a"\n[variants.distill]\n', "would train the zeros of 'a' away; give it a section prune"),
         ('name = "x"\n', "key 'schema' is missing"),
         ('schema = 2\nname = "x"\n', "schema: .*got 2"),
         ("schema = \n", "is not TOML"),
@@ -58,7 +69,9 @@ def test_bad_recipes_are_explained_in_one_line(text, says, tmp_path):
 
 
 def test_unknown_recipes_name_the_built_in_ones(tmp_path):
-    with pytest.raises(MissingFileError, match="no recipe file 'dmo', and the built-in ones are demo, minilm-sst2"):
+    with pytest.raises(
+        MissingFileError, match="no recipe file 'dmo', and the built-in ones are demo, minilm-sst2, tiny-lm"
+    ):
         Recipe.load("dmo")
     (tmp_path / "r.toml").write_bytes(b"\xff\xfe")
     with pytest.raises(InputError, match="not UTF-8"):

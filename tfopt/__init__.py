@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "Artifact": "tfopt.export",
+    "Distiller": "tfopt.compress.distill",
     "GenerateConfig": "tfopt.decoding.generate",
     "Generator": "tfopt.generation",
     "Inspection": "tfopt.inspection",
@@ -33,6 +34,7 @@ _HOME = {
     "prune": "tfopt.compress.prune",
     "quantize_aware": "tfopt.compress.quantize",
     "run": "tfopt.pipeline",
+    "shrink": "tfopt.compress.shrink",
 }
 _MODULES = ("callbacks", "errors", "models", "schedules")
 

@@ -7,12 +7,14 @@ artifacts as one that was never interrupted.
 import dataclasses
 import functools
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from tfopt import keras_api
-from tfopt.compress import cluster, prune, quantize
+from tfopt.compress import cluster, prune, quantize, shrink
+from tfopt.compress.distill import Distiller
 from tfopt.export import export
 from tfopt.files import replacing, write_bytes, write_text
 from tfopt.measure.child import measure_in_child
@@ -21,7 +23,14 @@ from tfopt.measure.results import Measurement
 from tfopt.quantization import NAMED
 from tfopt.quantization.sensitivity import choose_bits
 from tfopt.recipe import BASELINE, PlannedArtifact, Recipe
-from tfopt.recipe_sections import ExportSection, PruneSection, TrainSection, VariantSection
+from tfopt.recipe_sections import (
+    DistillSection,
+    ExportSection,
+    PruneSection,
+    ShrinkSection,
+    TrainSection,
+    VariantSection,
+)
 from tfopt.report import Report, machine_info
 from tfopt.report.html import page
 from tfopt.report.plots import plots
@@ -35,6 +44,8 @@ from tfopt.train.strategy import scope
 Log = Callable[[str], None]
 _DATA = "data"
 _VALIDATION_BATCH = 64
+_ALL = 0.999  # a schedule stays below 1; its end stands for everything that is to go
+_IMPORTANCE_BATCH, _IMPORTANCE_BATCHES = 32, 32
 
 
 def to_stderr(line: str) -> None:
@@ -119,31 +130,63 @@ class _Run:
 
     def _train_variant(self, variant: VariantSection, data: dict[str, Any]) -> dict[str, Any]:
         seed_everything(self.recipe.generation, self.recipe.seed + 1)
+        distiller, cut = None, variant.shrink if variant.shrink and variant.shrink.when == "before" else None
         with scope(self._strategy):
-            model = keras_api.load_model(self.path / _keras_file(BASELINE))
+            student = keras_api.load_model(self.path / _keras_file(variant.start))
+            if cut is not None:
+                student = shrink.shrink(student, **self._cut(cut))
+            if variant.distill is not None:
+                teacher = keras_api.load_model(self.path / _keras_file(BASELINE))
+                distiller = Distiller(student, teacher, **variant.distill.model_dump(exclude={"cache"}))
+        model = student if distiller is None else distiller.model
         steps = total_steps(data["train_records"], _train_config(variant.train, self.recipe.seed))
         callbacks = []
-        for key, (configure, technique) in TECHNIQUES.items():
-            section = getattr(variant, key)
+        techniques = [
+            (getattr(variant, key), *found) for key, found in TECHNIQUES.items() if key != "shrink" or not cut
+        ]
+        for section, configure, technique in techniques:
             if section is not None:
-                prepared = technique.prepare(model, configure(section, steps))
-                model = prepared.model
-                callbacks += prepared.callbacks
-        history = self._fit(model, variant.train, data, callbacks, variant.name)
-        for key, (_, technique) in TECHNIQUES.items():
-            if getattr(variant, key) is not None:
-                model = technique.finish(model)
+                callbacks += technique.prepare(model, configure(section, steps)).callbacks
+        history = self._fit(model, variant.train, data, callbacks, variant.name, distiller, variant.distill)
+        for section, _, technique in techniques:
+            # Quantization is put into the model that is trained; units are cut from the student alone.
+            if section is not None and technique is not shrink:
+                technique.finish(model)
+        model = model if distiller is None else distiller.finish()
+        if variant.shrink is not None and cut is None:
+            model = shrink.finish(model)
         keras_api.save_model(model, self.path / _keras_file(variant.name))
         return history
 
+    def _cut(self, section: ShrinkSection) -> dict[str, Any]:
+        """Arguments of `shrink`."""
+        values = section.model_dump(include={"heads", "neurons", "channels", "layers", "include", "exclude"})
+        if section.importance == "first_order":
+            values["data"] = self.task.batches(_IMPORTANCE_BATCH, "train").take(_IMPORTANCE_BATCHES)
+        return values
+
     def _fit(
-        self, model: Any, section: TrainSection, data: dict[str, Any], callbacks: list[Any], title: str
+        self,
+        model: Any,
+        section: TrainSection,
+        data: dict[str, Any],
+        callbacks: list[Any],
+        title: str,
+        distiller: Distiller | None = None,
+        lessons: DistillSection | None = None,
     ) -> dict[str, Any]:
         config = _train_config(section, self.recipe.seed)
         train = self.task.batches(config.batch_size, "train", shuffle=True)
         steps = total_steps(data["train_records"], config)
         validation = self.task.batches(_VALIDATION_BATCH, "validation")
-        return fit(model, train, config, steps, callbacks, validation, self._strategy, title)
+        if distiller is None or lessons is None:
+            return fit(model, train, config, steps, callbacks, validation, self._strategy, title)
+        with tempfile.TemporaryDirectory(prefix="tfopt-") as folder:
+            cache = Path(folder, "lessons") if lessons.cache else None
+            return fit(
+                model, distiller.teach(train, cache), config, steps, callbacks, distiller.teach(validation),
+                self._strategy, title, distiller.compile,
+            )  # fmt: skip
 
     # export
 
@@ -219,9 +262,19 @@ def prune_config(section: PruneSection, steps: int) -> prune.PruneConfig:
     return prune.PruneConfig(schedule, section.structure, section.scope, section.include, section.exclude)
 
 
+def shrink_config(section: ShrinkSection, steps: int) -> shrink.ShrinkConfig:
+    """Likewise, for units that go during the training."""
+    begin, end = round(section.begin * steps), max(round(section.end * steps), 1)
+    schedule = PolynomialDecay(0.0, _ALL, begin, end, frequency=section.frequency)
+    return shrink.ShrinkConfig(
+        section.heads, section.neurons, section.channels, schedule, section.include, section.exclude
+    )
+
+
 # Section of a variant -> how its configuration is made, and the technique's module; in the order in which their
 # callbacks run. Rounding comes last: it sees the weights as the others leave them.
 TECHNIQUES: dict[str, tuple[Callable[[Any, int], Any], Any]] = {
+    "shrink": (shrink_config, shrink),
     "prune": (prune_config, prune),
     "cluster": (lambda section, steps: cluster.ClusterConfig(**section.model_dump()), cluster),
     "quantize": (lambda section, steps: section.config(steps), quantize),

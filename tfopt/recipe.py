@@ -71,6 +71,7 @@ class Recipe(Section):
         double = next((n for n in taken if taken.count(n) > 1), None)
         if double:
             raise ValueError(f"two things would be named {double!r}: give each variant and export its own name")
+        self._check_order()
         for export in self.exports:
             for name in export.of or []:
                 if name not in names:
@@ -87,6 +88,26 @@ class Recipe(Section):
         if (self.measure.length or 0) > longest:
             raise ValueError(f"measure.length must be at most data.max_length {longest}, got {self.measure.length}")
         return self
+
+    def _check_order(self) -> None:
+        """Variants start from what is there before them; what is on a grid is not trained off it again."""
+        done: dict[str, VariantSection] = {}
+        for variant in self.variants:
+            if variant.start != BASELINE and variant.start not in done:
+                names = ", ".join([BASELINE, *done])
+                raise ValueError(f"variant {variant.name!r} starts from {variant.start!r}; before it come {names}")
+            source = done.get(variant.start)
+            if source is not None and source.quantize is not None:
+                raise ValueError(
+                    f"variant {variant.name!r} would train {source.name!r} off the grids that quantization gave "
+                    "it; quantize last"
+                )
+            if source is not None and source.prune is not None and variant.prune is None:
+                raise ValueError(
+                    f"variant {variant.name!r} would train the zeros of {source.name!r} away; give it a section "
+                    "prune as well, or start from another"
+                )
+            done[variant.name] = variant
 
     def _check_task(self) -> None:
         if self.task == "classification":

@@ -154,10 +154,59 @@ class QuantizeSection(Section):
         return QuantizeConfig(**values, warmup_steps=round(self.warmup * steps), freeze_after=frozen)
 
 
+class ShrinkSection(Section):
+    """Units and layers to take out, as for `tfopt.shrink`: before the training of a variant, or during it.
+
+    During it, units become zero from the share `begin` of the steps to `end`, and are cut after it.
+    """
+
+    heads: Share = 0.0
+    neurons: Share = 0.0
+    channels: Share = 0.0
+    layers: int | list[int] | None = None
+    importance: Literal["magnitude", "first_order"] = "magnitude"
+    when: Literal["before", "during"] = "before"
+    begin: Share = 0.0
+    end: Share = 0.5
+    frequency: Count = 20
+    include: list[str] | None = None
+    exclude: list[str] | None = None
+
+    @pydantic.model_validator(mode="after")
+    def _check(self) -> "ShrinkSection":
+        units = {kind: getattr(self, kind) for kind in ("heads", "neurons", "channels")}
+        whole = next((kind for kind, share in units.items() if share >= 1), None)
+        if whole is not None:
+            raise ValueError(f"{whole} must be in [0, 1), the share to take out, got {units[whole]:g}")
+        if not any(units.values()) and not self.layers:
+            raise ValueError("nothing to take out: give heads, neurons, channels or layers")
+        if self.when == "during" and (self.layers or self.importance != "magnitude"):
+            raise ValueError("layers and first-order importance need when = 'before'")
+        if self.begin >= self.end:
+            raise ValueError(f"begin must come before end, got begin {self.begin:g}, end {self.end:g}")
+        return self
+
+
+class DistillSection(Section):
+    """What a variant learns from the baseline, as `tfopt.Distiller`; `cache` keeps its answers on disk."""
+
+    logits: Annotated[float, Field(ge=0)] = 1.0
+    labels: Annotated[float, Field(ge=0)] = 0.0
+    hidden: Annotated[float, Field(ge=0)] = 0.0
+    attention: Annotated[float, Field(ge=0)] = 0.0
+    embeddings: Annotated[float, Field(ge=0)] = 0.0
+    relations: Annotated[float, Field(ge=0)] = 0.0
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    cache: bool = False
+
+
 class VariantSection(Section):
-    """A model made from the trained baseline by compressing and training it on."""
+    """A model made from the trained baseline, or from the variant `start`, by compressing and training it on."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
+    start: str = "baseline"
+    shrink: ShrinkSection | None = None
+    distill: DistillSection | None = None
     prune: PruneSection | None = None
     cluster: ClusterSection | None = None
     quantize: QuantizeSection | None = None
@@ -165,8 +214,15 @@ class VariantSection(Section):
 
     @pydantic.model_validator(mode="after")
     def _check_any(self) -> "VariantSection":
-        if not (self.prune or self.cluster or self.quantize):
-            raise ValueError(f"variant {self.name!r} needs a section prune, cluster or quantize")
+        if not (self.shrink or self.distill or self.prune or self.cluster or self.quantize):
+            raise ValueError(f"variant {self.name!r} needs a section shrink, distill, prune, cluster or quantize")
+        if self.shrink is not None and self.shrink.when == "during":
+            other = next((k for k in ("prune", "cluster", "quantize") if getattr(self, k) is not None), None)
+            if other is not None:
+                raise ValueError(
+                    f"variant {self.name!r}: units are cut after the training, which would undo what {other} does; "
+                    f"put {other} into a variant with start = {self.name!r}, or shrink with when = 'before'"
+                )
         return self
 
 

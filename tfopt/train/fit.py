@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any
 
 from tfopt import keras_api
@@ -70,6 +71,7 @@ def fit(
     validation: Any = None,
     strategy: Any = None,
     title: str = "train",
+    compile_with: Callable[..., None] | None = None,
 ) -> dict[str, list[float]]:
     """Trains a model that gives logits, in place.
 
@@ -83,6 +85,8 @@ def fit(
         validation: dataset of (inputs, labels) evaluated after each epoch.
         strategy: the strategy in whose scope the model was made, or None.
         title: name shown with the progress.
+        compile_with: takes the optimizer and `jit_compile`, and compiles the model with other losses than
+            cross-entropy, as `Distiller.compile` does.
 
     Returns:
         The history: a list of values per epoch for each metric.
@@ -92,12 +96,16 @@ def fit(
     """
     keras = keras_api.keras_module(keras_api.generation_of(model))
     with scope(strategy):
-        model.compile(
-            optimizer=_optimizer(keras, model, config, steps),
-            loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-            metrics=[keras.metrics.SparseCategoricalAccuracy(name="accuracy")],
-            jit_compile=config.jit_compile,
-        )
+        optimizer = _optimizer(keras, model, config, steps)
+        if compile_with is not None:
+            compile_with(optimizer, jit_compile=config.jit_compile)
+        else:
+            model.compile(
+                optimizer=optimizer,
+                loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+                metrics=[keras.metrics.SparseCategoricalAccuracy(name="accuracy")],
+                jit_compile=config.jit_compile,
+            )
     progress = Progress(title, steps)
     # Compression callbacks come first, so that whatever follows sees the model as it will be.
     everything = [*(callbacks or []), keras.callbacks.TerminateOnNaN(), progress]

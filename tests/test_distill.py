@@ -1,0 +1,216 @@
+"""Distillation: losses against plain NumPy, what is learned, what is kept on disk, what does not fit together."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import tfopt
+from tfopt import keras_api
+from tfopt.compress import prune, quantize
+from tfopt.errors import DataError, InputError
+from tfopt.numerics import distillation as losses
+from tfopt.schedules import ConstantSparsity
+from tfopt.structure.features import features_of
+from tfopt.train.strategy import scope
+
+from .structured_models import attention, encoder, llama
+
+
+def lessons(classes=3, rows=32, length=8, labels_at_tokens=False):
+    rng = np.random.default_rng(0)
+    ids = rng.integers(0, 60, (rows, length)).astype(np.int32)
+    mask = np.ones_like(ids)
+    mask[: rows // 4, 5:] = 0
+    labels = rng.integers(0, classes, (rows, length) if labels_at_tokens else (rows,))
+    return tf.data.Dataset.from_tensor_slices(({"input_ids": ids, "attention_mask": mask}, labels)).batch(8)
+
+
+def softmax(x):
+    e = np.exp(x - x.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+def test_losses_are_their_formulas():
+    rng = np.random.default_rng(1)
+    a, b = rng.standard_normal((2, 5, 7)), rng.standard_normal((2, 5, 7))
+    p, q = softmax(a / 3), softmax(b / 3)
+    expected = 9 * (p * np.log(p / q)).sum(-1)
+    np.testing.assert_allclose(losses.soft_cross_entropy(3.0)(a, b), expected, rtol=1e-4)
+    a[0, 3:] = 0  # padding of the first row
+    np.testing.assert_allclose(
+        losses.hidden_error(a, b), [((a - b) ** 2)[0, :3].mean(), ((a - b) ** 2)[1].mean()], rtol=1e-5
+    )
+    maps, others = softmax(rng.standard_normal((2, 2, 5, 5))), softmax(rng.standard_normal((2, 2, 5, 5)))
+    maps[0, :, 3:] = 0
+    each = np.where(maps > 0, maps * np.log(np.maximum(maps, 1e-30) / others), 0).sum(-1)
+    np.testing.assert_allclose(losses.divergence(maps, others), [each[0, :, :3].mean(), each[1].mean()], rtol=1e-4)
+    values, smaller = rng.standard_normal((2, 2, 5, 4)), rng.standard_normal((2, 2, 5, 3))
+    values[0, :, 3:] = 0
+
+    def relation(v):
+        return softmax(v @ v.T / np.sqrt(v.shape[-1]))
+
+    def difference(v, w):
+        r, s = relation(v), relation(w)
+        return (r * np.log(r / s)).sum(-1).mean()
+
+    expected = [np.mean([difference(values[0, h, :3], smaller[0, h, :3]) for h in range(2)]),
+                np.mean([difference(values[1, h], smaller[1, h]) for h in range(2)])]  # fmt: skip
+    np.testing.assert_allclose(losses.relation_divergence(values, smaller), expected, rtol=1e-3)
+
+
+@pytest.mark.parametrize("make", [encoder, llama], ids=["encoder", "causal"])
+def test_a_student_comes_to_answer_like_its_teacher(make, keras, strategy):
+    causal = make is llama
+    with scope(strategy):
+        teacher = make(keras)
+        for weight in keras_api.weights(teacher):  # answers that differ from text to text
+            if weight.name in ("kernel", "embeddings"):
+                weight.variable.assign(keras_api.to_numpy(weight.variable) * 6)
+        student = tfopt.shrink(teacher, layers=1, neurons=0.5)
+        distiller = tfopt.Distiller(
+            student, teacher, hidden=0.1, attention=0.1, embeddings=0.1, relations=0.1, labels=0.1, temperature=2.0
+        )
+        distiller.compile(keras.optimizers.Adam(2e-3))
+    data = lessons(60 if causal else 3, labels_at_tokens=causal)
+    before = [keras_api.to_numpy(w.variable).copy() for w in keras_api.weights(teacher)]
+    history = distiller.model.fit(distiller.teach(data), epochs=8, verbose=0).history
+    assert history["loss"][-1] < 0.9 * history["loss"][0]
+    after = [keras_api.to_numpy(w.variable) for w in keras_api.weights(teacher)]
+    assert all((a == b).all() for a, b in zip(before, after, strict=True)), "the teacher stays as it was"
+    finished = distiller.finish()
+    assert finished is student and finished.output_shape == teacher.output_shape
+
+
+def test_pruning_and_rounding_go_on_in_the_same_fit(keras, tmp_path):
+    teacher = encoder(keras)
+    student = tfopt.shrink(teacher, layers=2)
+    distiller = tfopt.Distiller(student, teacher, hidden=1.0)
+    _, pruning = prune.prepare(distiller.model, prune.PruneConfig(ConstantSparsity(0.5, 0, frequency=1)))
+    _, rounding = quantize.prepare(distiller.model, quantize.QuantizeConfig(weight_bits=4))
+    distiller.compile(keras.optimizers.Adam(1e-3))
+    distiller.model.fit(distiller.teach(lessons()), epochs=1, callbacks=[*pruning, *rounding], verbose=0)
+    quantize.finish(distiller.model)
+    finished = distiller.finish()
+    for weight in keras_api.weights(finished):
+        if weight.name == "kernel":
+            kernel = keras_api.to_numpy(weight.variable)
+            assert abs((kernel == 0).mean() - 0.5) < 0.25 and max(len(np.unique(row)) for row in kernel.T) <= 15
+    artifact = tfopt.export(finished, tmp_path / "m.tflite", "tflite", "trained", lengths=[8])
+    assert 4 in {layer.bits for layer in artifact.layers}
+
+
+def test_widths_that_differ_get_a_projection_that_does_not_stay(keras):
+    layers = keras.layers
+
+    def make(width):
+        inputs = layers.Input((6, 8))
+        x = layers.Dense(width)(inputs)
+        for _ in range(2):
+            x = layers.LayerNormalization()(layers.Add()([x, layers.MultiHeadAttention(2, 8)(x, x)]))
+        return keras.Model(inputs, layers.Dense(3)(layers.GlobalAveragePooling1D()(x)), name=f"m{width}")
+
+    teacher, student = make(16), make(12)
+    distiller = tfopt.Distiller(student, teacher, hidden=1.0, embeddings=1.0)
+    names = {layer.name for _, layer in keras_api.walk(distiller.model)}
+    assert {"hidden_0_projection", "hidden_1_projection", "embeddings_projection"} <= names
+    distiller.compile(keras.optimizers.Adam(1e-3))
+    data = tf.data.Dataset.from_tensor_slices(np.ones((8, 6, 8), np.float32)).batch(4)
+    distiller.model.fit(distiller.teach(data), verbose=0)
+    finished = distiller.finish()
+    assert not any("projection" in layer.name for _, layer in keras_api.walk(finished))
+    with pytest.raises(InputError, match="happens inside layers and cannot be seen; distill hidden states"):
+        tfopt.Distiller(student, teacher, attention=1.0)
+
+
+def test_the_teacher_runs_once_where_its_answers_are_kept(keras, tmp_path):
+    teacher = encoder(keras)
+    distiller = tfopt.Distiller(tfopt.shrink(teacher, layers=1), teacher, hidden=1.0, labels=1.0)
+    asked = []
+
+    def counted(inputs, labels):
+        tf.py_function(lambda: asked.append(1), [], [])
+        return inputs, labels
+
+    data = lessons().map(counted)
+    kept = distiller.teach(data, tmp_path / "cache")
+    first = sorted(float(y["logits"].numpy().sum()) for _, y in kept)
+    again = sorted(float(y["logits"].numpy().sum()) for _, y in distiller.teach(data, tmp_path / "cache"))
+    assert len(asked) == 4 and first == again and len(first) == 4 and int(kept.cardinality()) == 4
+    plain = sorted(float(y["logits"].numpy().sum()) for _, y in distiller.teach(lessons()))
+    np.testing.assert_allclose(first, plain, rtol=1e-5)
+    inputs, targets = next(iter(kept))
+    row = int(np.argmin(inputs["attention_mask"].numpy().sum(1)))
+    tail = targets["hidden_0"].numpy()[row, int(inputs["attention_mask"].numpy()[row].sum()) :]
+    assert not tail.any(), "padding teaches nothing"
+    other = tfopt.Distiller(tfopt.shrink(teacher, layers=1), encoder(keras), hidden=1.0, labels=1.0)
+    with pytest.raises(DataError, match="holds what another teacher made"):
+        other.teach(data, tmp_path / "cache")
+    records = tmp_path / "cache" / "batches.tfrecord"
+    records.write_bytes(records.read_bytes()[:-1])
+    with pytest.raises(DataError, match="is missing or damaged; remove"):
+        distiller.teach(data, tmp_path / "cache")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="holds no batches of a teacher"):
+        distiller.teach(data, tmp_path / "empty")
+
+
+def test_layers_are_mapped_as_told(keras):
+    teacher = encoder(keras)
+    student = tfopt.shrink(teacher, layers=2)
+    found = tfopt.Distiller(student, teacher, logits=0.0, hidden=1.0, layers={0: 1, 1: 3})
+    inputs = next(iter(lessons()))[0]
+    taught = found._taught(inputs, training=False)
+    whole = keras.Model(teacher.inputs, list(features_of(teacher).hidden))(
+        [inputs[t.name.partition(":")[0]] for t in teacher.inputs]
+    )
+    np.testing.assert_allclose(taught["hidden_0"], whole[1], atol=1e-5)
+    np.testing.assert_allclose(taught["hidden_1"], whole[3], atol=1e-5)
+    with pytest.raises(InputError, match=r"layers must map \[0, 2\) to \[0, 4\).* got 2: 0"):
+        tfopt.Distiller(student, teacher, hidden=1.0, layers={2: 0})
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"logits": 0.0}, "nothing to learn: one of logits, labels"), ({"hidden": -1.0}, "hidden must be 0 or more"),
+        ({"temperature": 0.0}, "temperature must be above 0, got 0.0"),
+    ],
+)  # fmt: skip
+def test_bad_settings(settings, says, keras):
+    model = encoder(keras)
+    with pytest.raises(InputError, match=says):
+        tfopt.Distiller(model, model, **settings)
+
+
+def test_what_does_not_fit_together(keras, generation):
+    from tfopt.models import BertConfig, bert
+
+    teacher = encoder(keras)
+    config = BertConfig(60, 32, 2, 2, 64, 24)
+    with pytest.raises(InputError, match=r"the same classes: .* \(None, 5\) and \(None, 3\)"):
+        tfopt.Distiller(bert(config, 5, generation=generation), teacher)
+    with pytest.raises(
+        InputError, match="attention needs as many heads in both, got 2 in the student and 4 in the"
+    ):
+        tfopt.Distiller(bert(config, 3, generation=generation), teacher, attention=1.0)
+    with pytest.raises(InputError, match="must have one output each, got"):
+        tfopt.Distiller(bert(config, head="span", generation=generation), teacher)
+    with pytest.raises(InputError, match="must take the same inputs"):
+        inputs = keras.layers.Input((4,))
+        tfopt.Distiller(keras.Model(inputs, keras.layers.Dense(3)(inputs)), teacher)
+    other = "keras" if generation == "tf_keras" else "tf_keras"
+    with pytest.raises(InputError, match="of one Keras generation"):
+        tfopt.Distiller(bert(config, 3, generation=other), teacher)
+    from tfopt.decoding.signatures import TOKENIZER_MEMBERS
+    from tfopt.decoding.weights import keep_tokenizer
+
+    first, second = llama(keras), llama(keras)
+    keep_tokenizer(first, TOKENIZER_MEMBERS[0], b"{}")
+    keep_tokenizer(second, TOKENIZER_MEMBERS[0], b"{ }")
+    with pytest.raises(InputError, match="different tokenizers, so the same ids mean different texts"):
+        tfopt.Distiller(first, second)
+    plain = attention(keras)
+    labelled = tfopt.Distiller(plain, plain, labels=1.0)
+    with pytest.raises(InputError, match="labels count, but the data has none"):
+        labelled.teach(tf.data.Dataset.from_tensor_slices(np.ones((4, 10, 16), np.float32)).batch(2))

@@ -1,0 +1,258 @@
+"""Distillation: a small model learns what a large one answers, and how it comes to it.
+
+Hinton et al., https://arxiv.org/abs/1503.02531 (logits); Jiao et al., "TinyBERT", https://arxiv.org/abs/1909.10351
+(hidden states, attention, embeddings); Wang et al., "MiniLM", https://arxiv.org/abs/2002.10957 (relations).
+
+The student stays an ordinary model. What is trained is a second model over the same layers that also gives what is
+inside, so pruning, quantization and callbacks work on it as on any other.
+"""
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import tensorflow as tf
+
+from tfopt import keras_api
+from tfopt.data.cache import cached
+from tfopt.decoding.signatures import TOKENIZER_MEMBERS
+from tfopt.errors import InputError
+from tfopt.keras_io import Inputs, inputs_of
+from tfopt.numerics.distillation import divergence, hidden_error, relation_divergence, soft_cross_entropy
+from tfopt.structure.features import Features, features_of
+from tfopt.structure.nodes import flat, functional, struct_of
+
+_KINDS = ("logits", "labels", "hidden", "attention", "embeddings", "relations")
+_MASK = "attention_mask"
+
+
+@dataclasses.dataclass(frozen=True)
+class DistillConfig:
+    """What counts how much; what counts nothing is not computed.
+
+    Attributes:
+        logits: divergence from the teacher's logits.
+        labels: cross-entropy with the labels of the data.
+        hidden: squared error of hidden states, through a learned projection where widths differ.
+        attention: divergence of attention maps; both need as many heads.
+        embeddings: squared error of what the first layer takes.
+        relations: divergence of MiniLM's relations between the values of the last mapped layer.
+        temperature: softens logits, above 0.
+        layers: student's layer -> teacher's; by default spread evenly, the last one from the last one.
+    """
+
+    logits: float = 1.0
+    labels: float = 0.0
+    hidden: float = 0.0
+    attention: float = 0.0
+    embeddings: float = 0.0
+    relations: float = 0.0
+    temperature: float = 1.0
+    layers: Mapping[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        for name in _KINDS:
+            if getattr(self, name) < 0:
+                raise InputError(f"{name} must be 0 or more, got {getattr(self, name)}")
+        if not any(getattr(self, name) for name in _KINDS):
+            raise InputError(f"nothing to learn: one of {', '.join(_KINDS)} must be above 0")
+        if not self.temperature > 0:
+            raise InputError(f"temperature must be above 0, got {self.temperature}")
+
+    @property
+    def looks_inside(self) -> bool:
+        """Whether more than outputs count."""
+        return any((self.hidden, self.attention, self.embeddings, self.relations))
+
+
+class Distiller:
+    """A student, its teacher, and the model that is trained.
+
+    Args:
+        student: a built functional model of either generation with one output; its weights are trained.
+        teacher: a model of the same generation with the same inputs and classes; it is not changed.
+        **settings: fields of `DistillConfig`.
+
+    Attributes:
+        model: what to fit, after `compile`, on what `teach` gives; it shares the student's layers.
+
+    Raises:
+        InputError: models that do not fit together, or layers that do not exist.
+    """
+
+    def __init__(self, student: Any, teacher: Any, **settings: Any) -> None:
+        self.config = DistillConfig(**settings)
+        self.student, self.teacher = keras_api.check_model(student), keras_api.check_model(teacher)
+        _check_pair(student, teacher)
+        self._keras = keras_api.keras_module(keras_api.generation_of(student))
+        theirs = ours = None
+        pairs: dict[int, int] = {}
+        if self.config.looks_inside:
+            ours, theirs = features_of(student), features_of(teacher)
+            pairs = _pairs(self.config.layers, len(ours.hidden), len(theirs.hidden))
+        wanted = _chosen(self.config, teacher, theirs, list(pairs.values()))
+        found = _chosen(self.config, student, ours, list(pairs))
+        found = {name: self._fitted(name, tensor, wanted[name]) for name, tensor in found.items()}
+        self._taught = _model(self._keras, teacher, wanted)
+        if self.config.labels:
+            (logits,) = flat(struct_of(functional(student), "outputs"))
+            found["labels"] = self._keras.layers.Activation("linear", name="labels")(logits)
+        self._outputs = tuple(found)
+        self.model = _model(self._keras, student, found)
+
+    def compile(self, optimizer: Any, **settings: Any) -> None:
+        """Compiles `model` with the losses; further arguments go to Keras's `compile`."""
+        losses = {
+            "logits": soft_cross_entropy(self.config.temperature),
+            "labels": self._keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+            "hidden": hidden_error, "attention": divergence, "embeddings": hidden_error,
+            "relations": relation_divergence,
+        }  # fmt: skip
+        kinds = {name: name.partition("_")[0] for name in self._outputs}
+        # Each kind counts as a whole, however many layers it has.
+        weights = {n: getattr(self.config, kind) / list(kinds.values()).count(kind) for n, kind in kinds.items()}
+        self.model.compile(
+            optimizer, loss={n: losses[kind] for n, kind in kinds.items()}, loss_weights=weights, **settings
+        )
+
+    def teach(self, data: tf.data.Dataset, cache: str | Path | None = None) -> tf.data.Dataset:
+        """Batches for `model.fit`: the inputs, and what the teacher makes of them.
+
+        Args:
+            data: batches of inputs, or of (inputs, labels), which are needed where labels count.
+            cache: folder for TFRecord files with all of it: the teacher runs once, now or in an earlier run, and
+                later passes shuffle whole batches. Other data is told by its shapes and number of batches alone.
+
+        Raises:
+            InputError: no labels where they count.
+            DataError: a cache that is damaged, or of something else.
+        """
+        labelled = isinstance(data.element_spec, tuple)
+        if self.config.labels and not labelled:
+            raise InputError("labels count, but the data has none; set labels=0 or give (inputs, labels)")
+
+        def taught(*batch: Any) -> tuple[Any, dict[str, tf.Tensor]]:
+            mask = batch[0].get(_MASK) if isinstance(batch[0], dict) else None
+            found = self._taught(batch[0], training=False)
+            targets = {name: _without_padding(name, value, mask) for name, value in found.items()}
+            if self.config.labels:
+                targets["labels"] = batch[1]
+            return batch[0], targets
+
+        lessons = data.map(taught)
+        if cache is None:
+            return lessons
+        return cached(lessons, cache, self._fingerprint(lessons.element_spec, int(lessons.cardinality())))
+
+    def finish(self) -> Any:
+        """The student, with whatever techniques attached to the model that was trained."""
+        ours = getattr(self.student, keras_api.EXTRA, {})
+        members = {**ours, **getattr(self.model, keras_api.EXTRA, {})}
+        if members:
+            object.__setattr__(self.student, keras_api.EXTRA, members)
+        return self.student
+
+    def _fitted(self, name: str, tensor: Any, wanted: Any) -> Any:
+        """A student's tensor in the shape of the teacher's.
+
+        Raises:
+            InputError: shapes that no projection makes equal.
+        """
+        have, want = tuple(tensor.shape), tuple(wanted.shape)
+        if name.startswith(("hidden", "embeddings")) and have[-1] != want[-1]:
+            return self._keras.layers.Dense(want[-1], use_bias=False, name=f"{name}_projection")(tensor)
+        if name.startswith(("attention", "relations")) and have[1] != want[1]:
+            raise InputError(
+                f"{name.partition('_')[0]} needs as many heads in both, got {have[1]} in the student and {want[1]} "
+                "in the teacher; distill hidden states instead"
+            )
+        return tensor
+
+    def _fingerprint(self, *what: Any) -> str:
+        """Of the teacher's weights and what it is asked for."""
+        digest = hashlib.sha256(repr(what).encode())
+        for weight in keras_api.weights(self.teacher):
+            digest.update(weight.path.encode())
+            digest.update(keras_api.to_numpy(weight.variable).tobytes())
+        return digest.hexdigest()
+
+
+def _chosen(config: DistillConfig, model: Any, features: Features | None, layers: list[int]) -> dict[str, Any]:
+    """The tensors of a model that count, by name; layers of student and teacher have the same numbers in names."""
+    (logits,) = flat(struct_of(functional(model), "outputs"))
+    found: dict[str, Any] = {"logits": logits} if config.logits else {}
+    if features is None:
+        return found
+    if config.embeddings:
+        found["embeddings"] = features.embeddings
+    for number, index in enumerate(layers):
+        if config.hidden:
+            found[f"hidden_{number}"] = features.hidden[index]
+        if config.attention:
+            found[f"attention_{number}"] = _seen(features.attention[index], model)
+    if config.relations:
+        found["relations"] = _seen(features.values[layers[-1]], model)
+    return found
+
+
+def _model(keras: Any, model: Any, outputs: dict[str, Any]) -> Any:
+    return keras.Model(struct_of(functional(model), "inputs"), outputs, name=f"{model.name}_lessons")
+
+
+def _seen(tensor: Any, model: Any) -> Any:
+    if tensor is None:
+        raise InputError(
+            f"attention of model {model.name!r} happens inside layers and cannot be seen; distill hidden states, "
+            "or build it with models.bert or models.causal_lm"
+        )
+    return tensor
+
+
+def _without_padding(name: str, value: tf.Tensor, mask: tf.Tensor | None) -> tf.Tensor:
+    """Features of tokens only; of logits, everything."""
+    if mask is None or name == "logits":
+        return value
+    keep = tf.cast(mask, value.dtype)
+    return value * (keep[:, None, :, None] if len(value.shape) == 4 else keep[:, :, None])
+
+
+def _check_pair(student: Any, teacher: Any) -> None:
+    if keras_api.generation_of(student) != keras_api.generation_of(teacher):
+        raise InputError("student and teacher must be of one Keras generation")
+    outputs = [flat(struct_of(functional(model), "outputs")) for model in (student, teacher)]
+    if any(len(some) != 1 for some in outputs):
+        raise InputError(f"student and teacher must have one output each, got {[len(some) for some in outputs]}")
+    (ours,), (theirs,) = outputs
+    if tuple(ours.shape) != tuple(theirs.shape):
+        raise InputError(
+            f"student and teacher must have the same classes: their outputs are of shape {tuple(ours.shape)} and "
+            f"{tuple(theirs.shape)}"
+        )
+    ours, theirs = (_told_apart(inputs_of(model)) for model in (student, teacher))
+    if ours != theirs:
+        raise InputError(f"student and teacher must take the same inputs, got {ours} and {theirs}")
+    members = [getattr(model, keras_api.EXTRA, {}) for model in (student, teacher)]
+    for name in TOKENIZER_MEMBERS:
+        if name in members[0] and name in members[1] and members[0][name] != members[1][name]:
+            raise InputError("student and teacher have different tokenizers, so the same ids mean different texts")
+
+
+def _told_apart(inputs: Inputs) -> list[str]:
+    """The names of inputs that are given by name, else their shapes."""
+    by_name = inputs.style == "dict"
+    return sorted(inputs.specs) if by_name else [str(tuple(spec.shape)) for spec in inputs.specs.values()]
+
+
+def _pairs(given: Mapping[int, int] | None, ours: int, theirs: int) -> dict[int, int]:
+    """Student's layer -> teacher's, in the order of the student's."""
+    if given is None:
+        return {i: round((i + 1) * theirs / ours) - 1 for i in range(ours)}
+    for student, teacher in given.items():
+        if not 0 <= student < ours or not 0 <= teacher < theirs:
+            raise InputError(
+                f"layers must map [0, {ours}) to [0, {theirs}), the layers of student and teacher, got "
+                f"{student}: {teacher}"
+            )
+    return dict(sorted(given.items()))

@@ -1,0 +1,279 @@
+"""Structured pruning: heads, neurons, channels and layers are taken out, and the model really is smaller.
+
+Importance is the magnitude of a unit's weights (Li et al., https://arxiv.org/abs/1608.08710) or the first-order
+estimate of what the loss would change without it (Molchanov et al., https://arxiv.org/abs/1906.10771; for heads
+Michel et al., https://arxiv.org/abs/1905.10650). While a model trains, whole units become zero and stay so;
+`finish` then cuts them out, which changes no output.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from tfopt import keras_api
+from tfopt.compress.base import Prepared
+from tfopt.errors import InputError
+from tfopt.numerics.masked_assign import MaskedAssign
+from tfopt.schedules import PolynomialDecay, SparsitySchedule
+from tfopt.selection import Patterns, Selection, Skipped
+from tfopt.structure.blocks import Block, blocks_of
+from tfopt.structure.cut import Kept, cut
+from tfopt.structure.groups import Group, Structure, structure_of
+from tfopt.structure.importance import importance, magnitude
+from tfopt.structure.masked import alive, clear, compare, touched
+
+KINDS = ("heads", "neurons", "channels")
+
+
+@dataclasses.dataclass(frozen=True)
+class ShrinkConfig:
+    """What to take out.
+
+    Attributes:
+        heads, neurons, channels: share of each group's units, in [0, 1); at least one unit stays.
+        schedule: for training: step -> share of that share, so that units go gradually; by default all at once.
+        include, exclude: name patterns, layer class names or classes of the layers that make the units.
+    """
+
+    heads: float = 0.0
+    neurons: float = 0.0
+    channels: float = 0.0
+    schedule: SparsitySchedule | None = None
+    include: Patterns = None
+    exclude: Patterns = None
+
+    def __post_init__(self) -> None:
+        for kind in KINDS:
+            if not 0 <= getattr(self, kind) < 1:
+                raise InputError(f"{kind} must be in [0, 1), the share to take out, got {getattr(self, kind)}")
+
+    def share(self, group: Group) -> float:
+        """The share of a group's units to take out."""
+        return float(getattr(self, group.kind)) if group.kind in KINDS else 0.0
+
+
+def shrink(
+    model: Any,
+    heads: float = 0.0,
+    neurons: float = 0.0,
+    channels: float = 0.0,
+    layers: int | Sequence[int] | None = None,
+    data: Iterable[Any] | None = None,
+    loss: Any = None,
+    include: Patterns = None,
+    exclude: Patterns = None,
+) -> Any:
+    """Takes units out at once.
+
+    Args:
+        model: a built functional model of either generation; it is not changed.
+        heads: share of the attention heads of each layer to take out, in [0, 1). Heads that share keys and values
+            go together.
+        neurons: share of the units between dense layers.
+        channels: share of the channels of convolutions.
+        layers: how many transformer layers to take out, evenly spread, or which ones, counted from 0.
+        data: batches of (inputs, labels) for first-order importance; magnitudes count without it.
+        loss: (labels, outputs) -> scalar; by default cross-entropy of logits with integer labels.
+        include: name patterns, layer class names or classes; only units that such layers make are taken out.
+        exclude: likewise; units of such layers stay.
+
+    Returns:
+        A new model of built-in layers. Its outputs are those of the model with the units' weights set to zero,
+        which was checked.
+
+    Raises:
+        InputError: a share out of range, no such units, layers that do not exist, a model that is not functional.
+        VerificationError: the outputs differ; nothing is returned.
+    """
+    keras_api.check_model(model)
+    config = ShrinkConfig(heads, neurons, channels, None, include, exclude)
+    structure = structure_of(model)
+    chosen = _chosen(model, structure, config)
+    removed = _layers(model, structure, layers)
+    if not chosen and not removed:
+        raise InputError("nothing to take out: give heads, neurons, channels or layers")
+    scores = importance(model, structure, data, loss)
+    kept = {g.name: _best(scores[g.name], _count(g, config.share(g))) for g in chosen}
+    return _checked(model, structure, kept, removed)
+
+
+def cut_zeros(model: Any) -> Any:
+    """A new model without the units whose weights are all zero; outputs stay the same.
+
+    Raises:
+        InputError: no unit is zero, or all units of a group are.
+    """
+    structure = structure_of(keras_api.check_model(model))
+    values = {w.path: keras_api.to_numpy(w.variable) for w in keras_api.weights(model)}
+    kept: dict[str, np.ndarray] = {}
+    for group in structure.groups:
+        if group.kind not in KINDS:
+            continue
+        left = np.flatnonzero(alive(group, values))
+        if not len(left):
+            raise InputError(f"all {group.units} {group.kind} of {group.name!r} are zero; one has to stay")
+        if len(left) < group.units:
+            kept[group.name] = left
+    if not kept:
+        raise InputError(
+            f"model {model.name!r} has no units of zeros to cut; train it with StructuredPruning first"
+        )
+    return _checked(model, structure, kept, [])
+
+
+def prepare(model: Any, config: ShrinkConfig) -> Prepared:
+    """The model unchanged, with the callback that zeroes units during `fit`."""
+    keras_api.check_model(model)
+    structure = structure_of(model)
+    chosen = {g.name for g in _chosen(model, structure, config)}
+    skipped = [Skipped(g.name, "not chosen") for g in structure.groups if g.kind in KINDS and g.name not in chosen]
+    return Prepared(model, [StructuredPruning(config)], skipped)
+
+
+def finish(model: Any) -> Any:
+    """A new, smaller model without the units that training left at zero."""
+    return cut_zeros(model)
+
+
+class StructuredPruning(keras_api.Callback):
+    """Keras callback that sets the least important units to zero while a model trains; `finish` cuts them out.
+
+    Importance is the magnitude of a unit's weights at the time. Units that are zero stay so, and more follow as the
+    schedule goes on.
+
+    Args:
+        config: what to take out; its schedule gives the share of it by step.
+    """
+
+    def __init__(self, config: ShrinkConfig) -> None:
+        self._config = config
+        self._schedule = config.schedule or PolynomialDecay(0.0, 0.999, 0, 1, frequency=1)  # stays below 1
+        self._supports_tf_logs = True
+        self._groups: list[Group] = []
+        self._assign: MaskedAssign | None = None
+        self._owner: Any = None
+        self._seen_step = -1
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        if self._owner is not self.model:
+            self._owner = self.model
+            self._groups = _chosen(self.model, structure_of(self.model), self._config)
+            self._weights = [w for w in keras_api.weights(self.model) if w.path in touched(self._groups)]
+            self._assign = MaskedAssign([keras_api.tf_variable(w.variable) for w in self._weights])
+            self._seen_step = keras_api.learning_step(self.model) - 1
+        self._catch_up()
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        self._catch_up()
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        if isinstance(logs, dict):
+            values = self._values()
+            gone = sum(int((~alive(g, values)).sum()) for g in self._groups)
+            logs["units_cut"] = gone / sum(g.units for g in self._groups)
+
+    def on_train_end(self, logs: Any = None) -> None:
+        if self._assign is not None:
+            self._assign()  # another callback may have restored earlier weights
+
+    def _catch_up(self) -> None:
+        assert self._assign is not None
+        step = keras_api.learning_step(self.model) + 1
+        due = [s for s in range(self._seen_step + 1, step + 1) if bool(self._schedule(s)[0])]
+        self._seen_step = step
+        if due:
+            self._update(min(1.0, float(self._schedule(due[-1])[1]) / self._final))
+        self._assign()
+
+    @property
+    def _final(self) -> float:
+        """What the schedule ends at, which stands for everything that is to go."""
+        schedule = self._schedule
+        found = getattr(schedule, "final_sparsity", getattr(schedule, "target_sparsity", None))
+        return float(found) if found else 1.0
+
+    def _values(self) -> dict[str, np.ndarray]:
+        return {w.path: keras_api.to_numpy(w.variable) for w in self._weights}
+
+    def _update(self, share: float) -> None:
+        """New masks from the weights as they are now."""
+        values = self._values()
+        masks = {path: np.ones(value.shape, bool) for path, value in values.items()}
+        for group in self._groups:
+            scores = magnitude(group, values)
+            count = round(share * _count(group, self._config.share(group)))
+            gone = np.argsort(scores, kind="stable")[:count]
+            for place in group.slices:
+                clear(masks[place.path], place, group.units, gone)
+        assert self._assign is not None
+        self._assign.set_masks([masks[w.path] for w in self._weights])
+
+
+def _count(group: Group, share: float) -> int:
+    """How many units go; one stays."""
+    return min(group.units - 1, round(share * group.units))
+
+
+def _best(scores: np.ndarray, gone: int) -> np.ndarray:
+    return np.sort(np.argsort(scores, kind="stable")[gone:])
+
+
+def _chosen(model: Any, structure: Structure, config: ShrinkConfig) -> list[Group]:
+    """The groups that units are to be taken from."""
+    selection = Selection(model, config.include, config.exclude)
+    by_path = {w.path: w for w in selection.weights}
+    found = []
+    for kind in KINDS:
+        share = getattr(config, kind)
+        groups = [g for g in structure.groups if g.kind == kind]
+        meant = [
+            g
+            for g in groups
+            if all(selection.reason_to_skip(by_path[s.path]) is None for s in g.slices if not s.consumed)
+        ]
+        if share and not meant:
+            raise InputError(_nothing(kind, groups, structure))
+        found += meant if share else []
+    return found
+
+
+def _is_meant(group: Group, selection: Selection, weights: Mapping[str, Any]) -> bool:
+    """Whether all layers that make the units are meant."""
+    makers = (weights[s.path] for s in group.slices if not s.consumed)
+    return all(selection.reason_to_skip(weight) is None for weight in makers)
+
+
+def _nothing(kind: str, groups: list[Group], structure: Structure) -> str:
+    if groups:
+        return f"{kind} are to be taken out, but include and exclude leave none of {len(groups)} groups"
+    why = "; ".join(f"{path}: {reasons[0]}" for path, reasons in list(structure.fixed.items())[:3])
+    return f"the model has no {kind} that can be taken out" + (f" ({why})" if why else "")
+
+
+def _layers(model: Any, structure: Structure, layers: int | Sequence[int] | None) -> list[Block]:
+    if layers is None or layers == 0:
+        return []
+    blocks = blocks_of(model, structure)
+    if not blocks:
+        raise InputError("the model has no layers that can be left out: none repeat between tensors of one shape")
+    if isinstance(layers, int):
+        if not 0 < layers < len(blocks):
+            raise InputError(f"layers must be in [0, {len(blocks) - 1}] of {len(blocks)}, got {layers}")
+        # Those that stay are spread evenly, the first and the last among them where there are two or more.
+        stay = {round(i) for i in np.linspace(0, len(blocks) - 1, len(blocks) - layers)}
+        gone = [i for i in range(len(blocks)) if i not in stay]
+    else:
+        gone = sorted({int(i) for i in layers})
+        if not gone or gone[0] < 0 or gone[-1] >= len(blocks) or len(gone) == len(blocks):
+            raise InputError(f"layers must name some of 0 to {len(blocks) - 1}, got {list(layers)}")
+    return [blocks[i] for i in gone]
+
+
+def _checked(model: Any, structure: Structure, kept: Mapping[str, np.ndarray], removed: list[Block]) -> Any:
+    """The smaller model, compared with the masked one where only units went."""
+    made = cut(model, structure, Kept(kept, tuple(removed)))
+    if not removed:
+        compare(model, structure, kept, made)
+    return made

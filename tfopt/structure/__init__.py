@@ -1,0 +1,1 @@
+"""The units of a model (heads, neurons, channels, width): what belongs together, and models without some."""

@@ -1,0 +1,118 @@
+"""The layers of a residual network: stretches of the graph that can be left out, since their ends have equal axes.
+
+A stretch ends where every path from the first embedding to the outputs goes through one tensor.
+"""
+
+import dataclasses
+import itertools
+from typing import Any
+
+from tfopt.structure.axes import leaves
+from tfopt.structure.groups import Group, Structure
+from tfopt.structure.nodes import Node, flat, functional, nodes, struct_of
+
+
+@dataclasses.dataclass(frozen=True)
+class Block:
+    """A layer that can be left out.
+
+    Attributes:
+        start, end: identities of the symbolic tensors that go in and come out.
+        names: of the layers with weights inside.
+        tensors: identities of all symbolic tensors that are made inside.
+    """
+
+    start: int
+    end: int
+    names: tuple[str, ...]
+    tensors: tuple[int, ...]
+
+
+def blocks_of(model: Any, structure: Structure) -> list[Block]:
+    """The layers of a transformer, first to last; empty where the graph has no such stretches.
+
+    A layer begins with attention and ends where the next one begins.
+    """
+    width = max((g for g in structure.groups if g.kind == "width"), key=lambda g: len(g.slices), default=None)
+    if width is None:
+        return []
+    root = functional(model)
+    graph = list(nodes(root))
+    cuts = _cuts(root, graph, _stream(graph, structure, width))
+    inside = [_between(graph, start, end) for start, end in itertools.pairwise(cuts)]
+    attends = [i for i, some in enumerate(inside) if _attends(some, structure)]
+    if len(attends) < 2:
+        return []
+    period = attends[1] - attends[0]
+    regular = all(b - a == period for a, b in itertools.pairwise(attends))
+    if not regular or attends[-1] + period > len(inside):
+        return []
+    return [
+        _block(cuts[i], cuts[i + period], [n for some in inside[i : i + period] for n in some]) for i in attends
+    ]
+
+
+def _block(start: int, end: int, inside: list[Node]) -> Block:
+    names = (n.operation.name for n in inside if getattr(n.operation, "weights", None))
+    made = tuple(out for node in inside for out in node.outputs)
+    return Block(start, end, tuple(dict.fromkeys(names)), made)
+
+
+def _stream(graph: list[Node], structure: Structure, width: Group) -> list[int]:
+    """Tensors with the axes of the residual stream, in order; the first is an embedding."""
+    found: list[int] = []
+    first: list[Any] | None = None
+    for node in graph:
+        for out in node.outputs:
+            axes = structure.axes.get(structure.trace.tensors[out].name)
+            if not axes or leaves(axes[-1]) != [width.factor.root]:
+                continue
+            before = leaves(*axes[:-1])
+            first = before if first is None else first
+            if before == first:
+                found.append(out)
+    return found
+
+
+def _cuts(root: Any, graph: list[Node], stream: list[int]) -> list[int]:
+    """Tensors of the stream that every path from its first to the outputs goes through."""
+    if not stream:
+        return []
+    before = {stream[0]: 1}  # how many paths lead here
+    for node in graph:
+        count = sum(before.get(i, 0) for i in set(node.inputs))
+        for out in node.outputs:
+            before.setdefault(out, count)
+    after: dict[int, int] = {}
+    for tensor in flat(struct_of(root, "outputs")):
+        after[id(tensor)] = 1
+    for node in reversed(graph):
+        count = sum(after.get(out, 0) for out in node.outputs)
+        for i in set(node.inputs):
+            after[i] = after.get(i, 0) + count
+    total = after.get(stream[0], 0)
+    return [t for t in stream if before.get(t, 0) * after.get(t, 0) == total and total]
+
+
+def _between(graph: list[Node], start: int, end: int) -> list[Node]:
+    """Nodes on paths from one tensor to another."""
+    ahead = {start}
+    for node in graph:
+        if ahead & set(node.inputs) and end not in ahead:
+            ahead |= set(node.outputs)
+    behind = {end}
+    found = []
+    for node in reversed(graph):
+        if behind & set(node.outputs) and ahead & set(node.inputs) and start not in node.outputs:
+            behind |= set(node.inputs) - {start}
+            found.append(node)
+    return found[::-1]
+
+
+def _attends(inside: list[Node], structure: Structure) -> bool:
+    """Whether a softmax runs here."""
+    owners = {id(node.operation) for node in inside}
+    return any(
+        op.type == "Softmax" and id(structure.trace.owner.get(op.name)) in owners
+        for op in structure.trace.operations
+    )

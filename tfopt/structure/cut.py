@@ -1,0 +1,122 @@
+"""A model without some of its units and layers."""
+
+import dataclasses
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from tfopt import keras_api
+from tfopt.decoding.signatures import CONFIG_MEMBER, TOKENIZER_MEMBERS
+from tfopt.errors import InputError
+from tfopt.structure.axes import leaves
+from tfopt.structure.blocks import Block
+from tfopt.structure.groups import Structure, take
+from tfopt.structure.nodes import nodes
+from tfopt.structure.rebuild import Changes, rebuild
+
+_NUMBERED = re.compile(r"layer_(\d+)_")
+
+
+@dataclasses.dataclass(frozen=True)
+class Kept:
+    """What stays.
+
+    Attributes:
+        units: name of a group -> its units that stay, ascending; groups that are not named stay whole.
+        removed: layers that do not.
+    """
+
+    units: Mapping[str, np.ndarray]
+    removed: tuple[Block, ...] = ()
+
+
+def cut(model: Any, structure: Structure, kept: Kept) -> Any:
+    """A new model of built-in layers; the old one is not changed.
+
+    Raises:
+        InputError: units that do not exist, no unit left, or sizes that a layer or a generating model cannot have.
+    """
+    groups = {g.name: g for g in structure.groups}
+    values = {w.path: keras_api.to_numpy(w.variable) for w in keras_api.weights(model)}
+    changed: dict[str, np.ndarray] = {}
+    sizes: dict[int, int] = {}
+    for name, units in kept.units.items():
+        group = groups.get(name)
+        if group is None:
+            raise InputError(f"the model has no units {name!r}; it has {', '.join(groups)}")
+        if not len(units) or units[0] < 0 or units[-1] >= group.units or (np.diff(units) <= 0).any():
+            raise InputError(
+                f"units of {name!r} must ascend in [0, {group.units}), one or more, got {units.tolist()}"
+            )
+        sizes[id(group.factor.root)] = len(units)
+        for place in group.slices:
+            changed[place.path] = take(changed.get(place.path, values[place.path]), place, group.units, units)
+    renamed = _renumbering(model, kept.removed)
+    changes = Changes(
+        changed, _targets(model, structure, sizes), {b.end: b.start for b in kept.removed},
+        lambda name: _NUMBERED.sub(lambda m: f"layer_{renamed.get(int(m[1]), int(m[1]))}_", name),
+    )  # fmt: skip
+    made = rebuild(model, changes)
+    _keep_members(model, made)
+    return made
+
+
+def _targets(model: Any, structure: Structure, sizes: Mapping[int, int]) -> dict[str, tuple[int, ...]]:
+    """New target shapes of Reshape layers."""
+    found = {}
+    for node in nodes(model):
+        layer = node.operation
+        if (
+            type(layer).__name__ == "Reshape"
+            and hasattr(layer, "target_shape")
+            and hasattr(layer, "_flatten_layers")
+        ):
+            axes = structure.axes[structure.trace.tensors[node.outputs[0]].name][1:]
+            new = [
+                -1 if old == -1 else int(np.prod([sizes.get(id(leaf), leaf.size) for leaf in leaves(one)]))
+                for old, one in zip(layer.target_shape, axes, strict=True)
+            ]
+            found[layer.name] = tuple(new)
+    return found
+
+
+def _renumbering(model: Any, removed: tuple[Block, ...]) -> dict[int, int]:
+    """Old number of a layer of our builders -> new one, without gaps."""
+    gone = {int(m[1]) for block in removed for name in block.names if (m := _NUMBERED.match(name))}
+    numbers = {int(m[1]) for path, _ in keras_api.walk(model) if (m := _NUMBERED.match(path))}
+    return {old: new for new, old in enumerate(sorted(numbers - gone))}
+
+
+def _keep_members(model: Any, made: Any) -> None:
+    """What travels with a model: the tokenizer, and the shape of one that generates, brought up to date."""
+    members = getattr(model, keras_api.EXTRA, {})
+    kept = {name: content for name, content in members.items() if name in TOKENIZER_MEMBERS}
+    if CONFIG_MEMBER in members:
+        kept[CONFIG_MEMBER] = _generating(json.loads(members[CONFIG_MEMBER]), made)
+    if kept:
+        object.__setattr__(made, keras_api.EXTRA, kept)
+
+
+def _generating(config: dict[str, Any], made: Any) -> bytes:
+    """The shape of a causal language model from its weights."""
+    shapes = {w.path: tuple(int(d) for d in w.variable.shape) for w in keras_api.weights(made)}
+    numbers = {int(m[1]) for path in shapes if (m := _NUMBERED.match(path))}
+
+    def size(name: str, axis: int) -> int:
+        found = {shape[axis] for path, shape in shapes.items() if path.endswith(name)}
+        if len(found) != 1:
+            raise InputError(
+                f"layers of a model that generates must stay alike, {name} would have sizes {sorted(found)}; take "
+                "the same share from all"
+            )
+        return found.pop()
+
+    config["vocab_size"], config["hidden_size"] = shapes["token_embeddings/embeddings"]
+    config["num_hidden_layers"] = len(numbers)
+    config["intermediate_size"] = size("_up/kernel", 1)
+    config["num_attention_heads"] = size("_attention_query/kernel", 1) // config["head_dim"]
+    config["num_key_value_heads"] = size("_attention_key/kernel", 1) // config["head_dim"]
+    return json.dumps(config).encode()

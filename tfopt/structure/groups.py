@@ -1,0 +1,172 @@
+"""Groups of units that can be cut: which slices of which weights belong to each unit.
+
+Fang et al., "DepGraph: Towards Any Structural Pruning", https://arxiv.org/abs/2301.12900, build groups from pairs
+of layers; here they are found as equal factors of axes in the graph of operations, whatever the layers are.
+"""
+
+import dataclasses
+import math
+from typing import Any, Literal
+
+import numpy as np
+
+from tfopt import keras_api
+from tfopt.structure.axes import Axis, Factor, axis, fix, leaves
+from tfopt.structure.rules import apply
+from tfopt.structure.trace import Trace, trace
+from tfopt.structure.walk import Walk, fresh
+
+Kind = Literal["heads", "head_size", "neurons", "channels", "width"]
+_CONVOLUTION = ("Conv1D", "Conv2D", "Conv3D", "DepthwiseConv2D", "SeparableConv2D")
+
+
+@dataclasses.dataclass(frozen=True)
+class Slices:
+    """Where the units of a group lie along one axis of a weight.
+
+    Attributes:
+        path: the weight.
+        axis: of the weight; its size is ``outer * units * inner``.
+        outer, inner: what is around the units on that axis.
+        consumed: whether a product sums over the axis, so that the unit's output is multiplied by it.
+    """
+
+    path: str
+    axis: int
+    outer: int
+    inner: int
+    consumed: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Units that can be cut.
+
+    Attributes:
+        name: path of the first layer that makes them.
+        kind: "heads" of attention, "head_size", what each head has of values, "neurons" between dense layers,
+            "channels" of convolutions, or "width", the residual stream, over which norms compute statistics.
+        units: how many there are.
+        slices: where they lie.
+        factor: the factor of axes that they are.
+    """
+
+    name: str
+    kind: Kind
+    units: int
+    slices: tuple[Slices, ...]
+    factor: Factor = dataclasses.field(repr=False, compare=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class Structure:
+    """The groups of a model, and what is behind them.
+
+    Attributes:
+        groups: what can be cut, in the order of the graph.
+        fixed: path of a weight -> for each axis that cannot be cut, the reason.
+        weights: path -> axes.
+        trace: the graph.
+        axes: name of a tensor in the graph -> axes.
+    """
+
+    groups: tuple[Group, ...]
+    fixed: dict[str, list[str]]
+    weights: dict[str, list[Axis]]
+    trace: Trace
+    axes: dict[str, list[Axis]]
+
+
+def structure_of(model: Any) -> Structure:
+    """Walks the graph of a functional model.
+
+    Raises:
+        InputError: the model is not functional.
+    """
+    found = trace(model)
+    own = {w.path: w for w in keras_api.weights(model)}
+    weights = {path: [axis(int(d)) for d in w.variable.shape] for path, w in own.items()}
+    walk = Walk(weights, found.variables, lambda op: _may_reshape(found, op))
+    for tensor in found.inputs:
+        walk.give(tensor, fresh(tensor, "it is an axis of an input"))
+    for op in found.operations:
+        if op.type == "Placeholder":
+            for tensor in op.outputs:
+                walk.axes.setdefault(tensor.name, fresh(tensor))
+        else:
+            apply(walk, op)
+    for tensor in found.outputs:
+        fix("it is an axis of an output", *walk.of(tensor))
+    groups = _groups(own, walk)
+    reasons = {
+        path: [leaf.fixed for one in axes for leaf in leaves(one) if leaf.fixed] for path, axes in weights.items()
+    }
+    return Structure(
+        groups, {path: list(dict.fromkeys(r)) for path, r in reasons.items() if r}, weights, found, walk.axes
+    )
+
+
+def _may_reshape(found: Trace, op: Any) -> bool:
+    """Whether a reshape takes its sizes from other tensors, or from a layer that can be made anew with others."""
+    owner = found.owner.get(op.name)
+    if owner is None or type(owner).__name__ == "Lambda":
+        return False
+    explicit = getattr(owner, "symbol", None) or type(owner).__name__  # of tf_keras, of Keras 3
+    return explicit not in ("reshape", "Reshape") or (explicit == "Reshape" and hasattr(owner, "_flatten_layers"))
+
+
+def _groups(own: dict[str, Any], walk: Walk) -> tuple[Group, ...]:
+    slices: dict[int, list[Slices]] = {}
+    factors: dict[int, Factor] = {}
+    for path, axes in walk.weights.items():
+        for index, one in enumerate(axes):
+            parts = leaves(one)
+            for position, leaf in enumerate(parts):
+                around = [f.size for f in parts]
+                outer, inner = math.prod(around[:position]), math.prod(around[position + 1 :])
+                consumed = (path, index) in walk.consumed
+                slices.setdefault(id(leaf), []).append(Slices(path, index, outer, inner, consumed))
+                factors[id(leaf)] = leaf
+    groups = []
+    for key, places in slices.items():
+        factor = factors[key]
+        made = [s for s in places if not s.consumed]
+        summed = [s for s in places if s.consumed]
+        if factor.fixed or not summed or not made:
+            continue
+        name = own[made[0].path].layer_path
+        groups.append(Group(name, _kind(factor, places, own, walk), factor.size, tuple(places), factor))
+    return tuple(groups)
+
+
+def _kind(factor: Factor, places: list[Slices], own: dict[str, Any], walk: Walk) -> Kind:
+    if factor.normed:
+        return "width"
+    if factor.batched:
+        return "heads"
+    names = {type(own[s.path].layer).__name__ for s in places}
+    if names & set(_CONVOLUTION):
+        return "channels"
+    beside = (  # what the same side of a product has besides
+        leaf
+        for s in places
+        for index, one in enumerate(walk.weights[s.path])
+        if ((s.path, index) in walk.consumed) == s.consumed
+        for leaf in leaves(one)
+    )
+    return "head_size" if any(leaf.batched for leaf in beside) else "neurons"
+
+
+def unit_view(array: np.ndarray, place: Slices, units: int) -> np.ndarray:
+    """A weight as (units, everything else)."""
+    shape = array.shape
+    split = (*shape[: place.axis], place.outer, units, place.inner, *shape[place.axis + 1 :])
+    return np.moveaxis(array.reshape(split), place.axis + 1, 0).reshape(units, -1)
+
+
+def take(array: np.ndarray, place: Slices, units: int, kept: np.ndarray) -> np.ndarray:
+    """A weight with the kept units only."""
+    shape = array.shape
+    split = array.reshape(*shape[: place.axis], place.outer, units, place.inner, *shape[place.axis + 1 :])
+    cut = np.take(split, kept, place.axis + 1)
+    return cut.reshape(*shape[: place.axis], place.outer * len(kept) * place.inner, *shape[place.axis + 1 :])

@@ -1,0 +1,72 @@
+"""Units whose weights are zero: which they are, and a model in which some are."""
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from tfopt import keras_api
+from tfopt.errors import VerificationError
+from tfopt.keras_io import call, inputs_of
+from tfopt.structure.groups import Group, Slices, Structure, unit_view
+
+_TOLERANCE = 1e-5  # of outputs, relative to the largest
+
+
+def alive(group: Group, values: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Whether any weight of a unit that could show in an output is not zero."""
+    found = np.zeros(group.units, bool)
+    for place in group.slices:
+        if "moving_" not in place.path:
+            found |= (unit_view(values[place.path], place, group.units) != 0).any(1)
+    return found
+
+
+def touched(groups: Iterable[Group]) -> set[str]:
+    return {s.path for g in groups for s in g.slices if "moving_" not in s.path}
+
+
+def clear(array: np.ndarray, place: Slices, units: int, gone: np.ndarray) -> None:
+    """Sets the slices of some units to zero, in place."""
+    shape = array.shape
+    view = array.reshape(*shape[: place.axis], place.outer, units, place.inner, *shape[place.axis + 1 :])
+    view[(slice(None),) * (place.axis + 1) + (gone,)] = 0
+
+
+def compare(model: Any, structure: Structure, kept: Mapping[str, np.ndarray], made: Any) -> None:
+    """Checks the outputs against those of the model with the cut units' weights at zero.
+
+    Raises:
+        VerificationError: named "outputs".
+    """
+    inputs = inputs_of(model)
+    rng = np.random.default_rng(0)
+    samples = {
+        name: rng.integers(0, 2, spec.shape) if spec.dtype.is_integer else rng.standard_normal(spec.shape)
+        for name, spec in inputs.with_sizes(2, 5).items()
+    }
+    samples = {name: value.astype(inputs.specs[name].dtype.as_numpy_dtype) for name, value in samples.items()}
+    variables = {w.path: w.variable for w in keras_api.weights(model)}
+    groups = [g for g in structure.groups if g.name in kept]
+    before = {path: keras_api.to_numpy(variables[path]).copy() for path in touched(groups)}
+    masked = {path: value.copy() for path, value in before.items()}
+    for group in groups:
+        gone = np.setdiff1d(np.arange(group.units), kept[group.name])
+        for place in (s for s in group.slices if s.path in masked):
+            clear(masked[place.path], place, group.units, gone)
+    try:
+        for path, value in masked.items():
+            variables[path].assign(value)
+        expected = {name: value.numpy() for name, value in call(model, inputs, samples).items()}
+    finally:
+        for path, value in before.items():
+            variables[path].assign(value)
+    found = {name: value.numpy() for name, value in call(made, inputs_of(made), samples).items()}
+    for name, value in expected.items():
+        off = float(np.abs(found[name] - value).max())
+        limit = _TOLERANCE * max(1.0, float(np.abs(value).max()))
+        if not off <= limit or math.isnan(off):
+            raise VerificationError(
+                "outputs", f"{name!r} of the smaller model differs by {off:.3g}, not {limit:.3g}"
+            )

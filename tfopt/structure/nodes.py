@@ -1,0 +1,84 @@
+"""The nodes of functional models of either generation, in the order in which they run."""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from tfopt import keras_api
+from tfopt.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class Node:
+    """One call of a layer or operation.
+
+    Attributes:
+        operation: what is called; None for an input of the model.
+        inputs: identities of the symbolic tensors it reads.
+        outputs: those it gives.
+        symbolic: the symbolic tensors that it gives.
+        fill: values by identity -> (arguments, keyword arguments) of the call.
+    """
+
+    operation: Any
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    symbolic: tuple[Any, ...]
+    fill: Callable[[Mapping[int, Any]], tuple[Any, Any]]
+
+
+def functional(model: Any) -> Any:
+    """The functional model that `model` is, or that a sequential model holds.
+
+    Raises:
+        InputError: a model whose graph is not known.
+    """
+    inner = getattr(model, "_functional", None)  # of a Sequential of Keras 3
+    found = model if inner is None else inner
+    if not getattr(found, "_nodes_by_depth", None):
+        raise InputError(
+            f"model {model.name!r} is no functional model, so its graph is not known; build it with keras.Model("
+            "inputs, outputs)"
+        )
+    return found
+
+
+def nodes(model: Any) -> Iterator[Node]:
+    """Every call in the graph of a functional model, inputs first."""
+    graph = functional(model)
+    keras3 = keras_api.generation_of(graph) == "keras"
+    for depth in sorted(graph._nodes_by_depth, reverse=True):
+        for node in graph._nodes_by_depth[depth]:
+            yield _of_keras3(node) if keras3 else _of_tf_keras(node)
+
+
+def _of_keras3(node: Any) -> Node:
+    def fill(values: Mapping[int, Any]) -> tuple[Any, Any]:
+        return node.arguments.fill_in(values)
+
+    inputs = tuple(id(t) for t in node.input_tensors)
+    outputs = tuple(node.outputs)
+    return Node(None if node.is_input else node.operation, inputs, tuple(map(id, outputs)), outputs, fill)
+
+
+def _of_tf_keras(node: Any) -> Node:
+    def fill(values: Mapping[int, Any]) -> tuple[Any, Any]:
+        # It takes each value off a list of as many as there are readers.
+        return node.map_arguments({str(k): [v] * 99 for k, v in values.items()})
+
+    inputs = () if node.is_input else tuple(int(i) for i in node.flat_input_ids)
+    outputs = tuple(flat(node.outputs))
+    return Node(None if node.is_input else node.layer, inputs, tuple(map(id, outputs)), outputs, fill)
+
+
+def flat(value: Any) -> list[Any]:
+    """The tensors in what a call gave."""
+    import tensorflow as tf
+
+    return list(tf.nest.flatten(value))
+
+
+def struct_of(root: Any, which: str) -> Any:
+    """The "inputs" or "outputs" of a functional model, as they were given."""
+    found = getattr(root, f"_{which}_struct", None)  # Keras 3
+    return getattr(root, f"_nested_{which}") if found is None else found

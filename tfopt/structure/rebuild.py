@@ -1,0 +1,189 @@
+"""A functional model made anew with other sizes, or without some of its nodes."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from tfopt import keras_api
+from tfopt.errors import InputError
+from tfopt.structure.nodes import flat, functional, nodes, struct_of
+
+# Weight -> its axis that a layer's configuration names, and the name there.
+_SIZES: dict[str, tuple[tuple[str, int, str], ...]] = {
+    "Dense": (("kernel", -1, "units"),),
+    "Conv1D": (("kernel", -1, "filters"),),
+    "Conv2D": (("kernel", -1, "filters"),),
+    "Conv3D": (("kernel", -1, "filters"),),
+    "SeparableConv1D": (("pointwise_kernel", -1, "filters"),),
+    "SeparableConv2D": (("pointwise_kernel", -1, "filters"),),
+    "Conv1DTranspose": (("kernel", -2, "filters"),),
+    "Conv2DTranspose": (("kernel", -2, "filters"),),
+    "Embedding": (("embeddings", 0, "input_dim"), ("embeddings", 1, "output_dim")),
+    "MultiHeadAttention": (
+        ("query/kernel", 1, "num_heads"), ("query/kernel", 2, "key_dim"), ("value/kernel", 2, "value_dim"),
+    ),
+    "GroupQueryAttention": (
+        ("query/kernel", 1, "num_query_heads"), ("key/kernel", 1, "num_key_value_heads"),
+        ("query/kernel", 2, "head_dim"),
+    ),
+}  # fmt: skip
+Shape = tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Changes:
+    """What is different in the new model.
+
+    Attributes:
+        values: path of a weight -> its new value; all weights that change shape.
+        targets: name of a Reshape layer -> its new target shape.
+        skipped: identity of a symbolic tensor -> that of the one that takes its place.
+        rename: name of a layer -> its new name.
+    """
+
+    values: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    targets: Mapping[str, Shape] = dataclasses.field(default_factory=dict)
+    skipped: Mapping[int, int] = dataclasses.field(default_factory=dict)
+    rename: Callable[[str], str] = lambda name: name
+
+
+def rebuild(model: Any, changes: Changes) -> Any:
+    """A new model of the same class of layers; the old one is not changed.
+
+    Raises:
+        InputError: a layer with new sizes whose configuration is not known.
+    """
+    values = {w.path: keras_api.to_numpy(w.variable) for w in keras_api.weights(model)}
+    values |= changes.values
+    made = _Maker(model, changes, values).make()
+    renamed = {_renamed(path, changes.rename): value for path, value in values.items()}
+    for weight in keras_api.weights(made):
+        weight.variable.assign(renamed[weight.path])
+    return made
+
+
+def _renamed(path: str, rename: Callable[[str], str]) -> str:
+    first, slash, rest = path.partition("/")
+    return rename(first) + slash + rest
+
+
+class _Maker:
+    """Runs the nodes of a model with new layers on new symbolic tensors."""
+
+    def __init__(self, model: Any, changes: Changes, values: Mapping[str, np.ndarray], prefix: str = "") -> None:
+        self._model, self._root, self._changes = model, functional(model), changes
+        self._values, self._prefix = values, prefix
+        self._keras = keras_api.keras_module(keras_api.generation_of(model))
+        self._layers: dict[int, Any] = {}
+
+    def make(self) -> Any:
+        tensors: dict[int, Any] = {}
+        struct = struct_of(self._root, "inputs")
+        inputs = {id(old): self._input(old) for old in flat(struct)}
+        tensors |= inputs
+        needed = self._needed()
+        for node in nodes(self._root):
+            if node.operation is None or not needed & set(node.outputs):
+                continue
+            arguments, keywords = node.fill(_Resolved(tensors, self._changes.skipped))
+            result = flat(self._new(node.operation)(*arguments, **keywords))
+            tensors.update(zip(node.outputs, result, strict=True))
+        outputs = _mapped(struct_of(self._root, "outputs"), _Resolved(tensors, self._changes.skipped))
+        name = self._changes.rename(self._model.name) if self._prefix else self._model.name
+        return self._keras.Model(_mapped(struct, inputs), outputs, name=name)
+
+    def _input(self, old: Any) -> Any:
+        name = str(old.name).partition(":")[0]
+        return self._keras.layers.Input(tuple(old.shape)[1:], dtype=_dtype(old), name=name)
+
+    def _needed(self) -> set[int]:
+        """Tensors that the outputs still depend on."""
+        skipped, wanted = self._changes.skipped, set[int]()
+        waiting = [id(t) for t in flat(struct_of(self._root, "outputs"))]
+        makers = {out: node for node in nodes(self._root) for out in node.outputs}
+        while waiting:
+            one = waiting.pop()
+            one = skipped.get(one, one)
+            if one not in wanted:
+                wanted.add(one)
+                waiting += makers[one].inputs
+        return wanted
+
+    def _new(self, operation: Any) -> Any:
+        if id(operation) not in self._layers:
+            self._layers[id(operation)] = self._made(operation)
+        return self._layers[id(operation)]
+
+    def _made(self, old: Any) -> Any:
+        path = f"{self._prefix}{old.name}"
+        if keras_api.is_model(old) and keras_api.sublayers(old) and getattr(old, "get_config", None):
+            return _Maker(old, self._changes, self._values, f"{path}/").make()
+        config = old.get_config()
+        if "name" in config:
+            config["name"] = self._changes.rename(config["name"])
+        self._resize(old, path, config)
+        return type(old).from_config(config)
+
+    def _resize(self, old: Any, path: str, config: dict[str, Any]) -> None:
+        """Writes new sizes into a layer's configuration."""
+        names = [c.__name__ for c in type(old).__mro__]
+        if "Reshape" in names and old.name in self._changes.targets:
+            config["target_shape"] = self._changes.targets[old.name]
+        changed = {p for p in self._changes.values if p.startswith(f"{path}/")}
+        if not changed:
+            return
+        if "EinsumDense" in names:
+            config["output_shape"] = _einsum_shape(config, self._values[f"{path}/kernel"].shape)
+            return
+        known = next((_SIZES[name] for name in names if name in _SIZES), None)
+        if known is None:
+            if names[0] not in _SIZELESS and not set(names) & _SIZELESS:
+                raise InputError(f"layer {old.name!r} ({names[0]}) cannot be made with other sizes")
+            return
+        for weight, axis, key in known:
+            value = self._values.get(f"{path}/{weight}")
+            if value is not None:
+                config[key] = int(value.shape[axis])
+        if "MultiHeadAttention" in names:
+            config["output_shape"] = self._values[f"{path}/attention_output/kernel"].shape[2:]
+
+
+_SIZELESS = {"LayerNormalization", "BatchNormalization", "DepthwiseConv2D", "DepthwiseConv1D", "PReLU",
+             "GroupNormalization", "RMSNormalization"}  # fmt: skip
+
+
+class _Resolved(dict[int, Any]):
+    """Values by identity, those of skipped tensors taken from what stands for them."""
+
+    def __init__(self, values: Mapping[int, Any], skipped: Mapping[int, int]) -> None:
+        super().__init__(values)
+        for old in skipped:
+            new = old
+            while new in skipped:
+                new = skipped[new]
+            if new in values:
+                self[old] = values[new]
+
+
+def _mapped(struct: Any, values: Mapping[int, Any]) -> Any:
+    if isinstance(struct, dict):
+        return {name: _mapped(value, values) for name, value in struct.items()}
+    if isinstance(struct, list | tuple):
+        return type(struct)(_mapped(value, values) for value in struct)
+    return values[id(struct)]
+
+
+def _dtype(tensor: Any) -> str:
+    return tensor.dtype if isinstance(tensor.dtype, str) else tensor.dtype.name
+
+
+def _einsum_shape(config: dict[str, Any], kernel: Shape) -> tuple[int | None, ...]:
+    """The output shape of an EinsumDense whose kernel has new sizes."""
+    operands, _, result = config["equation"].replace(" ", "").partition("->")
+    sizes = dict(zip(operands.split(",")[1], kernel, strict=True))
+    given = config["output_shape"]
+    old = [given] if isinstance(given, int) or given is None else list(given)
+    letters = result.replace("...", "")[-len(old) :]
+    return tuple(sizes.get(letter, size) for letter, size in zip(letters, old, strict=True))

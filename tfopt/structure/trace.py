@@ -1,0 +1,82 @@
+"""A functional model as a graph of TensorFlow operations, each with the layer that made it."""
+
+import dataclasses
+from typing import Any
+
+import tensorflow as tf
+from tensorflow.python.framework.func_graph import FuncGraph  # a public name for it does not exist
+
+from tfopt import keras_api
+from tfopt.keras_io import inputs_of
+from tfopt.structure.nodes import flat, functional, nodes, struct_of
+
+_BATCH, _LENGTH = 3, 7  # small primes: a size tells an axis
+
+
+@dataclasses.dataclass(frozen=True)
+class Trace:
+    """What running a model once showed.
+
+    Attributes:
+        operations: in the order in which they ran.
+        owner: name of an operation -> the layer or Keras operation that made it.
+        variables: name of an operation that reads a weight -> path of the weight.
+        tensors: identity of a symbolic tensor of the model -> its value in the graph.
+        inputs, outputs: of the model.
+    """
+
+    operations: list[Any]
+    owner: dict[str, Any]
+    variables: dict[str, str]
+    tensors: dict[int, Any]
+    inputs: list[Any]
+    outputs: list[Any]
+
+
+def trace(model: Any) -> Trace:
+    """Runs every node of a functional model on symbolic values of known sizes.
+
+    Raises:
+        InputError: the model is not functional.
+    """
+    root = functional(model)
+    graph = FuncGraph("structure")
+    specs = inputs_of(root).with_sizes(_BATCH, _LENGTH)
+    owner: dict[str, Any] = {}
+    with graph.as_default():
+        ids = [id(tensor) for tensor in _in_order(struct_of(root, "inputs"))]
+        values = dict(zip(ids, [_placeholder(spec) for spec in specs.values()], strict=True))
+        given = list(values.values())
+        for node in nodes(root):
+            if node.operation is None:
+                continue
+            before = len(graph.get_operations())
+            arguments, keywords = node.fill(values)
+            result = flat(node.operation(*arguments, **keywords))
+            values.update(zip(node.outputs, result, strict=True))
+            owner |= {op.name: node.operation for op in graph.get_operations()[before:]}
+    handles = {id(handle): w.path for w in keras_api.weights(model) for handle in _handles(w.variable)}
+    captured = {internal.name: handles.get(id(external)) for external, internal in graph.captures}
+    reads = {
+        op.name: path
+        for op in graph.get_operations()
+        for tensor in op.inputs
+        if (path := captured.get(tensor.name)) is not None
+    }
+    outputs = [values[id(t)] for t in flat(struct_of(root, "outputs"))]
+    return Trace(list(graph.get_operations()), owner, reads, values, given, outputs)
+
+
+def _handles(variable: Any) -> list[Any]:
+    """The resources behind a variable, one for each replica."""
+    inner = keras_api.tf_variable(variable)
+    return [part.handle for part in getattr(inner, "values", None) or [inner]]
+
+
+def _placeholder(spec: tf.TensorSpec) -> tf.Tensor:
+    return tf.compat.v1.placeholder(spec.dtype, spec.shape)
+
+
+def _in_order(struct: Any) -> list[Any]:
+    """The inputs in the order that the model names them in; flattening would sort them."""
+    return list(struct.values()) if isinstance(struct, dict) else flat(struct)
