@@ -25,6 +25,7 @@ _HOME = {
     "cluster": "tfopt.compress.cluster",
     "compare": "tfopt.compare",
     "export": "tfopt.export",
+    "factorize": "tfopt.compress.low_rank",
     "finish": "tfopt.compress.quantize",
     "inspect": "tfopt.inspection",
     "measure": "tfopt.measure",

@@ -207,6 +207,8 @@ def float_products(config: CausalLMConfig, weights: Mapping[str, Any]) -> Produc
         return tf.reshape(flat, [x.shape[0] or tf.shape(x)[0], x.shape[1] or tf.shape(x)[1], flat.shape[-1]])
 
     def linear(x: tf.Tensor, name: str) -> tf.Tensor:
+        if f"{name}_low/kernel" in weights:  # a matrix that was split into two
+            x = product(x, weights[f"{name}_low/kernel"])
         y = product(x, weights[f"{name}/kernel"])
         return y + weights[f"{name}/bias"] if f"{name}/bias" in weights else y
 

@@ -229,6 +229,8 @@ def narrow_products(config: CausalLMConfig, weights: Mapping[str, tf.Tensor], bi
         return tf.reshape(y, [x.shape[0], x.shape[1], y.shape[-1]])
 
     def linear(x: tf.Tensor, name: str) -> tf.Tensor:
+        if f"{name}_low/kernel" in weights:  # a matrix that was split into two
+            x = product(x, f"{name}_low/kernel")
         y = product(x, f"{name}/kernel")
         return y + weights[f"{name}/bias"] if f"{name}/bias" in weights else y
 

@@ -41,12 +41,14 @@ class Changes:
         targets: name of a Reshape layer -> its new target shape.
         skipped: identity of a symbolic tensor -> that of the one that takes its place.
         rename: name of a layer -> its new name.
+        replaced: name of a layer -> makes what is called in its place.
     """
 
     values: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     targets: Mapping[str, Shape] = dataclasses.field(default_factory=dict)
     skipped: Mapping[int, int] = dataclasses.field(default_factory=dict)
     rename: Callable[[str], str] = lambda name: name
+    replaced: Mapping[str, Callable[[], Callable[[Any], Any]]] = dataclasses.field(default_factory=dict)
 
 
 def rebuild(model: Any, changes: Changes) -> Any:
@@ -118,6 +120,8 @@ class _Maker:
 
     def _made(self, old: Any) -> Any:
         path = f"{self._prefix}{old.name}"
+        if path in self._changes.replaced:
+            return self._changes.replaced[path]()
         if keras_api.is_model(old) and keras_api.sublayers(old) and getattr(old, "get_config", None):
             return _Maker(old, self._changes, self._values, f"{path}/").make()
         config = old.get_config()
