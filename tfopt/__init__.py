@@ -24,6 +24,7 @@ _HOME = {
     "TfoptError": "tfopt.errors",
     "cluster": "tfopt.compress.cluster",
     "compare": "tfopt.compare",
+    "cut_vocabulary": "tfopt.compress.vocabulary",
     "export": "tfopt.export",
     "factorize": "tfopt.compress.low_rank",
     "finish": "tfopt.compress.quantize",
