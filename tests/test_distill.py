@@ -34,9 +34,11 @@ def test_losses_are_their_formulas():
     rng = np.random.default_rng(1)
     a, b = rng.standard_normal((2, 5, 7)), rng.standard_normal((2, 5, 7))
     p, q = softmax(a / 3), softmax(b / 3)
-    expected = 9 * (p * np.log(p / q)).sum(-1)
-    np.testing.assert_allclose(losses.soft_cross_entropy(3.0)(a, b), expected, rtol=1e-4)
+    each = 9 * (p * np.log(p / q)).sum(-1)
+    np.testing.assert_allclose(losses.soft_cross_entropy(3.0)(a[:, 0], b[:, 0]), each[:, 0], rtol=1e-4)
     a[0, 3:] = 0  # padding of the first row
+    expected = [each[0, :3].mean(), each[1].mean()]
+    np.testing.assert_allclose(losses.soft_cross_entropy(3.0)(a, b), expected, rtol=1e-4)
     np.testing.assert_allclose(
         losses.hidden_error(a, b), [((a - b) ** 2)[0, :3].mean(), ((a - b) ** 2)[1].mean()], rtol=1e-5
     )
@@ -143,6 +145,10 @@ def test_the_teacher_runs_once_where_its_answers_are_kept(keras, tmp_path):
     row = int(np.argmin(inputs["attention_mask"].numpy().sum(1)))
     tail = targets["hidden_0"].numpy()[row, int(inputs["attention_mask"].numpy()[row].sum()) :]
     assert not tail.any(), "padding teaches nothing"
+    student = tfopt.shrink(teacher, layers=1)
+    mapped = tfopt.Distiller(student, teacher, hidden=1.0, labels=1.0, layers={0: 3, 1: 0, 2: 1})
+    with pytest.raises(DataError, match="or other features"):
+        mapped.teach(data, tmp_path / "cache")
     other = tfopt.Distiller(tfopt.shrink(teacher, layers=1), encoder(keras), hidden=1.0, labels=1.0)
     with pytest.raises(DataError, match="holds what another teacher made"):
         other.teach(data, tmp_path / "cache")
@@ -153,6 +159,11 @@ def test_the_teacher_runs_once_where_its_answers_are_kept(keras, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="holds no batches of a teacher"):
         distiller.teach(data, tmp_path / "empty")
+    with pytest.raises(DataError, match="the dataset is empty"):
+        distiller.teach(data.take(0), tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+    with pytest.raises(InputError, match="a dataset without an end cannot be kept"):
+        distiller.teach(data.repeat(), tmp_path / "endless")
 
 
 def test_layers_are_mapped_as_told(keras):
@@ -168,6 +179,18 @@ def test_layers_are_mapped_as_told(keras):
     np.testing.assert_allclose(taught["hidden_1"], whole[3], atol=1e-5)
     with pytest.raises(InputError, match=r"layers must map \[0, 2\) to \[0, 4\).* got 2: 0"):
         tfopt.Distiller(student, teacher, hidden=1.0, layers={2: 0})
+    with pytest.raises(InputError, match="layers must map one layer or more"):
+        tfopt.Distiller(student, teacher, hidden=1.0, layers={})
+
+
+def test_a_student_of_one_layer_and_one_deeper_than_its_teacher(keras):
+    teacher = encoder(keras)
+    single = tfopt.shrink(teacher, layers=3)
+    assert tfopt.Distiller(single, teacher, hidden=1.0)._asked[1] == [(0, 3)]
+    assert tfopt.Distiller(teacher, single, hidden=1.0)._asked[1] == [(0, 0), (1, 0), (2, 0), (3, 0)]
+    for make in (llama, attention):
+        model = make(keras)
+        assert len(features_of(tfopt.shrink(model, layers=2)).hidden) == 1
 
 
 @pytest.mark.parametrize(
@@ -211,6 +234,14 @@ def test_what_does_not_fit_together(keras, generation):
     with pytest.raises(InputError, match="different tokenizers, so the same ids mean different texts"):
         tfopt.Distiller(first, second)
     plain = attention(keras)
+    inputs = keras.layers.Input((4,))
+    sure = keras.Model(inputs, keras.layers.Dense(3, activation="softmax")(inputs))
+    with pytest.raises(InputError, match="gives probabilities; distillation needs logits"):
+        tfopt.Distiller(sure, sure)
+    with pytest.raises(InputError, match=r"data must give inputs or \(inputs, labels\), got 3 parts"):
+        x = np.ones((4, 10, 16), np.float32)
+        weighted = tf.data.Dataset.from_tensor_slices((x, np.zeros(4), np.ones(4))).batch(2)
+        tfopt.Distiller(plain, plain).teach(weighted)
     labelled = tfopt.Distiller(plain, plain, labels=1.0)
     with pytest.raises(InputError, match="labels count, but the data has none"):
         labelled.teach(tf.data.Dataset.from_tensor_slices(np.ones((4, 10, 16), np.float32)).batch(2))

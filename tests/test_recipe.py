@@ -53,7 +53,7 @@ def test_built_in_recipes_load_and_survive_toml(name):
         (GOOD + '[[variants]]\nname = "a"\nstart = "b"\n[variants.distill]\n',
          "variant 'a' starts from 'b'; before it come baseline"),
         (GOOD + '[[variants]]\nname = "a"\n[variants.quantize]\n[[variants]]\nname = "b"\nstart = "a"\n'
-         '[variants.distill]\n', "would train 'a' off the grids that quantization gave it; quantize last"),
+         '[variants.distill]\n', "would train 'a' off the values that its section quantize gave it; quantize last"),
         (GOOD + '[[variants]]\nname = "a"\n[variants.prune]\nsparsity = 0.5\n[[variants]]\nname = "b"\n'
          'start = "a"\n[variants.distill]\n', "would train the zeros of 'a' away; give it a section prune"),
         ('name = "x"\n', "key 'schema' is missing"),

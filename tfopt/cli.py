@@ -45,7 +45,7 @@ def entry() -> None:
 
 
 def main() -> None:
-    """The the `tfopt` command; exits 0 done, 1 failed, 2 bad input, 75 interrupted and resumable."""
+    """The `tfopt` command; exits 0 done, 1 failed, 2 bad input, 75 interrupted and resumable."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
     with native_log_aside() as native_log:

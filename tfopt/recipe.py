@@ -97,10 +97,11 @@ class Recipe(Section):
                 names = ", ".join([BASELINE, *done])
                 raise ValueError(f"variant {variant.name!r} starts from {variant.start!r}; before it come {names}")
             source = done.get(variant.start)
-            if source is not None and source.quantize is not None:
+            last = next((k for k in ("quantize", "cluster") if source is not None and getattr(source, k)), None)
+            if source is not None and last is not None:
                 raise ValueError(
-                    f"variant {variant.name!r} would train {source.name!r} off the grids that quantization gave "
-                    "it; quantize last"
+                    f"variant {variant.name!r} would train {source.name!r} off the values that its section {last} "
+                    f"gave it; {last} last"
                 )
             if source is not None and source.prune is not None and variant.prune is None:
                 raise ValueError(

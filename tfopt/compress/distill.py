@@ -22,7 +22,7 @@ from tfopt.errors import InputError
 from tfopt.keras_io import Inputs, inputs_of
 from tfopt.numerics.distillation import divergence, hidden_error, relation_divergence, soft_cross_entropy
 from tfopt.structure.features import Features, features_of
-from tfopt.structure.nodes import flat, functional, struct_of
+from tfopt.structure.nodes import flat, functional, nodes, struct_of
 
 _KINDS = ("logits", "labels", "hidden", "attention", "embeddings", "relations")
 _MASK = "attention_mask"
@@ -96,6 +96,7 @@ class Distiller:
         found = _chosen(self.config, student, ours, list(pairs))
         found = {name: self._fitted(name, tensor, wanted[name]) for name, tensor in found.items()}
         self._taught = _model(self._keras, teacher, wanted)
+        self._asked = (sorted(wanted), sorted(pairs.items()), bool(self.config.labels))
         if self.config.labels:
             (logits,) = flat(struct_of(functional(student), "outputs"))
             found["labels"] = self._keras.layers.Activation("linear", name="labels")(logits)
@@ -130,13 +131,15 @@ class Distiller:
             DataError: a cache that is damaged, or of something else.
         """
         labelled = isinstance(data.element_spec, tuple)
+        if labelled and len(data.element_spec) != 2:
+            raise InputError(f"data must give inputs or (inputs, labels), got {len(data.element_spec)} parts")
         if self.config.labels and not labelled:
             raise InputError("labels count, but the data has none; set labels=0 or give (inputs, labels)")
 
         def taught(*batch: Any) -> tuple[Any, dict[str, tf.Tensor]]:
             mask = batch[0].get(_MASK) if isinstance(batch[0], dict) else None
             found = self._taught(batch[0], training=False)
-            targets = {name: _without_padding(name, value, mask) for name, value in found.items()}
+            targets = {name: _without_padding(value, mask) for name, value in found.items()}
             if self.config.labels:
                 targets["labels"] = batch[1]
             return batch[0], targets
@@ -172,7 +175,7 @@ class Distiller:
 
     def _fingerprint(self, *what: Any) -> str:
         """Of the teacher's weights and what it is asked for."""
-        digest = hashlib.sha256(repr(what).encode())
+        digest = hashlib.sha256(repr((self._asked, what)).encode())
         for weight in keras_api.weights(self.teacher):
             digest.update(weight.path.encode())
             digest.update(keras_api.to_numpy(weight.variable).tobytes())
@@ -210,9 +213,9 @@ def _seen(tensor: Any, model: Any) -> Any:
     return tensor
 
 
-def _without_padding(name: str, value: tf.Tensor, mask: tf.Tensor | None) -> tf.Tensor:
-    """Features of tokens only; of logits, everything."""
-    if mask is None or name == "logits":
+def _without_padding(value: tf.Tensor, mask: tf.Tensor | None) -> tf.Tensor:
+    """What belongs to tokens, zeros elsewhere; the logits of a whole text as they are."""
+    if mask is None or len(value.shape) < 3:
         return value
     keep = tf.cast(mask, value.dtype)
     return value * (keep[:, None, :, None] if len(value.shape) == 4 else keep[:, :, None])
@@ -224,6 +227,8 @@ def _check_pair(student: Any, teacher: Any) -> None:
     outputs = [flat(struct_of(functional(model), "outputs")) for model in (student, teacher)]
     if any(len(some) != 1 for some in outputs):
         raise InputError(f"student and teacher must have one output each, got {[len(some) for some in outputs]}")
+    for model in (student, teacher):
+        _check_logits(model)
     (ours,), (theirs,) = outputs
     if tuple(ours.shape) != tuple(theirs.shape):
         raise InputError(
@@ -239,6 +244,15 @@ def _check_pair(student: Any, teacher: Any) -> None:
             raise InputError("student and teacher have different tokenizers, so the same ids mean different texts")
 
 
+def _check_logits(model: Any) -> None:
+    """Refuses outputs that are probabilities."""
+    (output,) = (id(t) for t in flat(struct_of(functional(model), "outputs")))
+    maker = next(node.operation for node in nodes(model) if output in node.outputs)
+    activation = getattr(getattr(maker, "activation", None), "__name__", None)
+    if activation in ("softmax", "sigmoid") or type(maker).__name__ in ("Softmax", "Sigmoid"):
+        raise InputError(f"model {model.name!r} gives probabilities; distillation needs logits, before the softmax")
+
+
 def _told_apart(inputs: Inputs) -> list[str]:
     """The names of inputs that are given by name, else their shapes."""
     by_name = inputs.style == "dict"
@@ -248,7 +262,9 @@ def _told_apart(inputs: Inputs) -> list[str]:
 def _pairs(given: Mapping[int, int] | None, ours: int, theirs: int) -> dict[int, int]:
     """Student's layer -> teacher's, in the order of the student's."""
     if given is None:
-        return {i: round((i + 1) * theirs / ours) - 1 for i in range(ours)}
+        return {i: max(0, round((i + 1) * theirs / ours) - 1) for i in range(ours)}
+    if not given:
+        raise InputError("layers must map one layer or more of the student, got none")
     for student, teacher in given.items():
         if not 0 <= student < ours or not 0 <= teacher < theirs:
             raise InputError(

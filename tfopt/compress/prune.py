@@ -233,6 +233,8 @@ class MagnitudePruning(keras_api.Callback):
         if self._pruner is not None and self._pruner.model is not self.model:
             self._pruner = None
         if self.model.built:
+            if keras_api.learning_step(self.model) + 1 < self._seen_step:  # a new compile counts from 0 again
+                self._seen_step = keras_api.learning_step(self.model) - 1
             self._catch_up()
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:

@@ -80,8 +80,8 @@ def shrink(
         exclude: likewise; units of such layers stay.
 
     Returns:
-        A new model of built-in layers. Its outputs are those of the model with the units' weights set to zero,
-        which was checked.
+        A new model of built-in layers. Layers go first; the outputs are those of what is left with the units'
+        weights set to zero, which was checked.
 
     Raises:
         InputError: a share out of range, no such units, layers that do not exist, a model that is not functional.
@@ -90,13 +90,17 @@ def shrink(
     keras_api.check_model(model)
     config = ShrinkConfig(heads, neurons, channels, None, include, exclude)
     structure = structure_of(model)
-    chosen = _chosen(model, structure, config)
     removed = _layers(model, structure, layers)
-    if not chosen and not removed:
-        raise InputError("nothing to take out: give heads, neurons, channels or layers")
+    if removed:
+        model = cut(model, structure, Kept({}, tuple(removed)))
+        structure = structure_of(model)
+    chosen = _chosen(model, structure, config)
+    if not chosen:
+        if not removed:
+            raise InputError("nothing to take out: give heads, neurons, channels or layers")
+        return model
     scores = importance(model, structure, data, loss)
-    kept = {g.name: _best(scores[g.name], _count(g, config.share(g))) for g in chosen}
-    return _checked(model, structure, kept, removed)
+    return _checked(model, structure, {g.name: _best(scores[g.name], _count(g, config.share(g))) for g in chosen})
 
 
 def cut_zeros(model: Any) -> Any:
@@ -120,14 +124,19 @@ def cut_zeros(model: Any) -> Any:
         raise InputError(
             f"model {model.name!r} has no units of zeros to cut; train it with StructuredPruning first"
         )
-    return _checked(model, structure, kept, [])
+    return _checked(model, structure, kept)
 
 
 def prepare(model: Any, config: ShrinkConfig) -> Prepared:
     """The model unchanged, with the callback that zeroes units during `fit`."""
     keras_api.check_model(model)
     structure = structure_of(model)
-    chosen = {g.name for g in _chosen(model, structure, config)}
+    groups = _chosen(model, structure, config)
+    if not groups:
+        raise InputError("nothing to take out: give heads, neurons or channels")
+    # What cannot be cut shows now, not after the training.
+    cut(model, structure, Kept({g.name: np.arange(g.units - _count(g, config.share(g))) for g in groups}))
+    chosen = {g.name for g in groups}
     skipped = [Skipped(g.name, "not chosen") for g in structure.groups if g.kind in KINDS and g.name not in chosen]
     return Prepared(model, [StructuredPruning(config)], skipped)
 
@@ -162,6 +171,8 @@ class StructuredPruning(keras_api.Callback):
             self._groups = _chosen(self.model, structure_of(self.model), self._config)
             self._weights = [w for w in keras_api.weights(self.model) if w.path in touched(self._groups)]
             self._assign = MaskedAssign([keras_api.tf_variable(w.variable) for w in self._weights])
+            self._seen_step = keras_api.learning_step(self.model) - 1
+        if keras_api.learning_step(self.model) + 1 < self._seen_step:  # a new compile counts from 0 again
             self._seen_step = keras_api.learning_step(self.model) - 1
         self._catch_up()
 
@@ -228,13 +239,14 @@ def _chosen(model: Any, structure: Structure, config: ShrinkConfig) -> list[Grou
     for kind in KINDS:
         share = getattr(config, kind)
         groups = [g for g in structure.groups if g.kind == kind]
-        meant = [
-            g
-            for g in groups
-            if all(selection.reason_to_skip(by_path[s.path]) is None for s in g.slices if not s.consumed)
-        ]
+        meant = [g for g in groups if _is_meant(g, selection, by_path)]
         if share and not meant:
             raise InputError(_nothing(kind, groups, structure))
+        if share and not any(_count(g, share) for g in meant):
+            most = max(g.units for g in meant)
+            raise InputError(
+                f"{kind}={share:g} takes none of {most} {kind}; the smallest share that takes one is {1 / most:.3g}"
+            )
         found += meant if share else []
     return found
 
@@ -248,7 +260,7 @@ def _is_meant(group: Group, selection: Selection, weights: Mapping[str, Any]) ->
 def _nothing(kind: str, groups: list[Group], structure: Structure) -> str:
     if groups:
         return f"{kind} are to be taken out, but include and exclude leave none of {len(groups)} groups"
-    why = "; ".join(f"{path}: {reasons[0]}" for path, reasons in list(structure.fixed.items())[:3])
+    why = "; ".join(f"{path}: {reasons[-1]}" for path, reasons in list(structure.fixed.items())[-3:])
     return f"the model has no {kind} that can be taken out" + (f" ({why})" if why else "")
 
 
@@ -271,9 +283,8 @@ def _layers(model: Any, structure: Structure, layers: int | Sequence[int] | None
     return [blocks[i] for i in gone]
 
 
-def _checked(model: Any, structure: Structure, kept: Mapping[str, np.ndarray], removed: list[Block]) -> Any:
-    """The smaller model, compared with the masked one where only units went."""
-    made = cut(model, structure, Kept(kept, tuple(removed)))
-    if not removed:
-        compare(model, structure, kept, made)
+def _checked(model: Any, structure: Structure, kept: Mapping[str, np.ndarray]) -> Any:
+    """The smaller model, compared with the masked one."""
+    made = cut(model, structure, Kept(kept))
+    compare(model, structure, kept, made)
     return made

@@ -6,11 +6,11 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfopt.errors import DataError
+from tfopt.errors import DataError, InputError
 from tfopt.files import replacing, sha256, write_json
 
 _RECORDS, _MANIFEST = "batches.tfrecord", "manifest.json"
-_SHUFFLED = 256  # batches that a pass draws from
+_BUFFER_BYTES = 1 << 28  # of batches that a pass draws from
 
 
 def cached(data: tf.data.Dataset, folder: str | Path, fingerprint: str, seed: int = 0) -> tf.data.Dataset:
@@ -26,8 +26,11 @@ def cached(data: tf.data.Dataset, folder: str | Path, fingerprint: str, seed: in
         seed: of the order.
 
     Raises:
-        DataError: the folder holds batches that something else made, or is damaged.
+        InputError: a dataset without an end.
+        DataError: no batches, or the folder holds batches that something else made, or is damaged.
     """
+    if int(data.cardinality()) == tf.data.INFINITE_CARDINALITY:
+        raise InputError("a dataset without an end cannot be kept on disk; leave repeat() away")
     folder = Path(folder)
     spec = data.element_spec
     if not folder.exists():
@@ -40,7 +43,9 @@ def cached(data: tf.data.Dataset, folder: str | Path, fingerprint: str, seed: in
         values = [tf.ensure_shape(tf.io.parse_tensor(parts[i], one.dtype), one.shape) for i, one in enumerate(flat)]
         return tf.nest.pack_sequence_as(spec, values)
 
-    records = tf.data.TFRecordDataset(str(folder / _RECORDS)).shuffle(min(count, _SHUFFLED), seed=seed)
+    path = folder / _RECORDS
+    buffer = max(1, min(count, _BUFFER_BYTES * count // path.stat().st_size))
+    records = tf.data.TFRecordDataset(str(path)).shuffle(buffer, seed=seed)
     batches = records.map(parse, num_parallel_calls=2, deterministic=True)
     return batches.apply(tf.data.experimental.assert_cardinality(count)).prefetch(2)
 
@@ -54,10 +59,10 @@ def _write(data: tf.data.Dataset, folder: Path, fingerprint: str) -> None:
                 parts = [tf.io.serialize_tensor(value) for value in tf.nest.flatten(batch)]
                 writer.write(tf.io.serialize_tensor(tf.stack(parts)).numpy())
                 count += 1
+        if not count:
+            raise DataError(f"no batches to keep in {folder}: the dataset is empty")
         facts = {"batches": count, "fingerprint": fingerprint, "sha256": sha256(temporary / _RECORDS)}
         write_json(temporary / _MANIFEST, {"schema": 1, **facts})
-    if not count:
-        raise DataError(f"no batches to keep in {folder}: the dataset is empty")
 
 
 def _check(folder: Path, fingerprint: str) -> int:

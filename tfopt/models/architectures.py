@@ -251,8 +251,13 @@ def write_causal(config: CausalLMConfig) -> dict[str, Any]:
         whole = (
             config.key_value_heads == config.num_attention_heads and config.attention_bias and config.output_bias
         )
-        if not whole or not config.tie_word_embeddings or config.sliding_window:
-            raise InputError("a GPT-2 checkpoint has all biases, one key head per head and a tied output")
+        square = config.num_attention_heads * config.head_size == config.hidden_size
+        if not whole or not square or not config.tie_word_embeddings or config.sliding_window:
+            raise InputError(
+                "a GPT-2 checkpoint has all biases, one key head per head, heads that make up the width, and a "
+                f"tied output; this model has {config.num_attention_heads} heads of {config.head_size} in a width "
+                f"of {config.hidden_size}"
+            )
         raw = {theirs: getattr(config, ours) for theirs, ours in _GPT2.items()}
         dropouts = {f"{place}_pdrop": config.dropout for place in ("resid", "embd", "attn")}
         return {**raw, **common, **dropouts, "n_inner": config.intermediate_size, "model_type": "gpt2",

@@ -14,6 +14,7 @@ import typing
 from typing import Any, Literal
 
 from tfopt import keras_api
+from tfopt.decoding.signatures import ENCODER_MEMBER
 from tfopt.errors import InputError
 from tfopt.models.symbolic_ops import SymbolicOps
 
@@ -75,7 +76,6 @@ class BertConfig:
 
 Head = Literal["classification", "tokens", "masked_lm", "embedding", "span"]
 Pooling = Literal["mean", "cls", "pooler"]
-_MEMBER = "tfopt_bert.json"
 
 
 def bert(
@@ -125,7 +125,7 @@ def bert(
     names = {None: "bert", "classification": "bert_classifier"}
     model = builder.model([ids, mask], outputs, names.get(head, f"bert_{head}"))
     facts = {**dataclasses.asdict(config), "head": head, "pooling": pooling}
-    object.__setattr__(model, keras_api.EXTRA, {_MEMBER: json.dumps(facts).encode()})
+    object.__setattr__(model, keras_api.EXTRA, {ENCODER_MEMBER: json.dumps(facts).encode()})
     return model
 
 
@@ -135,10 +135,14 @@ def encoder_config(model: Any) -> tuple[BertConfig, Head | None, Pooling]:
     Raises:
         InputError: the model is something else.
     """
-    content = getattr(model, keras_api.EXTRA, {}).get(_MEMBER)
+    content = getattr(model, keras_api.EXTRA, {}).get(ENCODER_MEMBER)
     if content is None:
         raise InputError(f"model {model.name!r} was not built by models.bert; its shape is not known")
     facts = json.loads(content)
+    if "cut" in facts:
+        raise InputError(
+            f"model {model.name!r} was cut and no public layout holds it: {facts['cut']}; save it as .keras"
+        )
     head, pooling = facts.pop("head"), facts.pop("pooling")
     return BertConfig(**facts), head, pooling
 

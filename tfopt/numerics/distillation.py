@@ -14,13 +14,14 @@ def soft_cross_entropy(temperature: float) -> Loss:
     """Kullback-Leibler divergence of softened logits, times the squared temperature.
 
     Hinton et al., "Distilling the Knowledge in a Neural Network", https://arxiv.org/abs/1503.02531. Logits are of
-    shape (batch, ..., classes).
+    shape (batch, classes) or (batch, length, classes).
     """
 
     def loss(taught: tf.Tensor, found: tf.Tensor) -> tf.Tensor:
         wanted = tf.nn.log_softmax(tf.cast(taught, tf.float32) / temperature)
         have = tf.nn.log_softmax(tf.cast(found, tf.float32) / temperature)
-        return temperature**2 * tf.reduce_sum(tf.exp(wanted) * (wanted - have), -1)
+        each = temperature**2 * tf.reduce_sum(tf.exp(wanted) * (wanted - have), -1)
+        return each if len(taught.shape) < 3 else _mean_of_tokens(each, _is_token(taught))
 
     return loss
 

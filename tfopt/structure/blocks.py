@@ -8,8 +8,10 @@ import itertools
 from typing import Any
 
 from tfopt.structure.axes import leaves
-from tfopt.structure.groups import Group, Structure
+from tfopt.structure.groups import Structure
 from tfopt.structure.nodes import Node, flat, functional, nodes, struct_of
+
+_PRODUCTS = ("MatMul", "BatchMatMulV2", "BatchMatMulV3", "Einsum")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,17 +35,16 @@ def blocks_of(model: Any, structure: Structure) -> list[Block]:
 
     A layer begins with attention and ends where the next one begins.
     """
-    width = max((g for g in structure.groups if g.kind == "width"), key=lambda g: len(g.slices), default=None)
-    if width is None:
+    if structure.residual is None:
         return []
     root = functional(model)
     graph = list(nodes(root))
-    cuts = _cuts(root, graph, _stream(graph, structure, width))
+    cuts = _cuts(root, graph, _stream(graph, structure))
     inside = [_between(graph, start, end) for start, end in itertools.pairwise(cuts)]
     attends = [i for i, some in enumerate(inside) if _attends(some, structure)]
-    if len(attends) < 2:
+    if not attends:
         return []
-    period = attends[1] - attends[0]
+    period = attends[1] - attends[0] if len(attends) > 1 else _only_layer(inside[attends[0] :], structure)
     regular = all(b - a == period for a, b in itertools.pairwise(attends))
     if not regular or attends[-1] + period > len(inside):
         return []
@@ -52,20 +53,27 @@ def blocks_of(model: Any, structure: Structure) -> list[Block]:
     ]
 
 
+def _only_layer(inside: list[list[Node]], structure: Structure) -> int:
+    """How many stretches belong to a single layer: a last norm does where one follows the attention as well."""
+    norms = [not any(op.type in _PRODUCTS for op in _operations(some, structure)) for some in inside]
+    last = max((i for i, norm in enumerate(norms) if not norm), default=0) + 1
+    return last + (len(norms) > last and len(norms) > 1 and norms[1])
+
+
 def _block(start: int, end: int, inside: list[Node]) -> Block:
     names = (n.operation.name for n in inside if getattr(n.operation, "weights", None))
     made = tuple(out for node in inside for out in node.outputs)
     return Block(start, end, tuple(dict.fromkeys(names)), made)
 
 
-def _stream(graph: list[Node], structure: Structure, width: Group) -> list[int]:
+def _stream(graph: list[Node], structure: Structure) -> list[int]:
     """Tensors with the axes of the residual stream, in order; the first is an embedding."""
     found: list[int] = []
     first: list[Any] | None = None
     for node in graph:
         for out in node.outputs:
             axes = structure.axes.get(structure.trace.tensors[out].name)
-            if not axes or leaves(axes[-1]) != [width.factor.root]:
+            if not axes or leaves(axes[-1]) != [structure.residual]:
                 continue
             before = leaves(*axes[:-1])
             first = before if first is None else first
@@ -111,8 +119,9 @@ def _between(graph: list[Node], start: int, end: int) -> list[Node]:
 
 def _attends(inside: list[Node], structure: Structure) -> bool:
     """Whether a softmax runs here."""
+    return any(op.type == "Softmax" for op in _operations(inside, structure))
+
+
+def _operations(inside: list[Node], structure: Structure) -> list[Any]:
     owners = {id(node.operation) for node in inside}
-    return any(
-        op.type == "Softmax" and id(structure.trace.owner.get(op.name)) in owners
-        for op in structure.trace.operations
-    )
+    return [op for op in structure.trace.operations if id(structure.trace.owner.get(op.name)) in owners]

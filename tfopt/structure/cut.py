@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 
 from tfopt import keras_api
-from tfopt.decoding.signatures import CONFIG_MEMBER, TOKENIZER_MEMBERS
+from tfopt.decoding.signatures import CONFIG_MEMBER, ENCODER_MEMBER, TOKENIZER_MEMBERS
 from tfopt.errors import InputError
 from tfopt.structure.axes import leaves
 from tfopt.structure.blocks import Block
-from tfopt.structure.groups import Structure, take
+from tfopt.structure.groups import Structure
 from tfopt.structure.nodes import nodes
 from tfopt.structure.rebuild import Changes, rebuild
 
@@ -41,7 +41,7 @@ def cut(model: Any, structure: Structure, kept: Kept) -> Any:
     """
     groups = {g.name: g for g in structure.groups}
     values = {w.path: keras_api.to_numpy(w.variable) for w in keras_api.weights(model)}
-    changed: dict[str, np.ndarray] = {}
+    masks: dict[tuple[str, int], np.ndarray] = {}  # of the old axes: several groups may lie on one
     sizes: dict[int, int] = {}
     for name, units in kept.units.items():
         group = groups.get(name)
@@ -53,7 +53,12 @@ def cut(model: Any, structure: Structure, kept: Kept) -> Any:
             )
         sizes[id(group.factor.root)] = len(units)
         for place in group.slices:
-            changed[place.path] = take(changed.get(place.path, values[place.path]), place, group.units, units)
+            size = place.outer * group.units * place.inner
+            stays = np.isin(np.arange(size) // place.inner % group.units, units)
+            masks[place.path, place.axis] = masks.get((place.path, place.axis), True) & stays
+    changed: dict[str, np.ndarray] = {}
+    for (path, index), stays in masks.items():
+        changed[path] = np.compress(stays, changed.get(path, values[path]), index)
     renamed = _renumbering(model, kept.removed)
     changes = Changes(
         changed, _targets(model, structure, sizes), {b.end: b.start for b in kept.removed},
@@ -85,6 +90,8 @@ def _targets(model: Any, structure: Structure, sizes: Mapping[int, int]) -> dict
 
 def _renumbering(model: Any, removed: tuple[Block, ...]) -> dict[int, int]:
     """Old number of a layer of our builders -> new one, without gaps."""
+    if not removed:
+        return {}
     gone = {int(m[1]) for block in removed for name in block.names if (m := _NUMBERED.match(name))}
     numbers = {int(m[1]) for path, _ in keras_api.walk(model) if (m := _NUMBERED.match(path))}
     return {old: new for new, old in enumerate(sorted(numbers - gone))}
@@ -96,8 +103,25 @@ def _keep_members(model: Any, made: Any) -> None:
     kept = {name: content for name, content in members.items() if name in TOKENIZER_MEMBERS}
     if CONFIG_MEMBER in members:
         kept[CONFIG_MEMBER] = _generating(json.loads(members[CONFIG_MEMBER]), made)
+    if ENCODER_MEMBER in members:
+        kept[ENCODER_MEMBER] = _encoder(json.loads(members[ENCODER_MEMBER]), made)
     if kept:
         object.__setattr__(made, keras_api.EXTRA, kept)
+
+
+def _encoder(config: dict[str, Any], made: Any) -> bytes:
+    """The shape of an encoder from its weights, or why it has none that public layouts know."""
+    shapes = {w.path: tuple(int(d) for d in w.variable.shape) for w in keras_api.weights(made)}
+    queries = {shape for path, shape in shapes.items() if path.endswith("_attention_query/kernel")}
+    neurons = {shape[1] for path, shape in shapes.items() if path.endswith("_intermediate/kernel")}
+    config["num_hidden_layers"] = len({int(m[1]) for path in shapes if (m := _NUMBERED.match(path))})
+    if any(rows != columns for rows, columns in queries):
+        config["cut"] = "its heads no longer make up its width"
+    elif len(neurons) > 1:
+        config["cut"] = f"its layers have {sorted(neurons)} neurons"
+    else:
+        config["intermediate_size"] = max(neurons, default=config["intermediate_size"])
+    return json.dumps(config).encode()
 
 
 def _generating(config: dict[str, Any], made: Any) -> bytes:

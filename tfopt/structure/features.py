@@ -36,8 +36,8 @@ def features_of(model: Any) -> Features:
     blocks = blocks_of(model, structure)
     if not blocks:
         raise InputError(
-            f"model {model.name!r} has no layers that repeat between tensors of one shape; only its outputs can be "
-            "distilled"
+            f"model {model.name!r} has no layers of attention between tensors of one shape; only its outputs can "
+            "be distilled"
         )
     graph = list(nodes(model))
     tensors = {out: tensor for node in graph for out, tensor in zip(node.outputs, node.symbolic, strict=True)}

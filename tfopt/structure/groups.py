@@ -12,6 +12,7 @@ import numpy as np
 
 from tfopt import keras_api
 from tfopt.structure.axes import Axis, Factor, axis, fix, leaves
+from tfopt.structure.rebuild import why_fixed
 from tfopt.structure.rules import apply
 from tfopt.structure.trace import Trace, trace
 from tfopt.structure.walk import Walk, fresh
@@ -68,6 +69,7 @@ class Structure:
         weights: path -> axes.
         trace: the graph.
         axes: name of a tensor in the graph -> axes.
+        residual: the factor over which norms compute statistics in most weights, cuttable or not.
     """
 
     groups: tuple[Group, ...]
@@ -75,6 +77,7 @@ class Structure:
     weights: dict[str, list[Axis]]
     trace: Trace
     axes: dict[str, list[Axis]]
+    residual: Factor | None
 
 
 def structure_of(model: Any) -> Structure:
@@ -86,7 +89,7 @@ def structure_of(model: Any) -> Structure:
     found = trace(model)
     own = {w.path: w for w in keras_api.weights(model)}
     weights = {path: [axis(int(d)) for d in w.variable.shape] for path, w in own.items()}
-    walk = Walk(weights, found.variables, lambda op: _may_reshape(found, op))
+    walk = Walk(weights, found.variables, lambda op: _is_layer(found, op), lambda op: _may_reshape(found, op))
     for tensor in found.inputs:
         walk.give(tensor, fresh(tensor, "it is an axis of an input"))
     for op in found.operations:
@@ -97,22 +100,59 @@ def structure_of(model: Any) -> Structure:
             apply(walk, op)
     for tensor in found.outputs:
         fix("it is an axis of an output", *walk.of(tensor))
+    for path, weight in own.items():
+        reason = why_fixed(model, weight)
+        if reason is not None:
+            fix(reason, *weights[path])
+        elif type(weight.layer).__name__.startswith("Depthwise") and len(weights[path]) > 2:
+            fix("it multiplies channels", weights[path][-1])
     groups = _groups(own, walk)
     reasons = {
         path: [leaf.fixed for one in axes for leaf in leaves(one) if leaf.fixed] for path, axes in weights.items()
     }
-    return Structure(
-        groups, {path: list(dict.fromkeys(r)) for path, r in reasons.items() if r}, weights, found, walk.axes
-    )
+    fixed = {path: list(dict.fromkeys(r)) for path, r in reasons.items() if r}
+    return Structure(groups, fixed, weights, found, walk.axes, _residual(weights))
+
+
+def _residual(weights: dict[str, list[Axis]]) -> Factor | None:
+    normed = [leaf for axes in weights.values() for leaf in leaves(*axes) if leaf.normed]
+    counts = {id(leaf): sum(other is leaf for other in normed) for leaf in normed}
+    return max(normed, key=lambda leaf: counts[id(leaf)], default=None)
+
+
+# Layers that reshape to sizes of their inputs or weights, or that get new target shapes.
+_FOLLOW = {
+    "Activation", "AveragePooling1D", "AveragePooling2D", "BatchNormalization", "Conv1D", "Conv2D", "Conv3D",
+    "Dense", "DepthwiseConv1D", "DepthwiseConv2D", "Dropout", "EinsumDense", "Embedding", "Flatten",
+    "GlobalAveragePooling1D", "GlobalAveragePooling2D", "GlobalMaxPooling1D", "GlobalMaxPooling2D",
+    "GroupedQueryAttention", "LayerNormalization", "MaxPooling1D", "MaxPooling2D", "MultiHeadAttention", "PReLU",
+    "Permute", "RMSNormalization", "Reshape", "SeparableConv1D", "SeparableConv2D", "Softmax",
+}  # fmt: skip
+
+
+def _is_layer(found: Trace, op: Any) -> bool:
+    owner = found.owner.get(op.name)
+    return hasattr(owner, "_flatten_layers") and getattr(owner, "symbol", None) is None
 
 
 def _may_reshape(found: Trace, op: Any) -> bool:
     """Whether a reshape takes its sizes from other tensors, or from a layer that can be made anew with others."""
     owner = found.owner.get(op.name)
-    if owner is None or type(owner).__name__ == "Lambda":
+    if owner is None:
         return False
-    explicit = getattr(owner, "symbol", None) or type(owner).__name__  # of tf_keras, of Keras 3
-    return explicit not in ("reshape", "Reshape") or (explicit == "Reshape" and hasattr(owner, "_flatten_layers"))
+    if not hasattr(owner, "_flatten_layers"):  # a Keras operation: only an explicit reshape has sizes of its own
+        return type(owner).__name__ != "Reshape"
+    symbol = getattr(owner, "symbol", None)  # likewise in tf_keras
+    if symbol is not None:
+        return symbol != "reshape"
+    if keras_api.is_model(owner):  # target shapes are made anew at the top only
+        inner = (type(x).__name__ for _, x in keras_api.walk(owner) if x.weights or _has_shape(x))
+        return all(name in _FOLLOW - {"Reshape"} for name in inner)
+    return type(owner).__name__ in _FOLLOW
+
+
+def _has_shape(layer: Any) -> bool:
+    return type(layer).__name__ in ("Reshape", "Lambda", "TFOpLambda")
 
 
 def _groups(own: dict[str, Any], walk: Walk) -> tuple[Group, ...]:
@@ -127,7 +167,7 @@ def _groups(own: dict[str, Any], walk: Walk) -> tuple[Group, ...]:
                 consumed = (path, index) in walk.consumed
                 slices.setdefault(id(leaf), []).append(Slices(path, index, outer, inner, consumed))
                 factors[id(leaf)] = leaf
-    groups = []
+    groups: list[Group] = []
     for key, places in slices.items():
         factor = factors[key]
         made = [s for s in places if not s.consumed]
@@ -135,6 +175,8 @@ def _groups(own: dict[str, Any], walk: Walk) -> tuple[Group, ...]:
         if factor.fixed or not summed or not made:
             continue
         name = own[made[0].path].layer_path
+        if any(g.name == name for g in groups):  # one layer may make units of several kinds
+            name = f"{name}:{made[0].axis}:{made[0].outer}"
         groups.append(Group(name, _kind(factor, places, own, walk), factor.size, tuple(places), factor))
     return tuple(groups)
 
@@ -162,11 +204,3 @@ def unit_view(array: np.ndarray, place: Slices, units: int) -> np.ndarray:
     shape = array.shape
     split = (*shape[: place.axis], place.outer, units, place.inner, *shape[place.axis + 1 :])
     return np.moveaxis(array.reshape(split), place.axis + 1, 0).reshape(units, -1)
-
-
-def take(array: np.ndarray, place: Slices, units: int, kept: np.ndarray) -> np.ndarray:
-    """A weight with the kept units only."""
-    shape = array.shape
-    split = array.reshape(*shape[: place.axis], place.outer, units, place.inner, *shape[place.axis + 1 :])
-    cut = np.take(split, kept, place.axis + 1)
-    return cut.reshape(*shape[: place.axis], place.outer * len(kept) * place.inner, *shape[place.axis + 1 :])

@@ -37,11 +37,14 @@ def importance(
     def gradients(inputs: Any, labels: Any) -> Any:
         with tf.GradientTape() as tape:
             value = measure(labels, model(inputs, training=False))
-        return [tf.convert_to_tensor(g) for g in tape.gradient(value, variables)]
+        found = tape.gradient(value, variables, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+        return [tf.convert_to_tensor(g) for g in found]
 
     batches = 0
-    for inputs, labels in data:
-        found = {w.path: g.numpy() for w, g in zip(watched, gradients(inputs, labels), strict=True)}
+    for batch in data:
+        if not isinstance(batch, tuple) or len(batch) < 2:
+            raise InputError("data for importance must give (inputs, labels)")
+        found = {w.path: g.numpy() for w, g in zip(watched, gradients(batch[0], batch[1]), strict=True)}
         values = {w.path: keras_api.to_numpy(w.variable) for w in watched}
         for group in structure.groups:
             gates = sum(
@@ -55,7 +58,13 @@ def importance(
 
 
 def _cross_entropy(labels: Any, outputs: Any) -> Any:
-    logits = next(iter(outputs.values())) if isinstance(outputs, dict) else outputs
+    flat = tf.nest.flatten(outputs)
+    if len(flat) != 1 or len(flat[0].shape) != len(labels.shape) + 1:
+        raise InputError(
+            f"cross-entropy needs one output of logits with an axis more than the labels, got {len(flat)} outputs; "
+            "give loss=(labels, outputs) -> scalar"
+        )
+    (logits,) = flat
     return tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(tf.cast(labels, tf.int32), logits))
 
 

@@ -44,7 +44,7 @@ def compare(model: Any, structure: Structure, kept: Mapping[str, np.ndarray], ma
     rng = np.random.default_rng(0)
     samples = {
         name: rng.integers(0, 2, spec.shape) if spec.dtype.is_integer else rng.standard_normal(spec.shape)
-        for name, spec in inputs.with_sizes(2, 5).items()
+        for name, spec in inputs.with_sizes(2, structure.trace.length).items()
     }
     samples = {name: value.astype(inputs.specs[name].dtype.as_numpy_dtype) for name, value in samples.items()}
     variables = {w.path: w.variable for w in keras_api.weights(model)}

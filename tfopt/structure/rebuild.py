@@ -24,7 +24,7 @@ _SIZES: dict[str, tuple[tuple[str, int, str], ...]] = {
     "MultiHeadAttention": (
         ("query/kernel", 1, "num_heads"), ("query/kernel", 2, "key_dim"), ("value/kernel", 2, "value_dim"),
     ),
-    "GroupQueryAttention": (
+    "GroupedQueryAttention": (
         ("query/kernel", 1, "num_query_heads"), ("key/kernel", 1, "num_key_value_heads"),
         ("query/kernel", 2, "head_dim"),
     ),
@@ -98,7 +98,8 @@ class _Maker:
 
     def _input(self, old: Any) -> Any:
         name = str(old.name).partition(":")[0]
-        return self._keras.layers.Input(tuple(old.shape)[1:], dtype=_dtype(old), name=name)
+        shape = tuple(old.shape)
+        return self._keras.layers.Input(shape[1:], shape[0], dtype=_dtype(old), name=name)
 
     def _needed(self) -> set[int]:
         """Tensors that the outputs still depend on."""
@@ -107,7 +108,8 @@ class _Maker:
         makers = {out: node for node in nodes(self._root) for out in node.outputs}
         while waiting:
             one = waiting.pop()
-            one = skipped.get(one, one)
+            while one in skipped:
+                one = skipped[one]
             if one not in wanted:
                 wanted.add(one)
                 waiting += makers[one].inputs
@@ -132,7 +134,7 @@ class _Maker:
 
     def _resize(self, old: Any, path: str, config: dict[str, Any]) -> None:
         """Writes new sizes into a layer's configuration."""
-        names = [c.__name__ for c in type(old).__mro__]
+        names = [type(old).__name__]
         if "Reshape" in names and old.name in self._changes.targets:
             config["target_shape"] = self._changes.targets[old.name]
         changed = {p for p in self._changes.values if p.startswith(f"{path}/")}
@@ -155,7 +157,24 @@ class _Maker:
 
 
 _SIZELESS = {"LayerNormalization", "BatchNormalization", "DepthwiseConv2D", "DepthwiseConv1D", "PReLU",
-             "GroupNormalization", "RMSNormalization"}  # fmt: skip
+             "RMSNormalization"}  # fmt: skip
+_ATTENTION = ("MultiHeadAttention", "GroupedQueryAttention")  # make their inner layers from their own sizes
+
+
+def why_fixed(model: Any, weight: keras_api.Weight) -> str | None:
+    """Why a weight cannot have other sizes in a model that is made anew; None if it can."""
+    layers = dict(keras_api.walk(model))
+    parts = weight.layer_path.split("/")
+    for depth in range(1, len(parts)):
+        around = layers.get("/".join(parts[:depth]))
+        if around is not None and type(around).__name__ in _ATTENTION:
+            return None
+        if around is None or not getattr(around, "_nodes_by_depth", getattr(around, "_functional", None)):
+            return f"it lies inside {parts[depth - 1]!r}, which cannot be made with other sizes"
+    name = type(weight.layer).__name__
+    if name in _SIZES or name in _SIZELESS or name == "EinsumDense":
+        return None
+    return f"a layer of class {name} cannot be made with other sizes"
 
 
 class _Resolved(dict[int, Any]):

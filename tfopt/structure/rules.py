@@ -37,10 +37,11 @@ def read_variable(walk: Walk, op: Any) -> None:
 
 
 def constant(walk: Walk, op: Any) -> None:
-    """A constant of equal values fits any size; others would have to be cut in the model's configuration."""
+    """Equal values inside a layer fit any size; others would have to be cut in the model's configuration."""
     (output,) = op.outputs
     value = tf.get_static_value(output)
-    uniform = value is None or np.asarray(value).size < 2 or (np.asarray(value) == np.asarray(value).flat[0]).all()
+    array = np.asarray(0 if value is None else value)
+    uniform = array.size < 2 or (walk.is_layer(op) and (array == array.flat[0]).all())
     walk.give(output, fresh(output, None if uniform else "a constant has its size"))
 
 

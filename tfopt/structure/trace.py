@@ -7,10 +7,11 @@ import tensorflow as tf
 from tensorflow.python.framework.func_graph import FuncGraph  # a public name for it does not exist
 
 from tfopt import keras_api
+from tfopt.errors import InputError
 from tfopt.keras_io import inputs_of
 from tfopt.structure.nodes import flat, functional, nodes, struct_of
 
-_BATCH, _LENGTH = 3, 7  # small primes: a size tells an axis
+_BATCH, _LENGTHS = 3, (7, 67, 257)  # primes: a size tells an axis; larger ones where convolutions need them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,6 +24,7 @@ class Trace:
         variables: name of an operation that reads a weight -> path of the weight.
         tensors: identity of a symbolic tensor of the model -> its value in the graph.
         inputs, outputs: of the model.
+        length: the size that unknown axes were given.
     """
 
     operations: list[Any]
@@ -31,17 +33,28 @@ class Trace:
     tensors: dict[int, Any]
     inputs: list[Any]
     outputs: list[Any]
+    length: int
 
 
 def trace(model: Any) -> Trace:
     """Runs every node of a functional model on symbolic values of known sizes.
 
     Raises:
-        InputError: the model is not functional.
+        InputError: the model is not functional, or takes none of a few sizes.
     """
     root = functional(model)
+    problem: Exception | None = None
+    for length in _LENGTHS if inputs_of(root).has_length else _LENGTHS[:1]:
+        try:
+            return _traced(model, root, length)
+        except (ValueError, tf.errors.InvalidArgumentError) as error:
+            problem = error
+    raise InputError(f"the graph of model {model.name!r} could not be traced: {problem}") from problem
+
+
+def _traced(model: Any, root: Any, length: int) -> Trace:
     graph = FuncGraph("structure")
-    specs = inputs_of(root).with_sizes(_BATCH, _LENGTH)
+    specs = inputs_of(root).with_sizes(_BATCH, length)
     owner: dict[str, Any] = {}
     with graph.as_default():
         ids = [id(tensor) for tensor in _in_order(struct_of(root, "inputs"))]
@@ -64,7 +77,7 @@ def trace(model: Any) -> Trace:
         if (path := captured.get(tensor.name)) is not None
     }
     outputs = [values[id(t)] for t in flat(struct_of(root, "outputs"))]
-    return Trace(list(graph.get_operations()), owner, reads, values, given, outputs)
+    return Trace(list(graph.get_operations()), owner, reads, values, given, outputs, length)
 
 
 def _handles(variable: Any) -> list[Any]:

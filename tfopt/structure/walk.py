@@ -19,11 +19,13 @@ class Walk:
         consumed: axes of weights that a product sums over.
         weights: axes of each weight by its path.
         variables: name of an operation that reads a weight -> path of the weight.
+        is_layer: whether an operation is part of a layer, whose constants follow its sizes.
         may_reshape: whether the sizes of a reshape can be changed.
     """
 
     weights: dict[str, list[Axis]]
     variables: dict[str, str]
+    is_layer: Callable[[Any], bool]
     may_reshape: Callable[[Any], bool]
     axes: dict[str, list[Axis]] = dataclasses.field(default_factory=dict)
     places: dict[str, list[frozenset[Place]]] = dataclasses.field(default_factory=dict)
