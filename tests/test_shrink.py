@@ -276,7 +276,7 @@ def test_several_groups_on_one_axis_and_in_one_layer(keras):
     model = randomized(keras.Model(inputs, layers.Dense(3)(layers.Flatten()(x))))
     assert parameters(tfopt.shrink(model, neurons=0.5)) < 0.7 * parameters(model)
     inputs = layers.Input((5, 8))
-    x = layers.EinsumDense("abc,cde->abde", (None, 4, 6))(inputs)
+    x = layers.EinsumDense("abc,cde->abde", (5, 4, 6))(inputs)
     model = randomized(keras.Model(inputs, layers.Dense(3)(layers.Flatten()(x))))
     assert parameters(tfopt.shrink(model, neurons=0.5)) < 0.5 * parameters(model)
 
@@ -315,14 +315,14 @@ def test_a_new_compile_counts_from_the_start_again(keras):
     model = randomized(encoder(keras))
     named, labels = samples(model, rows=16), np.arange(16) % 3
     callback = technique.StructuredPruning(
-        technique.ShrinkConfig(neurons=0.5, schedule=PolynomialDecay(0.0, 0.9, 0, 6, frequency=1))
+        technique.ShrinkConfig(neurons=0.5, schedule=PolynomialDecay(0.0, 0.9, 0, 20, frequency=1))
     )
     found = []
     for _ in range(2):
         model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
         history = model.fit(named, labels, batch_size=4, epochs=1, callbacks=[callback], verbose=0)
         found.append(history.history["units_cut"][-1])
-    assert 0.3 < found[0] < 0.5 and found[0] == found[1]
+    assert 0.2 < found[0] < 0.4 and found[0] == found[1]
     with pytest.raises(
         InputError, match=r"heads=0.1 takes none of 4 heads; the smallest share that takes one is 0.25"
     ):
