@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 import tfopt
-from tfopt import keras_api
 from tfopt.errors import DataError, InputError, VerificationError
 from tfopt.files import sha256, tree_digest
 from tfopt.pipeline import run
@@ -149,36 +148,3 @@ def test_keras_3_on_two_replicas(tiny_recipe, tmp_path):
     report = run(recipe, tmp_path / "run")
     assert all(m.quality["accuracy"] > 0.9 for m in report.artifacts)
     assert report.artifact("half_tflite").kernel_sparsity == pytest.approx(0.5, abs=0.01)
-
-
-SMALLER = [
-    {"name": "short", "shrink": {"heads": 0.5, "neurons": 0.5, "importance": "first_order"},
-     "distill": {"labels": 0.5, "cache": True}, "train": {"epochs": 1, "batch_size": 16, "learning_rate": 1e-3}},
-    {"name": "short4", "start": "short", "prune": {"sparsity": 0.5, "frequency": 4}, "quantize": {"weight_bits": 4},
-     "distill": {"temperature": 2.0}, "train": {"epochs": 1, "batch_size": 16, "learning_rate": 1e-3}},
-    {"name": "gradual", "shrink": {"neurons": 0.5, "when": "during", "frequency": 4},
-     "train": {"epochs": 1, "batch_size": 16, "learning_rate": 1e-3}},
-]  # fmt: skip
-
-
-def test_variants_get_smaller_learn_from_the_baseline_and_build_on_each_other(tiny_recipe, tmp_path, generation):
-    changes = {
-        "generation": generation, "variants": SMALLER,
-        "exports": [{"format": "tflite", "of": ["baseline", "short", "gradual"]},
-                    {"format": "tflite", "quantization": "trained"}],
-    }  # fmt: skip
-    report = run(tfopt.Recipe.load(tiny_recipe()).with_changes(changes), tmp_path / "run")
-    assert all(m.quality["accuracy"] > 0.85 for m in report.artifacts)
-    sizes = {m.name: m.bytes for m in report.artifacts}
-    assert sizes["short_tflite"] < sizes["baseline_tflite"] and sizes["gradual_tflite"] < sizes["baseline_tflite"]
-    trained = report.artifact("short4_tflite_trained")
-    assert 4 in {layer["bits"] for layer in trained.layers} and trained.kernel_sparsity > 0.4
-    shapes = {
-        w.path: tuple(w.variable.shape)
-        for w in keras_api.weights(tfopt.models.load(tmp_path / "run" / "short4" / "model.keras"))
-    }
-    assert shapes["layer_0_attention_query/kernel"] == (32, 16) and shapes["layer_0_intermediate/kernel"] == (
-        32,
-        32,
-    )
-    verify_run(tmp_path / "run")

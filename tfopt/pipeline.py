@@ -151,7 +151,7 @@ class _Run:
         for section, _, technique in techniques:
             # Quantization is put into the model that is trained; units are cut from the student alone.
             if section is not None and technique is not shrink:
-                technique.finish(model)
+                model = technique.finish(model)
         model = model if distiller is None else distiller.finish()
         if variant.shrink is not None and cut is None:
             model = shrink.finish(model)
