@@ -20,6 +20,7 @@ from benchmarks.common import goal, paired, ratio, save, show
 from tfopt import Distiller, Predictor, export, keras_api, shrink
 from tfopt.data import batches as batching
 from tfopt.files import size_of, write_json
+from tfopt.runtime.saved_model import set_threads
 from tfopt.tasks.base import widened
 from tfopt.train.fit import seed_everything
 
@@ -49,6 +50,7 @@ def main() -> None:
     parser.add_argument("--students", nargs="*", default=list(STUDENTS))
     parser.add_argument("--train-only", action="store_true")
     arguments = parser.parse_args()
+    set_threads(THREADS)  # before TensorFlow's first operation
     arguments.work.mkdir(parents=True, exist_ok=True)
     bench = Bench(arguments.run, arguments.work)
     for name in arguments.students:
