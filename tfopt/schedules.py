@@ -41,6 +41,29 @@ def _is_update(step: int, begin_step: int, end_step: int, frequency: int) -> boo
     return (step - begin_step) % frequency == 0 or step == end_step
 
 
+class Follower:
+    """What a schedule asks for while a model trains, though nobody may look after every step.
+
+    Args:
+        schedule: step, from 1 on -> (update now, sparsity).
+        done: optimizer steps taken so far.
+
+    Attributes:
+        seen: the last step that was asked about.
+    """
+
+    def __init__(self, schedule: SparsitySchedule, done: int) -> None:
+        self._schedule, self.seen = schedule, done - 1
+
+    def due(self, done: int) -> float | None:
+        """The sparsity to reach before the coming step, None where nothing was asked for since the last call."""
+        if done + 1 < self.seen:  # a new compile counts from 0 again
+            self.seen = done - 1
+        steps = [s for s in range(self.seen + 1, done + 2) if bool(self._schedule(s)[0])]
+        self.seen = done + 1
+        return float(self._schedule(steps[-1])[1]) if steps else None
+
+
 @dataclasses.dataclass(frozen=True)
 class PolynomialDecay:
     """Sparsity grows from initial to final along `1 - (1 - progress) ** power`.

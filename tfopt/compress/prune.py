@@ -25,7 +25,7 @@ from tfopt.numerics.masks import (
     parse_structure,
     zero_share,
 )
-from tfopt.schedules import PolynomialDecay, SparsitySchedule, check_sparsity
+from tfopt.schedules import Follower, PolynomialDecay, SparsitySchedule, check_sparsity
 from tfopt.selection import Patterns, Selection, Skipped
 
 _log = logging.getLogger(__name__)
@@ -227,14 +227,12 @@ class MagnitudePruning(keras_api.Callback):
         self._settings = (structure, scope, include, exclude)
         self._supports_tf_logs = True  # tf_keras then does not wait for the loss at every step
         self._pruner: Pruner | None = None
-        self._seen_step = -1
+        self._follower: Follower | None = None
 
     def on_train_begin(self, logs: Any = None) -> None:
         if self._pruner is not None and self._pruner.model is not self.model:
             self._pruner = None
         if self.model.built:
-            if keras_api.learning_step(self.model) + 1 < self._seen_step:  # a new compile counts from 0 again
-                self._seen_step = keras_api.learning_step(self.model) - 1
             self._catch_up()
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
@@ -245,27 +243,26 @@ class MagnitudePruning(keras_api.Callback):
             logs["sparsity"] = self._pruner.sparsity()
 
     def on_train_end(self, logs: Any = None) -> None:
-        if self._pruner is None:
+        if self._pruner is None or self._follower is None:
             return
         self._pruner.apply()  # another callback may have restored earlier weights
         end = getattr(self._schedule, "end_step", None)
-        if isinstance(self._schedule, PolynomialDecay) and end is not None and self._seen_step < end:
+        if isinstance(self._schedule, PolynomialDecay) and end is not None and self._follower.seen < end:
             _log.warning(
                 "training ended at step %d, before the schedule's end_step %d: sparsity is %.4f, not %.4f",
-                self._seen_step - 1, end, self._pruner.sparsity(), self._schedule.final_sparsity,
+                self._follower.seen - 1, end, self._pruner.sparsity(), self._schedule.final_sparsity,
             )  # fmt: skip
 
     def _catch_up(self) -> None:
         """Does what the schedule asks for up to the coming step, at most once for all steps since the last call."""
-        if self._pruner is None:
+        done = keras_api.learning_step(self.model)
+        if self._pruner is None or self._follower is None:
             self._pruner = Pruner(self.model, *self._settings)
-            self._seen_step = keras_api.learning_step(self.model) - 1
+            self._follower = Follower(self._schedule, done)
             self._resume()
-        step = keras_api.learning_step(self.model) + 1
-        due = [s for s in range(self._seen_step + 1, step + 1) if bool(self._schedule(s)[0])]
-        self._seen_step = step
-        if due:
-            self._pruner.update(float(self._schedule(due[-1])[1]))
+        sparsity = self._follower.due(done)
+        if sparsity is not None:
+            self._pruner.update(sparsity)
         self._pruner.apply()
 
     def _resume(self) -> None:

@@ -16,7 +16,7 @@ from tfopt import keras_api
 from tfopt.compress.base import Prepared
 from tfopt.errors import InputError
 from tfopt.numerics.masked_assign import MaskedAssign
-from tfopt.schedules import PolynomialDecay, SparsitySchedule
+from tfopt.schedules import Follower, PolynomialDecay, SparsitySchedule
 from tfopt.selection import Patterns, Selection, Skipped
 from tfopt.structure.blocks import Block, blocks_of
 from tfopt.structure.cut import Kept, cut
@@ -163,7 +163,7 @@ class StructuredPruning(keras_api.Callback):
         self._groups: list[Group] = []
         self._assign: MaskedAssign | None = None
         self._owner: Any = None
-        self._seen_step = -1
+        self._follower: Follower | None = None
 
     def on_train_begin(self, logs: Any = None) -> None:
         if self._owner is not self.model:
@@ -171,9 +171,7 @@ class StructuredPruning(keras_api.Callback):
             self._groups = _chosen(self.model, structure_of(self.model), self._config)
             self._weights = [w for w in keras_api.weights(self.model) if w.path in touched(self._groups)]
             self._assign = MaskedAssign([keras_api.tf_variable(w.variable) for w in self._weights])
-            self._seen_step = keras_api.learning_step(self.model) - 1
-        if keras_api.learning_step(self.model) + 1 < self._seen_step:  # a new compile counts from 0 again
-            self._seen_step = keras_api.learning_step(self.model) - 1
+            self._follower = Follower(self._schedule, keras_api.learning_step(self.model))
         self._catch_up()
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
@@ -190,12 +188,10 @@ class StructuredPruning(keras_api.Callback):
             self._assign()  # another callback may have restored earlier weights
 
     def _catch_up(self) -> None:
-        assert self._assign is not None
-        step = keras_api.learning_step(self.model) + 1
-        due = [s for s in range(self._seen_step + 1, step + 1) if bool(self._schedule(s)[0])]
-        self._seen_step = step
-        if due:
-            self._update(min(1.0, float(self._schedule(due[-1])[1]) / self._final))
+        assert self._assign is not None and self._follower is not None
+        share = self._follower.due(keras_api.learning_step(self.model))
+        if share is not None:
+            self._update(min(1.0, share / self._final))
         self._assign()
 
     @property

@@ -66,7 +66,6 @@ class Structure:
     Attributes:
         groups: what can be cut, in the order of the graph.
         fixed: path of a weight -> for each axis that cannot be cut, the reason.
-        weights: path -> axes.
         trace: the graph.
         axes: name of a tensor in the graph -> axes.
         residual: the factor over which norms compute statistics in most weights, cuttable or not.
@@ -74,7 +73,6 @@ class Structure:
 
     groups: tuple[Group, ...]
     fixed: dict[str, list[str]]
-    weights: dict[str, list[Axis]]
     trace: Trace
     axes: dict[str, list[Axis]]
     residual: Factor | None
@@ -100,8 +98,9 @@ def structure_of(model: Any) -> Structure:
             apply(walk, op)
     for tensor in found.outputs:
         fix("it is an axis of an output", *walk.of(tensor))
+    layers = dict(keras_api.walk(model))
     for path, weight in own.items():
-        reason = why_fixed(model, weight)
+        reason = why_fixed(layers, weight)
         if reason is not None:
             fix(reason, *weights[path])
         elif type(weight.layer).__name__.startswith("Depthwise") and len(weights[path]) > 2:
@@ -111,7 +110,7 @@ def structure_of(model: Any) -> Structure:
         path: [leaf.fixed for one in axes for leaf in leaves(one) if leaf.fixed] for path, axes in weights.items()
     }
     fixed = {path: list(dict.fromkeys(r)) for path, r in reasons.items() if r}
-    return Structure(groups, fixed, weights, found, walk.axes, _residual(weights))
+    return Structure(groups, fixed, found, walk.axes, _residual(weights))
 
 
 def _residual(weights: dict[str, list[Axis]]) -> Factor | None:

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from tfopt import keras_api
-from tfopt.errors import InputError
 from tfopt.structure.nodes import flat, functional, nodes, struct_of
 
 # Weight -> its axis that a layer's configuration names, and the name there.
@@ -52,11 +51,7 @@ class Changes:
 
 
 def rebuild(model: Any, changes: Changes) -> Any:
-    """A new model of the same class of layers; the old one is not changed.
-
-    Raises:
-        InputError: a layer with new sizes whose configuration is not known.
-    """
+    """A new model of the same class of layers; the old one is not changed."""
     values = {w.path: keras_api.to_numpy(w.variable) for w in keras_api.weights(model)}
     values |= changes.values
     made = _Maker(model, changes, values).make()
@@ -134,25 +129,18 @@ class _Maker:
 
     def _resize(self, old: Any, path: str, config: dict[str, Any]) -> None:
         """Writes new sizes into a layer's configuration."""
-        names = [type(old).__name__]
-        if "Reshape" in names and old.name in self._changes.targets:
+        name = type(old).__name__
+        if name == "Reshape" and old.name in self._changes.targets:
             config["target_shape"] = self._changes.targets[old.name]
-        changed = {p for p in self._changes.values if p.startswith(f"{path}/")}
-        if not changed:
+        if not any(p.startswith(f"{path}/") for p in self._changes.values):
             return
-        if "EinsumDense" in names:
+        if name == "EinsumDense":
             config["output_shape"] = _einsum_shape(config, self._values[f"{path}/kernel"].shape)
-            return
-        known = next((_SIZES[name] for name in names if name in _SIZES), None)
-        if known is None:
-            if names[0] not in _SIZELESS and not set(names) & _SIZELESS:
-                raise InputError(f"layer {old.name!r} ({names[0]}) cannot be made with other sizes")
-            return
-        for weight, axis, key in known:
+        for weight, axis, key in _SIZES.get(name, ()):
             value = self._values.get(f"{path}/{weight}")
             if value is not None:
                 config[key] = int(value.shape[axis])
-        if "MultiHeadAttention" in names:
+        if name == "MultiHeadAttention":
             config["output_shape"] = self._values[f"{path}/attention_output/kernel"].shape[2:]
 
 
@@ -161,9 +149,8 @@ _SIZELESS = {"LayerNormalization", "BatchNormalization", "DepthwiseConv2D", "Dep
 _ATTENTION = ("MultiHeadAttention", "GroupedQueryAttention")  # make their inner layers from their own sizes
 
 
-def why_fixed(model: Any, weight: keras_api.Weight) -> str | None:
-    """Why a weight cannot have other sizes in a model that is made anew; None if it can."""
-    layers = dict(keras_api.walk(model))
+def why_fixed(layers: Mapping[str, Any], weight: keras_api.Weight) -> str | None:
+    """Why a weight cannot have other sizes in a model of these layers (by path) made anew; None if it can."""
     parts = weight.layer_path.split("/")
     for depth in range(1, len(parts)):
         around = layers.get("/".join(parts[:depth]))
