@@ -30,6 +30,7 @@ _HOME = {
     "finish": "tfopt.compress.quantize",
     "inspect": "tfopt.inspection",
     "measure": "tfopt.measure",
+    "pack": "tfopt.archive",
     "measure_generation": "tfopt.measure.generation",
     "measure_sensitivity": "tfopt.quantization.sensitivity",
     "perplexity": "tfopt.measure.perplexity",
@@ -37,6 +38,7 @@ _HOME = {
     "quantize_aware": "tfopt.compress.quantize",
     "run": "tfopt.pipeline",
     "shrink": "tfopt.compress.shrink",
+    "unpack": "tfopt.archive",
 }
 _MODULES = ("callbacks", "errors", "models", "schedules")
 

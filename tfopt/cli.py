@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tfopt import cli_generate
+from tfopt import cli_archive, cli_generate
 from tfopt.errors import InputError, TfoptError
 from tfopt.native_log import native_log_aside, quiet_exit
 
@@ -28,6 +28,8 @@ app = typer.Typer(
 data_app = typer.Typer(help="Packs text into TFRecord and checks it.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(data_app, name="data")
 app.command()(cli_generate.generate)
+app.command()(cli_archive.pack)
+app.command()(cli_archive.unpack)
 
 Json = cli_generate.Json
 Out = Annotated[Path | None, typer.Option("--out", help="Folder for everything that is written.")]
@@ -238,8 +240,13 @@ def bench(
 
 
 @app.command()
-def verify(folder: Annotated[Path, typer.Argument(help="What a run wrote.")], as_json: Json = False) -> None:
+def verify(
+    folder: Annotated[Path, typer.Argument(help="What a run wrote, or a .tfopt archive.")], as_json: Json = False
+) -> None:
     """Checks a run's files against its manifest, and its artifacts against the models they came from."""
+    if folder.is_file():
+        _show(as_json, *cli_archive.check(folder))
+        return
     from tfopt.verification import verify_run
 
     checked = verify_run(folder, _progress)

@@ -139,6 +139,34 @@ def read_metadata(path: str | Path) -> dict[str, bytes]:
     return found
 
 
+def constant_places(path: str | Path) -> list[tuple[int, int, int]]:
+    """Where constant tensors lie in a file: first byte, byte behind the last, bits of an element; in order.
+
+    Raises:
+        MissingFileError: no such file.
+        ModelFileError: it is not a TFLite file, or damaged.
+    """
+    path = existing(path, "TFLite file")
+    from ai_edge_litert import schema_py_generated as schema
+
+    data = np.memmap(path, np.uint8, "r")
+    found: dict[int, tuple[int, int, int]] = {}
+    try:
+        model = schema.Model.GetRootAs(data)
+        for graph in (model.Subgraphs(i) for i in range(model.SubgraphsLength())):
+            for tensor in (graph.Tensors(i) for i in range(graph.TensorsLength())):
+                buffer = model.Buffers(tensor.Buffer())
+                _, bits, _ = _TYPES.get(tensor.Type(), ("", 8, np.uint8))
+                start, size = buffer.Offset(), buffer.Size()
+                if buffer.DataLength():
+                    start, size = buffer.DataAsNumpy().ctypes.data - data.ctypes.data, buffer.DataLength()
+                if size and 0 <= start <= start + size <= len(data):
+                    found[tensor.Buffer()] = (int(start), int(start + size), min(bits, 32))
+    except Exception as error:  # a damaged buffer fails anywhere, with whatever its bytes lead to
+        raise ModelFileError(f"{path} is damaged: {error}") from error
+    return sorted(found.values())
+
+
 def gather_buffers(model: Any, content: bytes) -> None:
     """Reads the buffers that a file keeps behind the tree of objects, as litert-quantizer writes them."""
     for buffer in model.buffers:

@@ -96,7 +96,8 @@ class Distiller:
         found = _chosen(self.config, student, ours, list(pairs))
         found = {name: self._fitted(name, tensor, wanted[name]) for name, tensor in found.items()}
         self._taught = _model(self._keras, teacher, wanted)
-        self._asked = (sorted(wanted), sorted(pairs.items()), bool(self.config.labels))
+        # The teacher's part alone, so that students with other layers share what it answered.
+        self._asked = (sorted(wanted), list(pairs.values()), bool(self.config.labels))
         if self.config.labels:
             (logits,) = flat(struct_of(functional(student), "outputs"))
             found["labels"] = self._keras.layers.Activation("linear", name="labels")(logits)

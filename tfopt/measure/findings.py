@@ -52,9 +52,10 @@ def _about_pruning(pruned: Measurement, plain: Measurement) -> list[str]:
         ratio = plain.latency_ms.p50 / pruned.latency_ms.p50
         if ratio < _NOTHING:
             notes.append(f"{pruned.name}: {zeros} brought no speed ({ratio:.2f} times {plain.name}).")
-    if pruned.bytes_gzip and plain.bytes_gzip:
-        size, packed = 1 - pruned.bytes / plain.bytes, 1 - pruned.bytes_gzip / plain.bytes_gzip
-        notes.append(
-            f"{pruned.name}: {zeros} saved {size:.0%} of the bytes of {plain.name} and {packed:.0%} after gzip."
-        )
+    saved = [
+        f"{1 - getattr(pruned, key) / getattr(plain, key):.0%} {what}"
+        for key, what in (("bytes", "as it is"), ("bytes_gzip", "after gzip"), ("bytes_packed", "packed"))
+        if getattr(pruned, key) and getattr(plain, key)
+    ]
+    notes.append(f"{pruned.name}: {zeros} saved of the bytes of {plain.name} {', '.join(saved)}.")
     return notes

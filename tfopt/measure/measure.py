@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from tfopt import archive
 from tfopt.child import run_in_child
 from tfopt.errors import InputError
 from tfopt.files import size_of
@@ -71,6 +72,7 @@ def compare_artifacts(
         name: target if isinstance(target, Predictor) else Predictor.load(target, threads)
         for name, target in targets.items()
     }
+    log("sizes, plain and packed")
     found = {name: _stored(name, predictor) for name, predictor in predictors.items()}
     if inputs is not None:
         log(f"timing {len(predictors)} artifacts in turns")
@@ -88,10 +90,11 @@ def compare_artifacts(
 
 
 def _stored(name: str, predictor: Predictor) -> Measurement:
-    weights = predictor.weights()
+    weights, packed = predictor.weights(), archive.sizes(predictor.path)
     return Measurement(
         name, predictor.format, str(predictor.path), size_of(predictor.path),
-        bytes_gzip=size.gzip_bytes(predictor.path), sparsity=size.sparsity(weights),
+        bytes_gzip=size.gzip_bytes(predictor.path), bytes_packed=packed.packed_bytes,
+        bytes_entropy=packed.entropy_bytes, sparsity=size.sparsity(weights),
         kernel_sparsity=size.sparsity([w for w in weights if w.is_kernel]),
         weight_bits=size.weight_bits(weights),
     )  # fmt: skip

@@ -23,6 +23,8 @@ class Measurement:
         path: where the artifact is.
         bytes: of the file or folder.
         bytes_gzip: of the same after gzip -6.
+        bytes_packed: of the same as a `.tfopt` archive.
+        bytes_entropy: what that archive needs at least; see `tfopt.archive.Packed`.
         sparsity: share of zeros among the elements of all weight matrices, as stored.
         kernel_sparsity: the same without lookup tables, which pruning leaves alone by default.
         weight_bits: mean bits per element of the weight matrices, as stored.
@@ -49,6 +51,8 @@ class Measurement:
     path: str
     bytes: int
     bytes_gzip: int | None = None
+    bytes_packed: int | None = None
+    bytes_entropy: int | None = None
     sparsity: float | None = None
     kernel_sparsity: float | None = None
     weight_bits: float | None = None

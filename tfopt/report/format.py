@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from tfopt.measure.results import Measurement
 
 COLUMNS = (
-    "artifact", "size", "gzip", "smaller", "bits", "zeros", "latency p50", "p95", "faster", "rows/s", "memory",
-    "accuracy", "agreement", "max error", "perplexity", "prefill tokens/s", "decode tokens/s", "first token",
-    "cache", "same greedy text",
+    "artifact", "size", "gzip", "packed", "entropy bound", "smaller", "bits", "zeros", "latency p50", "p95",
+    "faster", "rows/s", "memory", "accuracy", "agreement", "max error", "perplexity", "prefill tokens/s",
+    "decode tokens/s", "first token", "cache", "same greedy text",
 )  # fmt: skip
 
 
@@ -35,7 +35,8 @@ def row(m: Measurement) -> list[str]:
     first, cache = answers.get("first_token_s"), answers.get("cache_bytes")
     p50, p95 = (m.latency_ms.p50, m.latency_ms.p95) if m.latency_ms else (None, None)
     return [
-        m.name, megabytes(m.bytes), megabytes(m.bytes_gzip), shown(m.shrink, "{:.2f}x"),
+        m.name, megabytes(m.bytes), megabytes(m.bytes_gzip), megabytes(m.bytes_packed),
+        megabytes(m.bytes_entropy), shown(m.shrink, "{:.2f}x"),
         shown(m.weight_bits, "{:.1f}"), shown(m.kernel_sparsity, "{:.0%}"),
         shown(p50, "{:.2f} ms"), shown(p95, "{:.2f} ms"),
         shown(m.speedup, "{:.2f}x"), shown(m.throughput_per_s, "{:,.0f}"), megabytes(m.peak_memory_bytes),
