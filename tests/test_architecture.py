@@ -18,6 +18,7 @@ LEAVES = {
     "native_log",
     "keras_api",
     "keras_io",
+    "layer_calls",
     "selection",
 }
 ALLOWED = {

@@ -346,14 +346,14 @@ def test_an_error_while_putting_rounding_in_takes_it_out_again(keras, monkeypatc
     before = np.asarray(model(x))
     from tfopt.quantization import simulation
 
-    real = simulation.Simulation._patch
+    real = simulation.Replaced.put
 
     def failing(self, owner, name, call):
         if "norm" in owner.name:
             raise ValueError("broken layer")
         real(self, owner, name, call)
 
-    monkeypatch.setattr(simulation.Simulation, "_patch", failing)
+    monkeypatch.setattr(simulation.Replaced, "put", failing)
     with pytest.raises(ValueError, match="broken layer"):
         tfopt.quantize_aware(model, activations="static")
     assert simulation_of(model) is None and not any("call" in vars(layer) for _, layer in keras_api.walk(model))

@@ -1,7 +1,11 @@
 """Recipes whose variants are physically smaller; a file of its own, so that workers share the runs."""
 
+import numpy as np
+import pytest
+
 import tfopt
 from tfopt import keras_api
+from tfopt.errors import InputError
 from tfopt.pipeline import run
 from tfopt.verification import verify_run
 
@@ -36,3 +40,79 @@ def test_variants_get_smaller_learn_from_the_baseline_and_build_on_each_other(ti
         32,
     )
     verify_run(tmp_path / "run")
+
+
+def test_a_finished_run_goes_on_without_training_and_with_adapters(finished_run, tmp_path):
+    """A Keras file and packed data as they are; units, ranks, zeros and bits by layer."""
+    values = {
+        "schema": 1, "name": "more", "data": {"source": "packed", "folder": str(finished_run / "data"), "max_length": 16},
+        "model": {"kind": "keras", "file": str(finished_run / "baseline" / "model.keras")}, "train": {"epochs": 0},
+        "variants": [
+            {"name": "once", "train": {"epochs": 0}, "shrink": {"neurons": {"layer_0_intermediate": 0.25}},
+             "factorize": {"rank": {"layer_0_attention_output/kernel": 12}, "weighted": True},
+             "prune": [{"sparsity": 0.5, "include": ["layer_0_output"]}, {"sparsity": 0.75, "include": ["*_value"]}]},
+            {"name": "adapted", "lora": {"rank": 2, "whole": ["logits"]}, "train": {"epochs": 1, "batch_size": 16}},
+        ],
+        "exports": [{"format": "tflite", "quantization": "dynamic_int8", "bits": {"layer_0_output/kernel": 4},
+                     "of": ["once"]}],
+    }  # fmt: skip
+    source = tfopt.Recipe.model_validate(values)
+    assert tfopt.Recipe.parse(source.to_toml()) == source
+    report = run(source, tmp_path / "run")
+    before = tfopt.Report.load(finished_run / "report.json")
+    assert report.artifact("baseline").quality == before.artifact("baseline").quality
+    file = report.artifact("once_tflite_int8_mixed")
+    assert {layer["path"]: layer["bits"] for layer in file.layers}["layer_0_output/kernel"] == 4
+    assert file.bytes_entropy <= file.bytes_packed < file.bytes_gzip < file.bytes
+    weights = {
+        w.path: keras_api.to_numpy(w.variable)
+        for w in keras_api.weights(tfopt.models.load(tmp_path / "run" / "once" / "model.keras"))
+    }
+    assert weights["layer_0_attention_output_low/kernel"].shape[1] == 12
+    assert abs((weights["layer_0_output/kernel"] == 0).mean() - 0.5) < 0.01
+    assert abs((weights["layer_0_attention_value/kernel"] == 0).mean() - 0.75) < 0.01
+    adapted = {
+        w.path: keras_api.to_numpy(w.variable)
+        for w in keras_api.weights(tfopt.models.load(tmp_path / "run" / "adapted" / "model.keras"))
+    }
+    base = {
+        w.path: keras_api.to_numpy(w.variable)
+        for w in keras_api.weights(tfopt.models.load(finished_run / "baseline" / "model.keras"))
+    }
+    assert adapted.keys() == base.keys()
+    changed = {path for path in base if not np.array_equal(base[path], adapted[path])}
+    assert "logits/bias" in changed and not any("norm" in path or "embeddings" in path for path in changed)
+    verify_run(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("variant", "message"),
+    [
+        ({"lora": {}, "prune": {"sparsity": 0.5}}, "put prune into a variant with start = 'v'"),
+        ({"lora": {}, "train": {"epochs": 0}}, "section lora needs train.epochs of 1 or more, got 0"),
+        ({"quantize": {}, "train": {"epochs": 0}}, "section quantize needs train.epochs"),
+        ({"factorize": {"rank": 4, "energy": 0.5}}, "give one of rank, energy and max_bytes"),
+        (
+            {"factorize": {"rank": 4}, "shrink": {"neurons": 0.5, "when": "during"}},
+            "would undo what factorize does",
+        ),
+        ({"shrink": {"heads": {"a": 1.0}}}, "heads must be in"),
+        ({}, "needs one of the sections"),
+    ],
+)
+def test_sections_that_make_no_sense_are_refused(variant, message):
+    with pytest.raises(InputError, match=message):
+        tfopt.Recipe.load("demo").with_changes({"variants": [{"name": "v", **variant}], "exports": []})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data.folder": "x"}, "data.folder was given, but data.source is 'stdlib_docs'; set it to 'packed'"),
+        ({"model.file": "x"}, "model.file was given, but model.kind is 'fresh'; set it to 'keras'"),
+        ({"train.epochs": 0}, "a model of kind 'fresh' has to be trained"),
+    ],
+)
+def test_sources_that_disagree_are_refused(changes, message):
+    with pytest.raises(InputError, match=message):
+        tfopt.Recipe.load("demo").with_changes(changes)

@@ -74,16 +74,21 @@ def demo(out: Out = None, resume: Resume = False, overwrite: Overwrite = False, 
 @app.command()
 def run(
     recipe: Annotated[str, typer.Argument(help="A recipe file, or the name of a built-in recipe.")],
-    model: Annotated[Path | None, typer.Option(help="Hugging Face folder of the model to start from.")] = None,
+    model: Annotated[
+        Path | None, typer.Option(help="Hugging Face folder or .keras file of the model to start from.")
+    ] = None,
     train: Annotated[Path | None, typer.Option(help="Training texts (.tsv, .csv, .jsonl).")] = None,
     validation: Annotated[Path | None, typer.Option(help="Held-out texts.")] = None,
     out: Out = None, resume: Resume = False, overwrite: Overwrite = False, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Runs a recipe from data to report."""
-    changes = {"model.folder": model, "data.train": train, "data.validation": validation}
+    is_file = model is not None and model.is_file()
+    changes = {
+        "model.file" if is_file else "model.folder": model, "data.train": train, "data.validation": validation,
+    }  # fmt: skip
     texts = {key: str(value) for key, value in changes.items() if value is not None}
     if model is not None:
-        texts["model.kind"] = "pretrained"
+        texts["model.kind"] = "keras" if is_file else "pretrained"
     _run(recipe, texts, out, resume, overwrite, as_json)
 
 

@@ -8,13 +8,14 @@ import dataclasses
 import functools
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from tfopt import keras_api
-from tfopt.compress import cluster, prune, quantize, shrink
+from tfopt.compress import cluster, lora, prune, quantize, shrink
 from tfopt.compress.distill import Distiller
+from tfopt.compress.low_rank import factorize
 from tfopt.export import export
 from tfopt.files import replacing, write_bytes, write_text
 from tfopt.measure.child import measure_in_child
@@ -26,6 +27,7 @@ from tfopt.recipe import BASELINE, PlannedArtifact, Recipe
 from tfopt.recipe_sections import (
     DistillSection,
     ExportSection,
+    FactorizeSection,
     PruneSection,
     ShrinkSection,
     TrainSection,
@@ -124,7 +126,7 @@ class _Run:
         seed_everything(self.recipe.generation, self.recipe.seed)
         with scope(self._strategy):
             model = self.task.build(data)
-        history = self._fit(model, self.recipe.train, data, [], BASELINE)
+        history = self._fit(model, self.recipe.train, data, [], BASELINE) if self.recipe.train.epochs else {}
         keras_api.save_model(model, self.path / _keras_file(BASELINE))
         return history
 
@@ -135,22 +137,24 @@ class _Run:
             student = keras_api.load_model(self.path / _keras_file(variant.start))
             if cut is not None:
                 student = shrink.shrink(student, **self._cut(cut))
+            if variant.factorize is not None:
+                student = factorize(student, **self._split(variant.factorize))
             if variant.distill is not None:
                 teacher = keras_api.load_model(self.path / _keras_file(BASELINE))
                 distiller = Distiller(student, teacher, **variant.distill.model_dump(exclude={"cache"}))
         model = student if distiller is None else distiller.model
+        if not variant.train.epochs:
+            keras_api.save_model(_at_once(model, variant), self.path / _keras_file(variant.name))
+            return {}
         steps = total_steps(data["train_records"], _train_config(variant.train, self.recipe.seed))
         callbacks = []
-        techniques = [
-            (getattr(variant, key), *found) for key, found in TECHNIQUES.items() if key != "shrink" or not cut
-        ]
+        techniques = list(_techniques(variant, cut is not None))
         for section, configure, technique in techniques:
-            if section is not None:
-                callbacks += technique.prepare(model, configure(section, steps)).callbacks
+            callbacks += technique.prepare(model, configure(section, steps)).callbacks
         history = self._fit(model, variant.train, data, callbacks, variant.name, distiller, variant.distill)
-        for section, _, technique in techniques:
+        for technique in dict.fromkeys(technique for _, _, technique in techniques):
             # Quantization is put into the model that is trained; units are cut from the student alone.
-            if section is not None and technique is not shrink:
+            if technique is not shrink:
                 model = technique.finish(model)
         model = model if distiller is None else distiller.finish()
         if variant.shrink is not None and cut is None:
@@ -163,6 +167,14 @@ class _Run:
         values = section.model_dump(include={"heads", "neurons", "channels", "layers", "include", "exclude"})
         if section.importance == "first_order":
             values["data"] = self.task.batches(_IMPORTANCE_BATCH, "train").take(_IMPORTANCE_BATCHES)
+        return values
+
+    def _split(self, section: FactorizeSection) -> dict[str, Any]:
+        """Arguments of `factorize`."""
+        values = section.model_dump(exclude={"weighted"})
+        if section.weighted:
+            samples = self.task.calibration()
+            values["representative"] = {name: samples[name] for name in ("input_ids", "attention_mask")}
         return values
 
     def _fit(
@@ -203,7 +215,9 @@ class _Run:
     def _quantization(self, section: ExportSection, model: Any, samples: dict[str, Any]) -> Any:
         if section.quantization is None or section.quantization not in NAMED:
             return section.quantization
-        config = dataclasses.replace(NAMED[section.quantization], rounding=section.rounding, smooth=section.smooth)
+        config = dataclasses.replace(
+            NAMED[section.quantization], rounding=section.rounding, smooth=section.smooth, bits=section.bits
+        )
         if section.max_bytes is None and section.max_loss is None:
             return config
         chosen, table = choose_bits(model, samples, config, section.max_bytes, section.max_loss)
@@ -271,10 +285,27 @@ def shrink_config(section: ShrinkSection, steps: int) -> shrink.ShrinkConfig:
     )
 
 
+def _techniques(variant: VariantSection, is_cut: bool) -> Iterator[tuple[Any, Callable[[Any, int], Any], Any]]:
+    """Section, configuration and module of everything that works while a variant is trained."""
+    for key, (configure, technique) in TECHNIQUES.items():
+        sections = getattr(variant, key)
+        for section in sections if isinstance(sections, list) else [sections]:
+            if section is not None and not (key == "shrink" and is_cut):
+                yield section, configure, technique
+
+
+def _at_once(model: Any, variant: VariantSection) -> Any:
+    """What works without training."""
+    for section in variant.prune or ():
+        prune.prune(model, section.sparsity, section.structure, section.scope, section.include, section.exclude)
+    return model if variant.cluster is None else cluster.cluster(model, **variant.cluster.model_dump())
+
+
 # Section of a variant -> how its configuration is made, and the technique's module; in the order in which their
 # callbacks run. Rounding comes last: it sees the weights as the others leave them.
 TECHNIQUES: dict[str, tuple[Callable[[Any, int], Any], Any]] = {
     "shrink": (shrink_config, shrink),
+    "lora": (lambda section, steps: lora.LoraConfig(**section.model_dump()), lora),
     "prune": (prune_config, prune),
     "cluster": (lambda section, steps: cluster.ClusterConfig(**section.model_dump()), cluster),
     "quantize": (lambda section, steps: section.config(steps), quantize),

@@ -71,6 +71,7 @@ class Recipe(Section):
         double = next((n for n in taken if taken.count(n) > 1), None)
         if double:
             raise ValueError(f"two things would be named {double!r}: give each variant and export its own name")
+        self._check_sources()
         self._check_order()
         for export in self.exports:
             for name in export.of or []:
@@ -109,6 +110,22 @@ class Recipe(Section):
                     "prune as well, or start from another"
                 )
             done[variant.name] = variant
+
+    def _check_sources(self) -> None:
+        """What is read goes with how it is read."""
+        data, model = self.data, self.model
+        given = (
+            ("data.folder", data.folder, "data.source", data.source, "packed"),
+            ("model.folder", model.folder, "model.kind", model.kind, "pretrained"),
+            ("model.file", model.file, "model.kind", model.kind, "keras"),
+        )
+        for key, value, switch, chosen, right in given:
+            if value is not None and chosen != right:
+                raise ValueError(f"{key} was given, but {switch} is {chosen!r}; set it to {right!r}")
+        if not self.train.epochs and self.model.kind != "keras":
+            raise ValueError(f"train.epochs is 0, but a model of kind {self.model.kind!r} has to be trained")
+        if self.task != "classification" and (self.data.source == "packed" or self.model.kind == "keras"):
+            raise ValueError("data.source 'packed' and model.kind 'keras' are for task 'classification'")
 
     def _check_task(self) -> None:
         if self.task == "classification":

@@ -1,7 +1,8 @@
 """The sections of a recipe, typed. Loads no TensorFlow."""
 
 import difflib
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 import pydantic
 from pydantic import BaseModel, ConfigDict, Field
@@ -24,10 +25,12 @@ class DataSection(Section):
     """Where the texts come from and how they become token ids.
 
     For a causal language model, a `.txt` file is one document and a row of a table is one; without `validation`
-    the last tenth is held out, and `max_length` is the tokens of a training window.
+    the last tenth is held out, and `max_length` is the tokens of a training window. `packed` takes a `folder` with
+    splits "train" and "validation" as they are, such as the `data` of another run.
     """
 
-    source: Literal["files", "stdlib_docs"] = "files"
+    source: Literal["files", "stdlib_docs", "packed"] = "files"
+    folder: str | None = None
     train: str | None = None
     validation: str | None = None
     text_column: str | None = None
@@ -40,14 +43,15 @@ class DataSection(Section):
 
 
 class ModelSection(Section):
-    """The model: read from a folder, or built fresh from these sizes.
+    """The model: read from a folder, a Keras model from a `file`, or built fresh from these sizes.
 
     `pooling` is for classifiers; `architecture`, `num_key_value_heads` and `tie_word_embeddings` are for causal
     language models.
     """
 
-    kind: Literal["fresh", "pretrained"] = "fresh"
+    kind: Literal["fresh", "pretrained", "keras"] = "fresh"
     folder: str | None = None
+    file: str | None = None
     hidden_size: Count = 128
     num_hidden_layers: Count = 2
     num_attention_heads: Count = 4
@@ -74,9 +78,9 @@ class ModelSection(Section):
 
 
 class TrainSection(Section):
-    """One training; see `tfopt.train.TrainConfig`."""
+    """One training; see `tfopt.train.TrainConfig`. With 0 epochs nothing is trained."""
 
-    epochs: Count = 3
+    epochs: Annotated[int, Field(ge=0)] = 3
     batch_size: Count = 32
     learning_rate: Annotated[float, Field(gt=0)] = 5e-5
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.06
@@ -157,12 +161,13 @@ class QuantizeSection(Section):
 class ShrinkSection(Section):
     """Units and layers to take out, as for `tfopt.shrink`: before the training of a variant, or during it.
 
-    During it, units become zero from the share `begin` of the steps to `end`, and are cut after it.
+    During it, units become zero from the share `begin` of the steps to `end`, and are cut after it. Shares may be
+    given by the layer that makes the units.
     """
 
-    heads: Share = 0.0
-    neurons: Share = 0.0
-    channels: Share = 0.0
+    heads: Share | dict[str, Share] = 0.0
+    neurons: Share | dict[str, Share] = 0.0
+    channels: Share | dict[str, Share] = 0.0
     layers: int | list[int] | None = None
     importance: Literal["magnitude", "first_order"] = "magnitude"
     when: Literal["before", "during"] = "before"
@@ -175,9 +180,10 @@ class ShrinkSection(Section):
     @pydantic.model_validator(mode="after")
     def _check(self) -> "ShrinkSection":
         units = {kind: getattr(self, kind) for kind in ("heads", "neurons", "channels")}
-        whole = next((kind for kind, share in units.items() if share >= 1), None)
-        if whole is not None:
-            raise ValueError(f"{whole} must be in [0, 1), the share to take out, got {units[whole]:g}")
+        for kind, share in units.items():
+            most = max(share.values(), default=0.0) if isinstance(share, dict) else share
+            if most >= 1:
+                raise ValueError(f"{kind} must be in [0, 1), the share to take out, got {most:g}")
         if not any(units.values()) and not self.layers:
             raise ValueError("nothing to take out: give heads, neurons, channels or layers")
         if self.when == "during" and (self.layers or self.importance != "magnitude"):
@@ -185,6 +191,36 @@ class ShrinkSection(Section):
         if self.begin >= self.end:
             raise ValueError(f"begin must come before end, got begin {self.begin:g}, end {self.end:g}")
         return self
+
+
+class FactorizeSection(Section):
+    """Matrices to split before the training of a variant, as for `tfopt.factorize`.
+
+    `weighted` lets errors of products on training texts count instead of errors of matrices.
+    """
+
+    rank: Count | dict[str, Count] | None = None
+    energy: Annotated[float, Field(gt=0, le=1)] | None = None
+    max_bytes: Count | None = None
+    weighted: bool = False
+    include: list[str] | None = None
+    exclude: list[str] | None = None
+
+    @pydantic.model_validator(mode="after")
+    def _check_one(self) -> "FactorizeSection":
+        if [self.rank, self.energy, self.max_bytes].count(None) != 2:
+            raise ValueError("give one of rank, energy and max_bytes")
+        return self
+
+
+class LoraSection(Section):
+    """Adapters that are trained beside frozen weights, as `tfopt.compress.lora.LoraConfig`."""
+
+    rank: Count = 8
+    alpha: Annotated[float, Field(gt=0)] = 16.0
+    include: list[str] | None = None
+    exclude: list[str] | None = None
+    whole: list[str] | None = None
 
 
 class DistillSection(Section):
@@ -200,29 +236,51 @@ class DistillSection(Section):
     cache: bool = False
 
 
+def _as_list(value: Any) -> Any:
+    """One section, or several."""
+    return [value] if isinstance(value, Mapping | PruneSection) else value
+
+
 class VariantSection(Section):
-    """A model made from the trained baseline, or from the variant `start`, by compressing and training it on."""
+    """A model made from the trained baseline, or from the variant `start`, by compressing and training it on.
+
+    First units go and matrices are split, then everything else works while it is trained. Several `prune` sections
+    give different weights different zeros.
+    """
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
     start: str = "baseline"
     shrink: ShrinkSection | None = None
+    factorize: FactorizeSection | None = None
     distill: DistillSection | None = None
-    prune: PruneSection | None = None
+    lora: LoraSection | None = None
+    prune: Annotated[list[PruneSection], pydantic.BeforeValidator(_as_list)] | None = None
     cluster: ClusterSection | None = None
     quantize: QuantizeSection | None = None
     train: TrainSection = TrainSection()
 
     @pydantic.model_validator(mode="after")
     def _check_any(self) -> "VariantSection":
-        if not (self.shrink or self.distill or self.prune or self.cluster or self.quantize):
-            raise ValueError(f"variant {self.name!r} needs a section shrink, distill, prune, cluster or quantize")
-        if self.shrink is not None and self.shrink.when == "during":
-            other = next((k for k in ("prune", "cluster", "quantize") if getattr(self, k) is not None), None)
-            if other is not None:
-                raise ValueError(
-                    f"variant {self.name!r}: units are cut after the training, which would undo what {other} does; "
-                    f"put {other} into a variant with start = {self.name!r}, or shrink with when = 'before'"
-                )
+        names = ("shrink", "factorize", "distill", "lora", "prune", "cluster", "quantize")
+        used = [name for name in names if getattr(self, name)]
+        if not used:
+            raise ValueError(f"variant {self.name!r} needs one of the sections {', '.join(names)}")
+        during = self.shrink is not None and self.shrink.when == "during"
+        other = next((k for k in ("factorize", "lora", "prune", "cluster", "quantize") if k in used), None)
+        if during and other is not None:
+            raise ValueError(
+                f"variant {self.name!r}: units are cut after the training, which would undo what {other} does; "
+                f"put {other} into a variant with start = {self.name!r}, or shrink with when = 'before'"
+            )
+        other = next((k for k in ("prune", "cluster", "quantize") if k in used), None)
+        if self.lora is not None and other is not None:
+            raise ValueError(
+                f"variant {self.name!r}: with lora the weights are frozen, and its products would then leave what "
+                f"{other} gave them; put {other} into a variant with start = {self.name!r}"
+            )
+        trained = next((k for k in ("distill", "lora", "quantize") if k in used), "shrink" if during else None)
+        if not self.train.epochs and trained is not None:
+            raise ValueError(f"variant {self.name!r}: section {trained} needs train.epochs of 1 or more, got 0")
         return self
 
 
@@ -233,6 +291,7 @@ class ExportSection(Section):
     quantization: str | None = None
     rounding: Literal["nearest", "gptq"] = "nearest"
     smooth: Annotated[float, Field(gt=0, lt=1)] | None = None
+    bits: dict[str, int] = {}
     max_bytes: Count | None = None
     max_loss: Annotated[float, Field(ge=0, le=100)] | None = None
     jit_compile: bool = False
@@ -242,7 +301,7 @@ class ExportSection(Section):
     def suffix(self) -> str:
         """The part of the artifact's name after the variant's."""
         kind = "xla" if self.jit_compile else self.format
-        mixed = "mixed" * ({self.max_bytes, self.max_loss} != {None})
+        mixed = "mixed" * (bool(self.bits) or {self.max_bytes, self.max_loss} != {None})
         extras = ("gptq" * (self.rounding == "gptq"), "smooth" * bool(self.smooth), mixed)
         name = self.quantization or ""
         name = {"dynamic_int8": "int8", "int8": "static_int8"}.get(name, name)
@@ -266,8 +325,12 @@ class ExportSection(Section):
         if self.max_bytes is not None and self.max_loss is not None:
             raise ValueError("give either max_bytes or max_loss")
         refined = self.rounding != "nearest" or {self.smooth, self.max_bytes, self.max_loss} != {None}
-        if self.quantization not in NAMED and refined:
-            raise ValueError("rounding, smooth, max_bytes and max_loss need an integer quantization after training")
+        if self.quantization not in NAMED and (refined or self.bits):
+            raise ValueError(
+                "rounding, smooth, bits, max_bytes and max_loss need an integer quantization after training"
+            )
+        if self.bits and {self.max_bytes, self.max_loss} != {None}:
+            raise ValueError("give either bits or a budget that chooses them")
         return self
 
 

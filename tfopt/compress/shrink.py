@@ -7,6 +7,7 @@ Michel et al., https://arxiv.org/abs/1905.10650). While a model trains, whole un
 """
 
 import dataclasses
+import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -32,33 +33,37 @@ class ShrinkConfig:
     """What to take out.
 
     Attributes:
-        heads, neurons, channels: share of each group's units, in [0, 1); at least one unit stays.
+        heads, neurons, channels: share of each group's units, in [0, 1), or by the name of the layer that makes
+            them; at least one unit stays.
         schedule: for training: step -> share of that share, so that units go gradually; by default all at once.
         include, exclude: name patterns, layer class names or classes of the layers that make the units.
     """
 
-    heads: float = 0.0
-    neurons: float = 0.0
-    channels: float = 0.0
+    heads: float | Mapping[str, float] = 0.0
+    neurons: float | Mapping[str, float] = 0.0
+    channels: float | Mapping[str, float] = 0.0
     schedule: SparsitySchedule | None = None
     include: Patterns = None
     exclude: Patterns = None
 
     def __post_init__(self) -> None:
         for kind in KINDS:
-            if not 0 <= getattr(self, kind) < 1:
-                raise InputError(f"{kind} must be in [0, 1), the share to take out, got {getattr(self, kind)}")
+            given = getattr(self, kind)
+            for share in given.values() if isinstance(given, Mapping) else [given]:
+                if not 0 <= share < 1:
+                    raise InputError(f"{kind} must be in [0, 1), the share to take out, got {share}")
 
     def share(self, group: Group) -> float:
         """The share of a group's units to take out."""
-        return float(getattr(self, group.kind)) if group.kind in KINDS else 0.0
+        given = getattr(self, group.kind) if group.kind in KINDS else 0.0
+        return float(given.get(group.name, 0.0) if isinstance(given, Mapping) else given)
 
 
 def shrink(
     model: Any,
-    heads: float = 0.0,
-    neurons: float = 0.0,
-    channels: float = 0.0,
+    heads: float | Mapping[str, float] = 0.0,
+    neurons: float | Mapping[str, float] = 0.0,
+    channels: float | Mapping[str, float] = 0.0,
     layers: int | Sequence[int] | None = None,
     data: Iterable[Any] | None = None,
     loss: Any = None,
@@ -69,8 +74,8 @@ def shrink(
 
     Args:
         model: a built functional model of either generation; it is not changed.
-        heads: share of the attention heads of each layer to take out, in [0, 1). Heads that share keys and values
-            go together.
+        heads: share of the attention heads of each layer to take out, in [0, 1), or shares by the name of the
+            layer that makes them. Heads that share keys and values go together.
         neurons: share of the units between dense layers.
         channels: share of the channels of convolutions.
         layers: how many transformer layers to take out, evenly spread, or which ones, counted from 0.
@@ -235,16 +240,29 @@ def _chosen(model: Any, structure: Structure, config: ShrinkConfig) -> list[Grou
     for kind in KINDS:
         share = getattr(config, kind)
         groups = [g for g in structure.groups if g.kind == kind]
-        meant = [g for g in groups if _is_meant(g, selection, by_path)]
-        if share and not meant:
+        if isinstance(share, Mapping):
+            _check_names(kind, share, groups)
+        if not share:
+            continue
+        meant = [g for g in groups if config.share(g) and _is_meant(g, selection, by_path)]
+        if not meant:
             raise InputError(_nothing(kind, groups, structure))
-        if share and not any(_count(g, share) for g in meant):
+        if not any(_count(g, config.share(g)) for g in meant):
             most = max(g.units for g in meant)
             raise InputError(
-                f"{kind}={share:g} takes none of {most} {kind}; the smallest share that takes one is {1 / most:.3g}"
+                f"{kind}={share} takes none of {most} {kind}; the smallest share that takes one is {1 / most:.3g}"
             )
-        found += meant if share else []
+        found += meant
     return found
+
+
+def _check_names(kind: str, shares: Mapping[str, float], groups: list[Group]) -> None:
+    known = [g.name for g in groups]
+    for name in shares:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1, 0.0)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise InputError(f"no layer {name!r} makes {kind} that can be taken out{hint}")
 
 
 def _is_meant(group: Group, selection: Selection, weights: Mapping[str, Any]) -> bool:

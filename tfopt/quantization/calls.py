@@ -7,13 +7,13 @@ import numpy as np
 import tensorflow as tf
 
 from tfopt import keras_api
+from tfopt.layer_calls import Call, attribute_of, original_call, swapped
 from tfopt.quantization.kinds import ATTENTION, class_names, einsum_input_axes, linear_or_relu, role
 from tfopt.quantization.placement import feeds_norm, makes_scores, marks_output
 from tfopt.quantization.plan import PlannedWeight
 from tfopt.quantization.points import Kind
-from tfopt.quantization.simulation import Simulation, swapped
+from tfopt.quantization.simulation import Simulation
 
-Call = Callable[..., Any]
 # Far below what a softmax still sees, and close enough: integer additions are wrong, or silently leave the mask
 # out, where one scale is hundreds of times the other.
 _MASKED = -1_000.0
@@ -52,15 +52,10 @@ def _static(simulation: Simulation, node: Any, path: str, kind: str) -> Iterator
         yield node, "call", _computes(simulation, node, path)
 
 
-def _original(node: Any) -> Call:
-    """The call in use now: one on the instance, as tf_keras operations have, or that of the class."""
-    return vars(node).get("call") or node.call
-
-
 def _root(simulation: Simulation) -> Call:
     """Counts steps and rounds float inputs of the whole model."""
     model = simulation.model
-    original = _original(model)
+    original = original_call(model)
     keys = [
         simulation.add_point(model, "model", f"input{i}", False) for i in range(4 * simulation.config.is_static)
     ]
@@ -79,14 +74,9 @@ def _root(simulation: Simulation) -> Call:
     return call
 
 
-def _attribute_of(layer: Any, variable: Any) -> str:
-    """Name under which the layer keeps the variable."""
-    return next(name for name, value in vars(layer).items() if value is variable)
-
-
 def _product(simulation: Simulation, layer: Any, path: str, own: list[PlannedWeight]) -> Call:
-    original, axes = _original(layer), _input_axes(layer)
-    names = {_attribute_of(layer, w.weight.variable): w for w in own}
+    original, axes = original_call(layer), _input_axes(layer)
+    names = {attribute_of(layer, w.weight.variable): w for w in own}
     static = simulation.config.is_static
     inner = simulation.add_point(layer, path, "product") if static and not linear_or_relu(layer) else None
     marked = static and marks_output(layer)
@@ -136,8 +126,8 @@ def _input_axes(layer: Any) -> tuple[int, ...]:
 
 
 def _table(simulation: Simulation, layer: Any, planned: PlannedWeight) -> Call:
-    original = _original(layer)
-    name = _attribute_of(layer, planned.weight.variable)
+    original = original_call(layer)
+    name = attribute_of(layer, planned.weight.variable)
     by_row = simulation.rounds_by_row(planned)
 
     def call(inputs: Any, *args: Any, **kwargs: Any) -> Any:
@@ -152,7 +142,7 @@ def _table(simulation: Simulation, layer: Any, planned: PlannedWeight) -> Call:
 
 
 def _computes(simulation: Simulation, node: Any, path: str) -> Call:
-    original = _original(node)
+    original = original_call(node)
     marked = marks_output(node)
     wide = marked and (feeds_norm(node, through_add=True) or makes_scores(node))
     key = simulation.add_point(node, path, "output", wide=wide) if marked else ""
@@ -167,7 +157,7 @@ def _computes(simulation: Simulation, node: Any, path: str) -> Call:
 
 
 def _softmax(simulation: Simulation, node: Any, path: str) -> Call:
-    original = _original(node)
+    original = original_call(node)
     scores = simulation.add_point(node, path, "scores")
     output = simulation.add_point(node, path, "output", False)
 

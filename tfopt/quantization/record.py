@@ -99,6 +99,15 @@ def attach(model: Any, record: Record) -> None:
     object.__setattr__(model, keras_api.EXTRA, {**members, _MEMBER: to_bytes(record)})
 
 
+def detach(model: Any) -> None:
+    """Takes the record off a model whose weights leave their grids."""
+    if _ATTRIBUTE in vars(model):
+        object.__delattr__(model, _ATTRIBUTE)
+    members = getattr(model, keras_api.EXTRA, {})
+    if _MEMBER in members:
+        object.__setattr__(model, keras_api.EXTRA, {n: m for n, m in members.items() if n != _MEMBER})
+
+
 _MEMBER = "tfopt_quantization.npz"
 
 

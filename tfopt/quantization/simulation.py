@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from tfopt import keras_api
 from tfopt.errors import InputError
+from tfopt.layer_calls import Replaced, forget_traces
 from tfopt.numerics.fake_quant import (
     best_clip,
     fake_quant_learned,
@@ -64,7 +65,7 @@ class Simulation:
         self._wide: set[str] = set()
         self._clips: dict[str, tf.Tensor] = {}
         self._masks: dict[str, tf.Tensor] = {}
-        self._patched: list[tuple[Any, str, Any]] = []
+        self._replaced = Replaced()
         self._in_train_step = False
         self.watch: Callable[[Any, tf.Tensor], None] | None = None  # sees the inputs of products
         self.counter: Any = None
@@ -85,7 +86,7 @@ class Simulation:
             self.remove()
             raise
         object.__setattr__(self.model, _ATTRIBUTE, self)
-        self._forget_traces()
+        forget_traces(self.model)
         return self
 
     def _put_in(self) -> None:
@@ -99,24 +100,13 @@ class Simulation:
             for planned in self.plan.weights:
                 self._prepare_weight(planned)
         for owner, name, call in new_calls(self):
-            self._patch(owner, name, call)
+            self._replaced.put(owner, name, call)
         if self.mode == "train":
-            self._patch(self.model, "train_step", self._train_step(self.model.train_step))
-
-    def _forget_traces(self) -> None:
-        """Drops the model's compiled functions, which hold the calls that its layers had."""
-        for name in ("train_function", "test_function", "predict_function"):
-            if getattr(self.model, name, None) is not None:
-                setattr(self.model, name, None)
+            self._replaced.put(self.model, "train_step", self._train_step(self.model.train_step))
 
     def remove(self) -> None:
         """Gives every layer its own call back."""
-        for owner, name, before in reversed(self._patched):
-            if before is None:
-                object.__delattr__(owner, name)
-            else:
-                object.__setattr__(owner, name, before)
-        self._patched.clear()
+        self._replaced.give_back()
         for planned in self.plan.weights:
             if planned.path in self.steps:
                 keras_api.remove_trainable(planned.weight.layer, self.steps[planned.path][1])
@@ -125,11 +115,7 @@ class Simulation:
                 keras_api.remove_trainable(point.layer, point.gain)
         if simulation_of(self.model) is self:
             object.__delattr__(self.model, _ATTRIBUTE)
-        self._forget_traces()
-
-    def _patch(self, owner: Any, name: str, call: Any) -> None:
-        self._patched.append((owner, name, vars(owner).get(name)))
-        object.__setattr__(owner, name, call)
+        forget_traces(self.model)
 
     def _train_step(self, original: Any) -> Any:
         def train_step(*args: Any, **kwargs: Any) -> Any:
@@ -319,16 +305,3 @@ def watched_inputs(model: Any, watch: Callable[[Any, tf.Tensor], None]) -> Itera
         yield
     finally:
         simulation.remove()
-
-
-@contextlib.contextmanager
-def swapped(layer: Any, values: dict[str, Any]) -> Iterator[None]:
-    """While entered, attributes of the layer have other values, behind the back of Keras' tracking."""
-    before = {name: vars(layer)[name] for name in values}
-    try:
-        for name, value in values.items():
-            object.__setattr__(layer, name, value)
-        yield
-    finally:
-        for name, value in before.items():
-            object.__setattr__(layer, name, value)

@@ -1,11 +1,13 @@
 """Texts with labels, an encoder with a classifier on top, accuracy."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
+from tfopt import keras_api
 from tfopt.data import batches as batching
 from tfopt.data import pack as packing
 from tfopt.data.readers import Texts, label_names, read_texts
@@ -19,6 +21,8 @@ from tfopt.models.pretrained import check_weights, from_pretrained, read_config
 from tfopt.recipe_sections import ExportSection
 from tfopt.tasks.base import HeldOut, Log, Task, widened
 
+_SPLITS = ("train", "validation")
+
 
 class ClassificationTask(Task):
     """A text's class, by an encoder."""
@@ -31,12 +35,14 @@ class ClassificationTask(Task):
                 if value is None:
                     raise InputError(f"recipe {recipe.name!r} needs data.{key}: set it or pass --{key} FILE")
                 inputs.append(existing(value, f"{key} data"))
+        elif recipe.data.source == "packed":
+            inputs += self._check_packed()
         config = None
         if recipe.model.kind == "pretrained":
             config, files = self._check_folder()
             inputs += files
-        elif recipe.model.folder is not None:
-            raise InputError("model.folder was given, but model.kind is 'fresh'; set it to 'pretrained'")
+        elif recipe.model.kind == "keras":
+            inputs.append(existing(self._model_file(), "model"))
         source = recipe.data.tokenizer or recipe.model.folder
         if source is not None:
             vocabulary = load_tokenizer(source).get_vocab_size()
@@ -46,6 +52,30 @@ class ClassificationTask(Task):
                 )
             inputs.append(Path(source) / "tokenizer.json" if Path(source).is_dir() else Path(source))
         return inputs
+
+    def _check_packed(self) -> list[Path]:
+        """The manifests of a packed folder that fits the recipe."""
+        recipe = self.recipe
+        if recipe.data.folder is None:
+            raise InputError(f"recipe {recipe.name!r} needs data.folder, a packed folder")
+        found = []
+        for split in _SPLITS:
+            manifest = packing.read_manifest(recipe.data.folder, split)
+            packing.check_shards(recipe.data.folder, manifest)
+            if not manifest.labels:
+                raise DataError(f"split {split!r} of {recipe.data.folder} has no labels; a classifier needs them")
+            if manifest.max_length > recipe.data.max_length:
+                raise InputError(
+                    f"split {split!r} of {recipe.data.folder} has texts of {manifest.max_length} tokens, "
+                    f"data.max_length is {recipe.data.max_length}"
+                )
+            found += [Path(recipe.data.folder, shard.file) for shard in manifest.shards]
+        return found
+
+    def _model_file(self) -> str:
+        if self.recipe.model.file is None:
+            raise InputError(f"recipe {self.recipe.name!r} needs model.file: the .keras file of a model")
+        return self.recipe.model.file
 
     def _check_folder(self) -> tuple[BertConfig, list[Path]]:
         recipe = self.recipe
@@ -65,6 +95,11 @@ class ClassificationTask(Task):
 
     def pack(self, log: Log) -> dict[str, Any]:
         section = self.recipe.data
+        if section.source == "packed":
+            with replacing(self.data) as folder:
+                shutil.copytree(str(section.folder), folder)
+            manifests = {split: packing.read_manifest(self.data, split) for split in _SPLITS}
+            return self._facts(manifests, load_tokenizer(self.data).get_vocab_size(), log)
         train, validation = self._texts()
         names = label_names(train)
         source = section.tokenizer or self.recipe.model.folder
@@ -79,8 +114,11 @@ class ClassificationTask(Task):
                 )
                 for split, texts in (("train", train), ("validation", validation))
             }  # fmt: skip
+        return self._facts(manifests, tokenizer.get_vocab_size(), log)
+
+    def _facts(self, manifests: dict[str, packing.Manifest], vocab_size: int, log: Log) -> dict[str, Any]:
         facts: dict[str, Any] = {
-            "labels": names, "vocab_size": tokenizer.get_vocab_size(), "on_long": section.on_long,
+            "labels": manifests["train"].labels, "vocab_size": vocab_size, "on_long": manifests["train"].on_long,
         }  # fmt: skip
         for split, m in manifests.items():
             facts[f"{split}_texts"], facts[f"{split}_records"] = m.texts, m.records
@@ -104,6 +142,8 @@ class ClassificationTask(Task):
 
     def build(self, facts: dict[str, Any]) -> Any:
         section, classes = self.recipe.model, len(facts["labels"])
+        if section.kind == "keras":
+            return self._loaded(classes)
         if section.folder is not None:
             return from_pretrained(
                 section.folder, self.recipe.generation, classes, section.pooling, section.dropout
@@ -115,6 +155,16 @@ class ClassificationTask(Task):
             hidden_dropout_prob=section.dropout,
         )  # fmt: skip
         return bert(config, classes, section.pooling, self.recipe.generation)
+
+    def _loaded(self, classes: int) -> Any:
+        path, generation = self._model_file(), self.recipe.generation
+        model = keras_api.load_model(path)
+        if keras_api.generation_of(model) != generation:
+            raise InputError(f"{path} is a model of {keras_api.generation_of(model)}, the recipe says {generation}")
+        shape = tuple(model.output_shape) if not isinstance(model.output_shape, dict) else ()
+        if len(shape) != 2 or shape[-1] != classes:
+            raise InputError(f"{path} gives {model.output_shape}, the data needs (batch, {classes}) logits")
+        return model
 
     def batches(self, batch_size: int, split: str, shuffle: bool = False) -> tf.data.Dataset:
         return batching.batches(self.data, batch_size, shuffle=shuffle, seed=self.recipe.seed, split=split)
