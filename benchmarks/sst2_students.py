@@ -120,7 +120,9 @@ class School:
         if student.bits is not None:
             config = QuantizeConfig(weight_bits=student.bits, weight_scale="mse", table_bits=8)
             techniques.append((quantize, config))
-        callbacks = [c for technique, config in techniques for c in technique.prepare(distiller.model, config)[1]]
+        callbacks = []
+        for technique, config in techniques:
+            callbacks += technique.prepare(distiller.model, config).callbacks
         decay = keras.optimizers.schedules.CosineDecay(
             0.0, steps, warmup_target=student.rate, warmup_steps=steps // 20
         )

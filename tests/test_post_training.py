@@ -286,3 +286,13 @@ def test_constants_through_layers_are_not_rounded(keras, tmp_path):
     artifact = tfopt.export(model, tmp_path / "m.tflite", "tflite", input_signature=spec)
     found = next(iter(tfopt.Predictor.load(artifact.path).predict(x).values()))
     np.testing.assert_allclose(found, expected, atol=1e-3)
+
+
+def test_tables_of_an_odd_width_are_looked_up_right(keras, tmp_path):
+    """LiteRT reads rows of 4 bits by whole bytes."""
+    inputs = keras.layers.Input((6,), dtype="int32", name="input_ids")
+    x = keras.layers.Embedding(40, 15, name="table")(inputs)
+    model = keras.Model(inputs, keras.layers.Dense(3)(keras.layers.GlobalAveragePooling1D()(x)))
+    samples = {"input_ids": np.random.default_rng(0).integers(0, 40, (32, 6)).astype(np.int32)}
+    artifact = tfopt.export(model, tmp_path / "m.tflite", "tflite", "dynamic_int4", representative=samples)
+    assert {layer.path: layer.bits for layer in artifact.layers}["table/embeddings"] == 4  # of the grid

@@ -37,6 +37,7 @@ _HOME = {
     "prune": "tfopt.compress.prune",
     "quantize_aware": "tfopt.compress.quantize",
     "run": "tfopt.pipeline",
+    "search": "tfopt.search",
     "shrink": "tfopt.compress.shrink",
     "unpack": "tfopt.archive",
 }

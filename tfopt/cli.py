@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tfopt import cli_archive, cli_generate
+from tfopt import cli_archive, cli_generate, cli_search
 from tfopt.errors import InputError, TfoptError
 from tfopt.native_log import native_log_aside, quiet_exit
 
@@ -30,6 +30,7 @@ app.add_typer(data_app, name="data")
 app.command()(cli_generate.generate)
 app.command()(cli_archive.pack)
 app.command()(cli_archive.unpack)
+app.command()(cli_search.search)
 
 Json = cli_generate.Json
 Out = Annotated[Path | None, typer.Option("--out", help="Folder for everything that is written.")]

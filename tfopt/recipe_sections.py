@@ -263,7 +263,7 @@ class VariantSection(Section):
     def _check_any(self) -> "VariantSection":
         names = ("shrink", "factorize", "distill", "lora", "prune", "cluster", "quantize")
         used = [name for name in names if getattr(self, name)]
-        if not used:
+        if not used and self.train.epochs:  # without both it is a copy, to be exported in another way
             raise ValueError(f"variant {self.name!r} needs one of the sections {', '.join(names)}")
         during = self.shrink is not None and self.shrink.when == "during"
         other = next((k for k in ("factorize", "lora", "prune", "cluster", "quantize") if k in used), None)

@@ -257,7 +257,9 @@ def _row(path: str, item: Matched, note: str) -> LayerBits:
 
 def stored_bits(item: Matched) -> int:
     """Bits that each weight takes in the file."""
-    return 4 if item.grid.spec.bits <= 4 and item.found.operator in _TAKES_INT4 else 8
+    # A lookup takes rows of 4 bits by whole bytes: those of an odd width come out wrong, without an error.
+    odd = item.found.operator in LOOKUPS and item.found.shape[-1] % 2 == 1
+    return 4 if item.grid.spec.bits <= 4 and item.found.operator in _TAKES_INT4 and not odd else 8
 
 
 def nearest_grid(found: Found, bits: int, path: str) -> Grid:

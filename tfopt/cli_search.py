@@ -1,0 +1,42 @@
+"""`tfopt search`."""
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tfopt.cli_generate import Json
+
+
+def search(
+    model: Annotated[Path, typer.Argument(help="The .keras file of a trained classifier.")],
+    data: Annotated[Path, typer.Option(help="Packed data with splits train and validation, as a run has.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for everything that is written.")],
+    max_bytes: Annotated[int | None, typer.Option(help="Budget: bytes of the artifact.")] = None,
+    max_packed_bytes: Annotated[int | None, typer.Option(help="Budget: bytes of the packed artifact.")] = None,
+    max_latency_ms: Annotated[float | None, typer.Option(help="Budget: median for one row.")] = None,
+    max_loss: Annotated[float | None, typer.Option(help="Budget: points of accuracy (percent) to lose.")] = None,
+    points: Annotated[int, typer.Option(help="Models to build and measure.")] = 8,
+    epochs: Annotated[int, typer.Option(min=0, help="Training of each with the float model's answers.")] = 0,
+    samples: Annotated[int, typer.Option(min=2, help="Texts for the sensitivity table.")] = 64,
+    rounds: Annotated[int, typer.Option(min=1, help="Timed calls of each artifact.")] = 50,
+    threads: Annotated[int | None, typer.Option(help="Of each runtime; all cores if not given.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Finds layers, heads, neurons, ranks, zeros and bits that meet a budget; goes on where it stopped."""
+    from tfopt.cli import print_json
+    from tfopt.search import search as find
+
+    found = find(
+        model, data, out, max_bytes, max_packed_bytes, max_latency_ms, max_loss, points, epochs, samples, rounds,
+        threads,
+    )  # fmt: skip
+    if as_json:
+        print_json({
+            "chosen": found.chosen.name, "front": [p.name for p in found.front],
+            "points": [dataclasses.asdict(p) for p in found.points],
+        })  # fmt: skip
+        return
+    typer.echo(found.text())
+    typer.echo(f"\nchosen: {found.chosen.artifact}\nrecipe: {found.chosen.recipe or out / 'run' / 'recipe.toml'}")

@@ -1,0 +1,153 @@
+"""Options put together: the order in which they are taken, what a plan costs, and the recipe's variant for it."""
+
+import dataclasses
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from tfopt.search.options import FEW_BITS, MANY_BITS, Matrix, Option
+
+Measure = Literal["bytes", "packed", "latency", "both"]
+_NUMBERED = re.compile(r"layer_(\d+)_")
+_ENTROPY = {MANY_BITS: 7.2, FEW_BITS: 3.2}  # bits of a trained weight that is not zero, on a grid of so many
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Options that go together, the strongest of each place, with the loss that their sum predicts."""
+
+    options: tuple[Option, ...] = ()
+    loss: float = 0.0
+
+    def of_kind(self, *kinds: str) -> list[Option]:
+        return [option for option in self.options if option.kind in kinds]
+
+
+def costs(matrices: Mapping[str, Matrix], plan: Plan) -> dict[str, float]:
+    """Estimates for an integer file: "bytes", "packed" bytes, and "latency" as products per token."""
+    left = dict.fromkeys(matrices, 1.0)
+    for option in plan.options:
+        for path, share in option.shares.items():
+            if path in left:
+                left[path] *= share
+    bits = {o.place: int(o.value) for o in plan.of_kind("bits")}
+    zeros = {o.place: o.value for o in plan.of_kind("zeros")}
+    total = {"bytes": 0.0, "packed": 0.0, "latency": 0.0}
+    for path, matrix in matrices.items():
+        size, each = matrix.size * left[path], bits.get(path, MANY_BITS)
+        total["bytes"] += size * each / 8
+        total["packed"] += size * _packed_bits(each, zeros.get(path, 0.0)) / 8
+        total["latency"] += size * matrix.multiplies
+    return total
+
+
+def _packed_bits(bits: int, zeros: float) -> float:
+    if not zeros:
+        return _ENTROPY[bits]
+    return -zeros * math.log2(zeros) - (1 - zeros) * math.log2(1 - zeros) + (1 - zeros) * _ENTROPY[bits]
+
+
+def path_of(
+    matrices: Mapping[str, Matrix], options: Sequence[Option], losses: Mapping[str, float], measure: Measure
+) -> list[Plan]:
+    """Plans from nothing to everything; each step takes what loses least for what it saves."""
+    whole = costs(matrices, Plan())
+
+    def saved(option: Option) -> float:
+        found = costs(matrices, Plan((option,)))
+        share = {key: 1 - found[key] / max(whole[key], 1.0) for key in found}
+        return (share["packed"] + share["latency"]) / 2 if measure == "both" else share[measure]
+
+    steps: list[tuple[float, int, Option]] = []
+    places: dict[tuple[str, str], list[Option]] = {}
+    for option in options:
+        places.setdefault((option.kind, option.place), []).append(option)
+    for own in places.values():
+        worst = before = gained = 0.0
+        for option in own:  # mild to strong; a strong one is not taken before a mild one
+            gain = saved(option)
+            if gain > gained:
+                worst = max(worst, (losses[option.key] - before) / (gain - gained))
+                steps.append((worst, len(steps), option))
+                before, gained = losses[option.key], gain
+    plans = [Plan()]
+    layers = sum(1 for kind, _ in places if kind == "layer")
+    for _, _, option in sorted(steps, key=lambda step: step[:2]):
+        taken = _with(plans[-1], option, losses, layers)
+        if taken is not None:
+            plans.append(taken)
+    return plans
+
+
+def _with(plan: Plan, option: Option, losses: Mapping[str, float], layers: int) -> Plan | None:
+    """The plan with one option more, or None where it does not go with what is there."""
+    paths = set(option.shares) or {option.place}
+    gone = {path for other in plan.of_kind("layer") for path in other.shares}
+    if option.kind == "layer":
+        if len(plan.of_kind("layer")) + 1 >= layers:
+            return None  # one stays
+        kept = [o for o in plan.options if not (set(o.shares) or {o.place}) & paths]
+    else:
+        if paths & gone:
+            return None
+        kept = [o for o in plan.options if (o.kind, o.place) != (option.kind, option.place)]
+    # A matrix is either cut or split: the best rank of the one is not that of the other.
+    units, rank = ("heads", "neurons", "channels"), ("rank",)
+    for mine, theirs in ((units, rank), (rank, units)):
+        if option.kind in mine and any(set(o.shares) & paths for o in kept if o.kind in theirs):
+            return None
+    chosen = (*kept, option)
+    return Plan(chosen, sum(losses[o.key] for o in chosen))
+
+
+def variant(plan: Plan, name: str, split: Mapping[str, tuple[str, str]], epochs: int) -> dict[str, Any]:
+    """The recipe's variant.
+
+    Args:
+        plan: what is done.
+        name: of the variant.
+        split: path of a matrix -> paths of its two factors.
+        epochs: of healing with the answers of the baseline.
+    """
+    found: dict[str, Any] = {"name": name, "train": {"epochs": epochs}}
+    named = _names(plan)
+    cuts: dict[str, Any] = {
+        kind: {named(o.place): o.value for o in plan.of_kind(kind)}
+        for kind in ("heads", "neurons", "channels")
+        if plan.of_kind(kind)
+    }
+    if plan.of_kind("layer"):
+        cuts["layers"] = sorted(int(o.place) for o in plan.of_kind("layer"))
+    if cuts:
+        found["shrink"] = {**cuts, "importance": "first_order"}
+    if plan.of_kind("rank"):
+        found["factorize"] = {"rank": {named(o.place): int(o.value) for o in plan.of_kind("rank")}}
+    by_share: dict[float, list[str]] = {}
+    for option in plan.of_kind("zeros"):
+        by_share.setdefault(option.value, []).extend(map(named, _parts(plan, option.place, split)))
+    if by_share:
+        found["prune"] = [{"sparsity": share, "include": paths} for share, paths in sorted(by_share.items())]
+    if epochs:
+        found["distill"] = {"temperature": 2.0}
+    return found
+
+
+def bits(plan: Plan, split: Mapping[str, tuple[str, str]]) -> dict[str, int]:
+    """Bits by weight for the export."""
+    named = _names(plan)
+    return {named(p): int(o.value) for o in plan.of_kind("bits") for p in _parts(plan, o.place, split)}
+
+
+def _parts(plan: Plan, path: str, split: Mapping[str, tuple[str, str]]) -> tuple[str, ...]:
+    return split[path] if any(o.place == path for o in plan.of_kind("rank")) else (path,)
+
+
+def _names(plan: Plan) -> Any:
+    """Names as they are after layers went: those of our builders have numbers without gaps."""
+    gone = sorted(int(o.place) for o in plan.of_kind("layer"))
+
+    def named(name: str) -> str:
+        return _NUMBERED.sub(lambda m: f"layer_{int(m[1]) - sum(g < int(m[1]) for g in gone)}_", name)
+
+    return named

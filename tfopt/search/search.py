@@ -1,0 +1,204 @@
+"""Finds what to do to each place of a model so that a budget is met.
+
+A table says what every option saves and loses alone, as Dong et al., "HAWQ", https://arxiv.org/abs/1905.03696, do
+for bits. Options are taken by loss per saving; plans along that way become variants of one recipe, which is run:
+every figure is measured on the exported artifacts, in turns in one process.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tfopt import keras_api, pipeline
+from tfopt.compress.low_rank import splittable
+from tfopt.data import batches as batching
+from tfopt.data.pack import read_manifest
+from tfopt.errors import InputError
+from tfopt.files import existing, write_bytes, write_json, write_text
+from tfopt.keras_io import inputs_of
+from tfopt.recipe import Recipe
+from tfopt.report import Report
+from tfopt.search import plan as planning
+from tfopt.search.front import Point, SearchResult, choose, front_of
+from tfopt.search.options import Option, matrices_of, options_of
+from tfopt.search.plan import Plan
+from tfopt.search.table import sensitivity
+from tfopt.structure.groups import structure_of
+
+Log = Callable[[str], None]
+_MEASURES: dict[str, planning.Measure] = {
+    "max_bytes": "bytes", "max_packed_bytes": "packed", "max_latency_ms": "latency", "max_loss": "both",
+}  # fmt: skip
+_LEAST_LOSS, _MOST_LOSS = 1e-3, 1.0  # predicted change of the outputs at the first point and the last
+_BATCH, _BATCHES = 32, 32
+PLAIN = "baseline_tflite_int8"
+
+
+def search(
+    model: Any,
+    data: str | Path,
+    out: str | Path,
+    max_bytes: int | None = None,
+    max_packed_bytes: int | None = None,
+    max_latency_ms: float | None = None,
+    max_loss: float | None = None,
+    points: int = 8,
+    epochs: int = 0,
+    samples: int = 64,
+    rounds: int = 50,
+    threads: int | None = None,
+    log: Log = pipeline.to_stderr,
+) -> SearchResult:
+    """Searches over layers, heads, neurons, ranks, zeros and bits; goes on where an interrupted search stopped.
+
+    Args:
+        model: a trained classifier of either generation, or its `.keras` file; it is not changed.
+        data: packed folder with splits "train" and "validation", such as the `data` of a run.
+        out: folder for the table, the run with every point, a recipe per point, `front.png` and `front.json`.
+        max_bytes: budget: most bytes of the artifact; the most accurate point within it is chosen.
+        max_packed_bytes: budget: likewise of the packed artifact.
+        max_latency_ms: budget: likewise, median milliseconds for one row.
+        max_loss: budget: most points of accuracy (percent) to lose against the float model; then the point with the
+            least product of packed bytes and latency is chosen.
+        points: how many plans to build and measure, 2 or more.
+        epochs: of training for each, with the float model's answers; without it everything is done after training.
+        samples: texts that the table is measured on.
+        rounds: timed calls of each artifact.
+        threads: of the runtimes.
+        log: told what is being done.
+
+    Raises:
+        InputError: not exactly one budget, one that no point meets (the smallest that can is named), or data that
+            does not fit the model.
+    """
+    budgets = {"max_bytes": max_bytes, "max_packed_bytes": max_packed_bytes, "max_latency_ms": max_latency_ms,
+               "max_loss": max_loss}  # fmt: skip
+    given = {name: value for name, value in budgets.items() if value is not None}
+    if len(given) != 1:
+        raise InputError(f"give exactly one of {', '.join(budgets)}, got {', '.join(given) or 'none'}")
+    ((budget, limit),) = given.items()
+    if (limit <= 0 and budget != "max_loss") or limit < 0:
+        raise InputError(f"{budget} must be above 0, got {limit}")
+    if points < 2:
+        raise InputError(f"points must be 2 or more, got {points}")
+    out, data = Path(out), existing(data, "packed data")
+    loaded = keras_api.load_model(model) if isinstance(model, str | Path) else keras_api.check_model(model)
+    search_of = _Search(loaded, data, out, log)
+    plans = search_of.plans(_MEASURES[budget], limit if budget != "max_latency_ms" else None, points, samples)
+    report = search_of.run(plans, epochs, rounds, threads)
+    found = search_of.points(plans, report)
+    full = (report.artifact("baseline").quality or {"accuracy": 0.0})["accuracy"]
+    chosen = choose(found, full, budget, limit)
+    result = SearchResult(found, front_of(found), chosen, report.artifact("baseline"))
+    write_bytes(out / "front.png", result.picture())
+    write_text(out / "front.txt", result.text() + "\n")
+    write_json(out / "front.json", {
+        "budget": {budget: limit}, "chosen": chosen.name, "front": [p.name for p in result.front],
+        "points": [{**dataclasses.asdict(p), "artifact": str(p.artifact), "recipe": str(p.recipe)} for p in found],
+    })  # fmt: skip
+    return result
+
+
+class _Search:
+    def __init__(self, model: Any, data: Path, out: Path, log: Log) -> None:
+        self._model, self._data, self._out, self._log = model, data, out, log
+        out.mkdir(parents=True, exist_ok=True)
+        self._file = out / "model.keras"
+        if not self._file.exists() or not _same(keras_api.load_model(self._file), model):
+            keras_api.save_model(model, self._file)
+        self._split = {f.path: _factors(f) for f in splittable(model)[0]}
+        self._matrices = matrices_of(model)
+
+    def plans(self, measure: planning.Measure, limit: float | None, count: int, samples: int) -> dict[str, Plan]:
+        """Plans to measure, by name."""
+        structure = structure_of(self._model)
+        given = batching.samples(self._data, samples, "train", balanced=True)
+        inputs = {name: given[name] for name in inputs_of(self._model).specs if name in given}
+        batches = batching.batches(self._data, _BATCH, split="train").take(_BATCHES)
+        losses = sensitivity(self._model, structure, inputs, batches, self._out / "sensitivity.json", self._log)
+        way = planning.path_of(self._matrices, options_of(self._model, structure), losses, measure)[1:]
+        if not way:
+            raise InputError(f"nothing in model {self._model.name!r} can be made smaller")
+        chosen = []
+        for i in range(count):
+            most = _LEAST_LOSS * (_MOST_LOSS / _LEAST_LOSS) ** (i / (count - 1))
+            chosen.append(next((plan for plan in reversed(way) if plan.loss <= most), way[0]))
+        if limit is not None and measure in ("bytes", "packed"):
+            # Estimates leave scales and the graph out, so a plan beyond the first that may do comes as well.
+            sizes = [planning.costs(self._matrices, p)[measure] for p in way]
+            meets = [i for i, size in enumerate(sizes) if size <= limit]
+            first = meets[0] if meets else len(way) - 1
+            below = next((i for i in meets if sizes[i] <= 0.9 * limit), len(way) - 1)
+            chosen += [way[first], way[below]]
+        distinct = sorted(dict.fromkeys(chosen), key=lambda p: p.loss)
+        return {f"p{i}": plan for i, plan in enumerate(distinct, 1)}
+
+    def run(self, plans: dict[str, Plan], epochs: int, rounds: int, threads: int | None) -> Report:
+        """Builds, trains, exports and measures all of them in one run."""
+        recipe = self._recipe(plans, epochs, rounds, threads)
+        folder = self._out / "run"
+        known = folder / "recipe.toml"
+        same = known.exists() and Recipe.load(known) == recipe
+        report = pipeline.run(recipe, folder, resume=same, overwrite=not same, log=self._log)
+        for name, plan in plans.items():
+            alone = self._recipe({name: plan}, epochs, rounds, threads)
+            write_text(self._out / "points" / f"{name}.toml", alone.to_toml())
+        return report
+
+    def _recipe(self, plans: dict[str, Plan], epochs: int, rounds: int, threads: int | None) -> Recipe:
+        longest = max(read_manifest(self._data, split).max_length for split in ("train", "validation"))
+        exports: list[dict[str, Any]] = [{"format": "tflite", "quantization": "dynamic_int8", "of": ["baseline"]}]
+        for name, plan in plans.items():
+            exports.append({
+                "format": "tflite", "quantization": "dynamic_int8", "of": [name],
+                "bits": planning.bits(plan, self._split),
+            })  # fmt: skip
+        return Recipe.model_validate({
+            "schema": 1, "name": "search", "generation": keras_api.generation_of(self._model),
+            "data": {"source": "packed", "folder": str(self._data), "max_length": longest},
+            "model": {"kind": "keras", "file": str(self._file)}, "train": {"epochs": 0},
+            "variants": [planning.variant(plan, name, self._split, epochs) for name, plan in plans.items()],
+            "exports": exports,
+            "measure": {"rounds": rounds, **({} if threads is None else {"threads": threads})},
+        })  # fmt: skip
+
+    def points(self, plans: dict[str, Plan], report: Report) -> tuple[Point, ...]:
+        found = []
+        for m in report.artifacts:
+            name = m.name.partition("_tflite")[0]
+            if m.format != "tflite" or m.latency_ms is None or not m.quality:
+                continue
+            recipe = self._out / "points" / f"{name}.toml" if name in plans else None
+            what = _in_words(plans[name]) if name in plans else "8 bits everywhere"
+            found.append(Point(
+                m.name if recipe is None else name, m.quality["accuracy"], m.bytes, m.bytes_packed or m.bytes,
+                m.latency_ms.p50, self._out / "run" / m.path, recipe, what,
+            ))  # fmt: skip
+        return tuple(sorted(found, key=lambda p: -p.packed_bytes))
+
+
+def _same(saved: Any, model: Any) -> bool:
+    ours, theirs = ([(w.path, w.variable) for w in keras_api.weights(one)] for one in (saved, model))
+    return [p for p, _ in ours] == [p for p, _ in theirs] and all(
+        (keras_api.to_numpy(a) == keras_api.to_numpy(b)).all() for (_, a), (_, b) in zip(ours, theirs, strict=True)
+    )
+
+
+def _factors(found: Any) -> tuple[str, str]:
+    """Paths of the two weights that a matrix becomes."""
+    return f"{found.first}/{found.weight}", f"{found.second}/kernel"
+
+
+def _in_words(plan: Plan) -> str:
+    def listed(options: list[Option]) -> str:
+        return f"{len(options)} places" if len(options) > 1 else options[0].place
+
+    parts = []
+    if plan.of_kind("layer"):
+        parts.append("without layers " + ", ".join(sorted(o.place for o in plan.of_kind("layer"))))
+    for kind, word in (("heads", "fewer heads"), ("neurons", "fewer neurons"), ("channels", "fewer channels"),
+                       ("rank", "low rank"), ("zeros", "zeros"), ("bits", "4 bits")):  # fmt: skip
+        if plan.of_kind(kind):
+            parts.append(f"{word} in {listed(plan.of_kind(kind))}")
+    return "; ".join(parts) or "8 bits everywhere"
