@@ -117,6 +117,13 @@ def in_turn(run: Callable[[], Any]) -> Callable[[], float]:
     return turn
 
 
+def in_turns(runs: dict[str, Callable[[], Any]], rounds: int) -> dict[str, np.ndarray]:
+    """Mean seconds of a call in every turn of each contestant."""
+    turns, recorded = {key: in_turn(run) for key, run in runs.items()}, {key: list[float]() for key in runs}
+    paired({k: lambda k=k: recorded[k].append(turns[k]()) for k in turns}, rounds, warm_up=3)
+    return {key: np.array(values[3:]) for key, values in recorded.items()}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--threads", type=int, required=True)
@@ -124,10 +131,7 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         runs, errors = contestants(Path(name), arguments.threads)
-        turns = {key: in_turn(run) for key, run in runs.items()}
-        recorded: dict[str, list[float]] = {key: [] for key in runs}
-        paired({k: lambda k=k: recorded[k].append(turns[k]()) for k in turns}, arguments.rounds, warm_up=3)
-    seconds = {key: np.array(values[3:]) for key, values in recorded.items()}
+        seconds = in_turns(runs, arguments.rounds)
     ours = seconds["LiteRT dynamic int8"]
     latency = {key: milliseconds(s) for key, s in seconds.items()}
     ratios = {f"{key} / LiteRT dynamic int8": ratio(s, ours) for key, s in seconds.items()}

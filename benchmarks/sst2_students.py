@@ -9,6 +9,8 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from tfopt import Distiller, cut_vocabulary, factorize, keras_api, shrink
 from tfopt.compress import prune, quantize
 from tfopt.data import batches as batching
@@ -19,9 +21,11 @@ from tfopt.files import replacing, write_json
 from tfopt.quantization import QuantizeConfig
 from tfopt.recipe import Recipe
 from tfopt.schedules import PolynomialDecay
+from tfopt.structure.rebuild import Changes, rebuild
 from tfopt.train.fit import seed_everything
 
 BATCH, SEED, LEAST = 32, 7, 2  # LEAST: how often a token occurs in the training texts to stay
+_TABLE = "word_embeddings/embeddings"
 _BODY = ["layer_*"]  # weights of the encoder's layers
 
 
@@ -95,6 +99,23 @@ class School:
         facts["seen"] = list(student.seen.values())
         write_json(path.with_suffix(".json"), {k: v for k, v in facts.items() if v is not None})
 
+    def model(self, name: str, whole_vocabulary: bool = False) -> Any:
+        """A trained student, or the float model without a name in STUDENTS.
+
+        Args:
+            name: of the student.
+            whole_vocabulary: with the float model's rows for the tokens that the training texts do not have.
+        """
+        model = keras_api.load_model(self.file(name) if name in STUDENTS else self._teacher)
+        if not whole_vocabulary:
+            return model
+        table = self._table(keras_api.load_model(self._run / "baseline" / "model.keras")).copy()
+        table[np.load(self.work / "kept.npy")] = self._table(model)
+        return rebuild(model, Changes({_TABLE: table}))
+
+    def _table(self, model: Any) -> np.ndarray:
+        return keras_api.to_numpy(next(w.variable for w in keras_api.weights(model) if w.path == _TABLE))
+
     def trainings(self) -> dict[str, Any]:
         return {n: json.loads(f.read_text("utf-8")) for n in STUDENTS if (f := self._facts(n)).exists()}
 
@@ -149,6 +170,7 @@ class School:
         whole = keras_api.load_model(self._run / "baseline" / "model.keras")
         found = cut_vocabulary(whole, self._run / "data", splits["train"].texts, LEAST)
         keras_api.save_model(found.model, self._teacher)
+        np.save(self.work / "kept.npy", found.kept)
         tokenizer = parse_tokenizer(found.tokenizer.decode(), "the cut tokenizer")
         names, section = label_names(splits["train"]), recipe.data
         with replacing(self.data) as folder:
