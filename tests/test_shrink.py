@@ -198,6 +198,48 @@ def test_units_go_while_it_trains_and_are_cut_at_the_end(keras, strategy):
     np.testing.assert_allclose(outputs(smaller, named), expected, atol=1e-4)
 
 
+@pytest.mark.parametrize("make", [encoder, llama, gpt2, attention])
+def test_hidden_width_goes_with_the_statistics_of_norms(keras, make, tmp_path):
+    """That outputs are those with norms over the rest is checked inside; a norm over zeros would be another."""
+    model = randomized(make(keras))
+    smaller = tfopt.shrink(model, width=0.25, heads=0.5)
+    before, after = ({w.path: tuple(w.variable.shape) for w in keras_api.weights(one)} for one in (model, smaller))
+    assert before.keys() == after.keys()
+    width = [g.units for g in structure_of(smaller).groups if g.kind == "width"]
+    assert width == [24] and not any(32 in shape for shape in after.values() if len(shape) == 1)
+    assert parameters(smaller) < 0.82 * parameters(model)
+    keras_api.save_model(smaller, tmp_path / "m.keras")
+    named = samples(model)
+    np.testing.assert_allclose(
+        outputs(keras_api.load_model(tmp_path / "m.keras"), named), outputs(smaller, named), atol=1e-6
+    )
+
+
+def test_the_units_of_the_width_that_matter_least_go(keras):
+    """Units that nothing writes to or reads from can go and no output changes but by the norms' statistics."""
+    model = randomized(encoder(keras))
+    group = next(g for g in structure_of(model).groups if g.kind == "width")
+    zeroed(model, structure_of(model), {group.name: set(range(24))})
+    smaller = tfopt.shrink(model, width=0.25)
+    table = next(w for w in keras_api.weights(smaller) if w.path == "word_embeddings/embeddings")
+    old = next(w for w in keras_api.weights(model) if w.path == "word_embeddings/embeddings")
+    np.testing.assert_array_equal(keras_api.to_numpy(table.variable), keras_api.to_numpy(old.variable)[:, :24])
+
+
+def test_width_goes_neither_gradually_nor_under_other_statistics(keras):
+    with pytest.raises(InputError, match="width cannot go while a model trains"):
+        technique.prepare(encoder(keras), technique.ShrinkConfig(width=0.5))
+    layers = keras.layers
+    inputs = layers.Input((8,))
+    x = layers.Dense(16)(inputs)
+    largest = layers.GlobalMaxPooling1D()(layers.Reshape((16, 1))(x))
+    outputs = layers.Add()([layers.Dense(3)(x), layers.Dense(3)(largest)])
+    with pytest.raises(InputError, match="computes Max over the hidden width, which means something else"):
+        tfopt.shrink(keras.Model(inputs, outputs), width=0.5)
+    norm = keras.Model(inputs, layers.Dense(3)(layers.UnitNormalization()(x)))
+    assert parameters(tfopt.shrink(norm, width=0.5)) < 0.6 * parameters(norm)  # sums do not notice zeros
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [

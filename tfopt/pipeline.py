@@ -164,7 +164,7 @@ class _Run:
 
     def _cut(self, section: ShrinkSection) -> dict[str, Any]:
         """Arguments of `shrink`."""
-        values = section.model_dump(include={"heads", "neurons", "channels", "layers", "include", "exclude"})
+        values = section.model_dump(include={*shrink.KINDS, "layers", "include", "exclude"})
         if section.importance == "first_order":
             values["data"] = self.task.batches(_IMPORTANCE_BATCH, "train").take(_IMPORTANCE_BATCHES)
         return values
@@ -281,7 +281,7 @@ def shrink_config(section: ShrinkSection, steps: int) -> shrink.ShrinkConfig:
     begin, end = round(section.begin * steps), max(round(section.end * steps), 1)
     schedule = PolynomialDecay(0.0, _ALL, begin, end, frequency=section.frequency)
     return shrink.ShrinkConfig(
-        section.heads, section.neurons, section.channels, schedule, section.include, section.exclude
+        section.heads, section.neurons, section.channels, 0.0, schedule, section.include, section.exclude
     )
 
 

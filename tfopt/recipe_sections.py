@@ -168,6 +168,7 @@ class ShrinkSection(Section):
     heads: Share | dict[str, Share] = 0.0
     neurons: Share | dict[str, Share] = 0.0
     channels: Share | dict[str, Share] = 0.0
+    width: Share | dict[str, Share] = 0.0
     layers: int | list[int] | None = None
     importance: Literal["magnitude", "first_order"] = "magnitude"
     when: Literal["before", "during"] = "before"
@@ -179,15 +180,15 @@ class ShrinkSection(Section):
 
     @pydantic.model_validator(mode="after")
     def _check(self) -> "ShrinkSection":
-        units = {kind: getattr(self, kind) for kind in ("heads", "neurons", "channels")}
+        units = {kind: getattr(self, kind) for kind in ("heads", "neurons", "channels", "width")}
         for kind, share in units.items():
             most = max(share.values(), default=0.0) if isinstance(share, dict) else share
             if most >= 1:
                 raise ValueError(f"{kind} must be in [0, 1), the share to take out, got {most:g}")
         if not any(units.values()) and not self.layers:
-            raise ValueError("nothing to take out: give heads, neurons, channels or layers")
-        if self.when == "during" and (self.layers or self.importance != "magnitude"):
-            raise ValueError("layers and first-order importance need when = 'before'")
+            raise ValueError("nothing to take out: give heads, neurons, channels, width or layers")
+        if self.when == "during" and (self.layers or self.width or self.importance != "magnitude"):
+            raise ValueError("layers, width and first-order importance need when = 'before'")
         if self.begin >= self.end:
             raise ValueError(f"begin must come before end, got begin {self.begin:g}, end {self.end:g}")
         return self

@@ -25,7 +25,8 @@ from tfopt.structure.groups import Group, Structure, structure_of
 from tfopt.structure.importance import importance, magnitude
 from tfopt.structure.masked import alive, clear, compare, touched
 
-KINDS = ("heads", "neurons", "channels")
+KINDS = ("heads", "neurons", "channels", "width")
+_GRADUAL = KINDS[:3]  # a norm would see the zeros of a width that is not cut yet
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +36,8 @@ class ShrinkConfig:
     Attributes:
         heads, neurons, channels: share of each group's units, in [0, 1), or by the name of the layer that makes
             them; at least one unit stays.
+        width: likewise of the units of the residual stream, or wherever else norms compute statistics; not for
+            training, since a norm over zeros is another one than a norm without them.
         schedule: for training: step -> share of that share, so that units go gradually; by default all at once.
         include, exclude: name patterns, layer class names or classes of the layers that make the units.
     """
@@ -42,6 +45,7 @@ class ShrinkConfig:
     heads: float | Mapping[str, float] = 0.0
     neurons: float | Mapping[str, float] = 0.0
     channels: float | Mapping[str, float] = 0.0
+    width: float | Mapping[str, float] = 0.0
     schedule: SparsitySchedule | None = None
     include: Patterns = None
     exclude: Patterns = None
@@ -64,6 +68,7 @@ def shrink(
     heads: float | Mapping[str, float] = 0.0,
     neurons: float | Mapping[str, float] = 0.0,
     channels: float | Mapping[str, float] = 0.0,
+    width: float | Mapping[str, float] = 0.0,
     layers: int | Sequence[int] | None = None,
     data: Iterable[Any] | None = None,
     loss: Any = None,
@@ -78,6 +83,8 @@ def shrink(
             layer that makes them. Heads that share keys and values go together.
         neurons: share of the units between dense layers.
         channels: share of the channels of convolutions.
+        width: share of the units of the residual stream, or wherever else norms compute statistics; the norms are
+            then over those that stay.
         layers: how many transformer layers to take out, evenly spread, or which ones, counted from 0.
         data: batches of (inputs, labels) for first-order importance; magnitudes count without it.
         loss: (labels, outputs) -> scalar; by default cross-entropy of logits with integer labels.
@@ -93,7 +100,7 @@ def shrink(
         VerificationError: the outputs differ; nothing is returned.
     """
     keras_api.check_model(model)
-    config = ShrinkConfig(heads, neurons, channels, None, include, exclude)
+    config = ShrinkConfig(heads, neurons, channels, width, None, include, exclude)
     structure = structure_of(model)
     removed = _layers(model, structure, layers)
     if removed:
@@ -102,7 +109,7 @@ def shrink(
     chosen = _chosen(model, structure, config)
     if not chosen:
         if not removed:
-            raise InputError("nothing to take out: give heads, neurons, channels or layers")
+            raise InputError("nothing to take out: give heads, neurons, channels, width or layers")
         return model
     scores = importance(model, structure, data, loss)
     return _checked(model, structure, {g.name: _best(scores[g.name], _count(g, config.share(g))) for g in chosen})
@@ -118,7 +125,7 @@ def cut_zeros(model: Any) -> Any:
     values = {w.path: keras_api.to_numpy(w.variable) for w in keras_api.weights(model)}
     kept: dict[str, np.ndarray] = {}
     for group in structure.groups:
-        if group.kind not in KINDS:
+        if group.kind not in _GRADUAL:
             continue
         left = np.flatnonzero(alive(group, values))
         if not len(left):
@@ -135,6 +142,7 @@ def cut_zeros(model: Any) -> Any:
 def prepare(model: Any, config: ShrinkConfig) -> Prepared:
     """The model unchanged, with the callback that zeroes units during `fit`."""
     keras_api.check_model(model)
+    _check_gradual(config)
     structure = structure_of(model)
     groups = _chosen(model, structure, config)
     if not groups:
@@ -142,7 +150,8 @@ def prepare(model: Any, config: ShrinkConfig) -> Prepared:
     # What cannot be cut shows now, not after the training.
     cut(model, structure, Kept({g.name: np.arange(g.units - _count(g, config.share(g))) for g in groups}))
     chosen = {g.name for g in groups}
-    skipped = [Skipped(g.name, "not chosen") for g in structure.groups if g.kind in KINDS and g.name not in chosen]
+    others = [g.name for g in structure.groups if g.kind in _GRADUAL and g.name not in chosen]
+    skipped = [Skipped(name, "not chosen") for name in others]
     return Prepared(model, [StructuredPruning(config)], skipped)
 
 
@@ -162,6 +171,7 @@ class StructuredPruning(keras_api.Callback):
     """
 
     def __init__(self, config: ShrinkConfig) -> None:
+        _check_gradual(config)
         self._config = config
         self._schedule = config.schedule or PolynomialDecay(0.0, 0.999, 0, 1, frequency=1)  # stays below 1
         self._supports_tf_logs = True
@@ -221,6 +231,11 @@ class StructuredPruning(keras_api.Callback):
                 clear(masks[place.path], place, group.units, gone)
         assert self._assign is not None
         self._assign.set_masks([masks[w.path] for w in self._weights])
+
+
+def _check_gradual(config: ShrinkConfig) -> None:
+    if config.width:
+        raise InputError("width cannot go while a model trains: norms would see its zeros; take it out before")
 
 
 def _count(group: Group, share: float) -> int:

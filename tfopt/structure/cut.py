@@ -115,6 +115,9 @@ def _encoder(config: dict[str, Any], made: Any) -> bytes:
     queries = {shape for path, shape in shapes.items() if path.endswith("_attention_query/kernel")}
     neurons = {shape[1] for path, shape in shapes.items() if path.endswith("_intermediate/kernel")}
     config["num_hidden_layers"] = len({int(m[1]) for path in shapes if (m := _NUMBERED.match(path))})
+    head_size = config["hidden_size"] // config["num_attention_heads"]
+    config["hidden_size"] = shapes["word_embeddings/embeddings"][1]
+    config["num_attention_heads"] = config["hidden_size"] // head_size
     if any(rows != columns for rows, columns in queries):
         config["cut"] = "its heads no longer make up its width"
     elif len(neurons) > 1:

@@ -10,6 +10,7 @@ from tfopt import keras_api
 from tfopt.errors import VerificationError
 from tfopt.keras_io import call, inputs_of
 from tfopt.structure.groups import Group, Slices, Structure, unit_view
+from tfopt.structure.width import narrow_norms
 
 _TOLERANCE = 1e-5  # of outputs, relative to the largest
 
@@ -35,7 +36,7 @@ def clear(array: np.ndarray, place: Slices, units: int, gone: np.ndarray) -> Non
 
 
 def compare(model: Any, structure: Structure, kept: Mapping[str, np.ndarray], made: Any) -> None:
-    """Checks the outputs against those of the model with the cut units' weights at zero.
+    """Checks the outputs against those of the model with the cut units' weights at zero, norms over what stays.
 
     Raises:
         VerificationError: named "outputs".
@@ -55,11 +56,17 @@ def compare(model: Any, structure: Structure, kept: Mapping[str, np.ndarray], ma
         gone = np.setdiff1d(np.arange(group.units), kept[group.name])
         for place in (s for s in group.slices if s.path in masked):
             clear(masked[place.path], place, group.units, gone)
+    norms = []
     try:
+        for group in groups:
+            if group.kind == "width":
+                norms.append(narrow_norms(model, structure, group, kept[group.name], made))
         for path, value in masked.items():
             variables[path].assign(value)
         expected = {name: value.numpy() for name, value in call(model, inputs, samples).items()}
     finally:
+        for replaced in norms:
+            replaced.give_back()
         for path, value in before.items():
             variables[path].assign(value)
     found = {name: value.numpy() for name, value in call(made, inputs_of(made), samples).items()}
