@@ -4,6 +4,7 @@ import io
 import struct
 import subprocess
 import sys
+import zlib
 
 import numpy as np
 import pytest
@@ -146,12 +147,49 @@ def test_damage_is_found_and_nothing_is_left_behind(folder, tmp_path):
 
 
 def test_paths_stay_below_the_target(tmp_path):
-    import zlib
-
     for name in (b"../evil", b"/etc/evil", b"a/../../evil", b"a\\evil"):
         record = struct.pack("<BII", ord("F"), len(name), zlib.crc32(name)) + name
         with pytest.raises(DataError, match="leads elsewhere"):
             archive.unpack(io.BytesIO(b"TFOPT1\r\n" + record), tmp_path / "out")
+
+
+def test_nothing_that_is_there_is_lost(folder, tmp_path):
+    for artifact, out in ((folder, tmp_path), (folder / "saved_model.pb", folder / "saved_model.pb"),
+                          (folder / "saved_model.pb", folder)):  # fmt: skip
+        with pytest.raises(InputError, match="would replace what is there|must not lie"):
+            archive.pack(artifact, out)
+    (folder / "a:b").write_bytes(b"x")
+    with pytest.raises(InputError, match="a name that not every system can write"):
+        archive.pack(folder, tmp_path / "m.tfopt")
+    (folder / "a:b").unlink()
+    with pytest.raises(InputError, match="is a folder"):
+        archive.unpack(folder, tmp_path / "x")
+    assert (folder / "saved_model.pb").read_bytes() == b"graph" * 100
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["saved_model"]
+
+
+def test_archives_cannot_ask_for_much_memory_or_for_paths_twice(tmp_path):
+    zeros = encode(bytes(1 << 20), 0)
+    many = zeros + zeros[zeros.index(b"\x01", 18) :] * 20
+    with pytest.raises(DataError, match="damaged"):
+        decode(many)
+
+    def record(kind, content):
+        return struct.pack("<BII", ord(kind), len(content), zlib.crc32(content)) + content
+
+    for names in ((b"a", b"a"), (b"a", b"a/b"), (b".",), (b"a", b"./a"), (b"x" * 300,)):
+        content = b"TFOPT1\r\n" + b"".join(record("F", name) for name in names)
+        with pytest.raises(DataError):
+            archive.unpack(io.BytesIO(content), tmp_path / "out")
+        assert not list(tmp_path.iterdir())
+
+
+def test_what_is_no_whole_number_of_values_is_packed_as_bytes(tmp_path):
+    assert bound(b"abc", 32) == 3 and decode(encode(b"abc", 32)) == b"abc"
+    (tmp_path / "x.tflite").write_bytes(b"\x20\0\0\0TFL3" + bytes(range(200)))  # no flatbuffer behind the magic
+    packed = archive.pack(tmp_path / "x.tflite")
+    back = archive.unpack(packed.path, tmp_path / "y.tflite")
+    assert back.read_bytes() == (tmp_path / "x.tflite").read_bytes()
 
 
 def test_bad_arguments_say_what_to_do(folder, tmp_path):

@@ -55,8 +55,8 @@ def test_any_layer_with_a_kernel(keras, make, shape):
     model = make(keras)
     inputs = np.random.default_rng(0).standard_normal((16, *shape)).astype(np.float32)
     before = values(model)
-    _, _, skipped = (p := lora.prepare(model, lora.LoraConfig(1))).model, p.callbacks, p.skipped
-    assert all("rank" in s.reason or "no kernel" in s.reason for s in skipped)
+    skipped = lora.prepare(model, lora.LoraConfig(1)).skipped
+    assert all("rank" in s.reason or "kernel" in s.reason for s in skipped)
     train(model, keras, inputs, np.arange(16) % 3)
     adapted = model.predict(inputs, verbose=0)
     np.testing.assert_allclose(lora.finish(model).predict(inputs, verbose=0), adapted, atol=1e-4)
@@ -94,6 +94,22 @@ def test_a_quantized_model_learns_and_is_rounded_again(make_bert, keras, tokens,
     assert artifact.agreement == 1.0
     with pytest.raises(InputError, match="being quantized"):
         lora.prepare(quantize.quantize_aware(model), CONFIG)
+
+
+def test_what_would_not_learn_gets_no_adapter(keras, make_bert):
+    layers = keras.layers
+    inputs = layers.Input((5, 8))
+    model = keras.Model(inputs, layers.Dense(3)(layers.LSTM(6)(inputs)))
+    prepared = lora.prepare(model, lora.LoraConfig(1))
+    assert {s.path: s.reason for s in prepared.skipped if s.path.endswith("cell/kernel")} == {
+        next(s.path for s in prepared.skipped if s.path.endswith("cell/kernel")): (
+            "a recurrent layer reads it behind the back of its cell"
+        )
+    }
+    frozen = make_bert()
+    frozen.trainable = False
+    with pytest.raises(InputError, match="is not trainable, so its adapter would not learn"):
+        lora.prepare(frozen, CONFIG)
 
 
 def test_bad_input_leaves_the_model_as_it_was(make_bert, tokens):

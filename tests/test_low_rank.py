@@ -133,3 +133,12 @@ def test_what_stays_whole_says_why(keras):
     assert any("depthwise" in s.path.lower() for s in splittable(convolutions(keras))[1])
     assert any("models that generate" in s.reason for s in splittable(llama(keras))[1])
     assert any("inside another layer or model" in s.reason for s in splittable(nested(keras))[1])
+
+
+def test_what_was_split_is_not_split_again_under_the_same_name(keras):
+    inputs = keras.layers.Input((32,))
+    model = keras.Model(inputs, keras.layers.Dense(32, name="wide")(inputs))
+    once = tfopt.factorize(model, rank=12)
+    with pytest.raises(InputError, match="no matrix 'wide/kernel' to split; there are wide_low/kernel"):
+        tfopt.factorize(once, rank={"wide/kernel": 4})
+    assert tfopt.factorize(once, rank=4).count_params() < once.count_params()

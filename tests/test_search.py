@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import subprocess
 
@@ -13,7 +14,11 @@ from tfopt.search.front import Point, choose, front_of
 from tfopt.search.options import Option, matrices_of, options_of
 from tfopt.search.plan import Plan
 from tfopt.search.table import sensitivity
+from tfopt.structure.blocks import blocks_of
+from tfopt.structure.cut import Kept, cut, renaming
 from tfopt.structure.groups import structure_of
+
+from .conftest import TINY
 
 RNG = np.random.default_rng(0)
 
@@ -92,11 +97,16 @@ def test_a_plan_becomes_a_variant_with_the_names_after_the_cut():
         Option("rank", "layer_3_x/kernel", 4), Option("bits", "layer_3_x/kernel", 4),
     ))  # fmt: skip
     split = {"layer_3_x/kernel": ("layer_3_x_low/kernel", "layer_3_x/kernel")}
-    found = planning.variant(plan, "p", split, 0)
+    named = {"layer_2_intermediate": "layer_1_intermediate", "layer_3_x/kernel": "layer_2_x/kernel"}
+    named["layer_3_x_low/kernel"] = "layer_2_x_low/kernel"
+    found = planning.variant(plan, "p", split, 0, lambda name: named.get(name, name))
     assert found["shrink"] == {"neurons": {"layer_1_intermediate": 0.5}, "layers": [1], "importance": "first_order"}
     assert found["factorize"] == {"rank": {"layer_2_x/kernel": 4}}
     assert found["prune"] == [{"sparsity": 0.8, "include": ["layer_0_x/kernel"]}]
-    assert planning.bits(plan, split) == {"layer_2_x_low/kernel": 4, "layer_2_x/kernel": 4}
+    assert planning.bits(plan, split, lambda name: named.get(name, name)) == {
+        "layer_2_x_low/kernel": 4,
+        "layer_2_x/kernel": 4,
+    }
 
 
 def test_the_front_holds_what_nothing_beats():
@@ -162,6 +172,29 @@ def test_another_budget_reuses_what_is_there(found, finished_run, tfopt_command)
     code, shown, progress = call("--max-loss", "5", "--points", "2", "--rounds", "3", "--json")
     assert code == 0 and json.loads(shown)["chosen"] == result.chosen.name
     assert "sensitivity" not in progress and "[export" not in progress  # nothing was done again
+
+
+def test_layers_are_renamed_as_the_cut_names_them(measured):
+    model, structure, *_ = measured
+    blocks = blocks_of(model, structure)
+    named = renaming(model, (blocks[0],))
+    smaller = cut(model, structure, Kept({}, (blocks[0],)))
+    assert named("layer_1_output/kernel") == "layer_0_output/kernel" and named("logits/kernel") == "logits/kernel"
+    assert {named(p) for p in matrices_of(model) if "layer_0_" not in p} == set(matrices_of(smaller))
+
+
+def test_data_that_does_not_fit_is_refused_before_any_work(finished_run, tmp_path):
+    for changes, message in (
+        ({"vocab_size": 50}, r"does not take \d+ tokens with ids up to"), ({"max_position_embeddings": 8}, "does not take"),
+    ):  # fmt: skip
+        config = BertConfig(**{**dataclasses.asdict(TINY), **changes})
+        with pytest.raises(InputError, match=message):
+            tfopt.search(bert(config, 2), finished_run / "data", tmp_path / "s", max_loss=1)
+    with pytest.raises(InputError, match=r"gives .*\(1, 5\).* needs logits for"):
+        tfopt.search(
+            bert(dataclasses.replace(TINY, vocab_size=9000), 5), finished_run / "data", tmp_path / "s", max_loss=1
+        )
+    assert not (tmp_path / "s").exists()
 
 
 @pytest.mark.parametrize(

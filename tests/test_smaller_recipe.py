@@ -1,5 +1,7 @@
 """Recipes whose variants are physically smaller; a file of its own, so that workers share the runs."""
 
+import shutil
+
 import numpy as np
 import pytest
 
@@ -97,6 +99,8 @@ def test_a_finished_run_goes_on_without_training_and_with_adapters(finished_run,
             "would undo what factorize does",
         ),
         ({"shrink": {"heads": {"a": 1.0}}}, "heads must be in"),
+        ({"shrink": {"heads": {"a": 0.0}}}, "nothing to take out"),
+        ({"prune": []}, "variants.0.prune: "),
         ({}, "needs one of the sections"),
     ],
 )
@@ -111,8 +115,38 @@ def test_sections_that_make_no_sense_are_refused(variant, message):
         ({"data.folder": "x"}, "data.folder was given, but data.source is 'stdlib_docs'; set it to 'packed'"),
         ({"model.file": "x"}, "model.file was given, but model.kind is 'fresh'; set it to 'keras'"),
         ({"train.epochs": 0}, "a model of kind 'fresh' has to be trained"),
+        (
+            {"data.source": "packed", "data.folder": "x", "data.train": "y"},
+            "data.train, data.validation and data.tokenizer are",
+        ),
+        ({"exports": [{"format": "tflite", "quantization": "dynamic_int8", "bits": {"*": 99}}]}, "got 99"),
     ],
 )
 def test_sources_that_disagree_are_refused(changes, message):
     with pytest.raises(InputError, match=message):
         tfopt.Recipe.load("demo").with_changes(changes)
+
+
+def test_the_model_of_a_recipe_can_be_exchanged_for_one_of_another_kind():
+    source = tfopt.Recipe.load("minilm-sst2").with_changes({"model.folder": "x", "model.kind": "pretrained"})
+    changed = source.with_changes({"model.file": "m.keras", "model.kind": "keras"})
+    assert changed.model.folder is None and changed.model.file == "m.keras"
+
+
+def test_packed_data_has_to_fit(finished_run, tmp_path):
+    values = {
+        "schema": 1, "name": "x", "data": {"source": "packed", "folder": str(finished_run / "data"), "max_length": 16},
+        "model": {"kind": "keras", "file": str(finished_run / "baseline" / "model.keras")}, "train": {"epochs": 0},
+    }  # fmt: skip
+    longer = {**values, "data": {**values["data"], "max_length": 400}}
+    with pytest.raises(InputError, match="does not take 400 tokens"):
+        run(tfopt.Recipe.model_validate(longer), tmp_path / "a")
+    copied = tmp_path / "data"
+    shutil.copytree(finished_run / "data", copied)
+    (copied / "tokenizer.json").unlink()
+    with pytest.raises(InputError, match="tokenizer"):
+        run(
+            tfopt.Recipe.model_validate({**values, "data": {**values["data"], "folder": str(copied)}}),
+            tmp_path / "b",
+        )
+    assert not (tmp_path / "b").exists()

@@ -55,6 +55,8 @@ def main() -> None:
         try:
             app()
         except _InterruptedBySignal:
+            if sys.argv[1:2] == ["search"]:
+                _fail("interrupted; the same command goes on from the last finished step", INTERRUPTED)
             if sys.argv[1:2] not in (["run"], ["demo"]):
                 _fail("interrupted", FAILED)
             _fail("interrupted; the same command with --resume goes on from the last finished step", INTERRUPTED)

@@ -32,6 +32,7 @@ def search(
         model, data, out, max_bytes, max_packed_bytes, max_latency_ms, max_loss, points, epochs, samples, rounds,
         threads,
     )  # fmt: skip
+    assert found.chosen is not None  # else it was refused
     if as_json:
         print_json({
             "chosen": found.chosen.name, "front": [p.name for p in found.front],
@@ -39,4 +40,4 @@ def search(
         })  # fmt: skip
         return
     typer.echo(found.text())
-    typer.echo(f"\nchosen: {found.chosen.artifact}\nrecipe: {found.chosen.recipe or out / 'run' / 'recipe.toml'}")
+    typer.echo(f"\nchosen: {found.chosen.artifact}\nrecipe: {found.chosen.recipe or 'none needed'}")

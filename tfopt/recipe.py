@@ -3,6 +3,7 @@
 import difflib
 import importlib.resources
 import os
+import re
 import tomllib
 import types
 import typing
@@ -94,10 +95,13 @@ class Recipe(Section):
         """Variants start from what is there before them; what is on a grid is not trained off it again."""
         done: dict[str, VariantSection] = {}
         for variant in self.variants:
+            changes = (
+                variant.train.epochs or variant.shrink or variant.factorize or variant.prune or variant.cluster
+            )
             if variant.start != BASELINE and variant.start not in done:
                 names = ", ".join([BASELINE, *done])
                 raise ValueError(f"variant {variant.name!r} starts from {variant.start!r}; before it come {names}")
-            source = done.get(variant.start)
+            source = done.get(variant.start) if changes else None
             last = next((k for k in ("quantize", "cluster") if source is not None and getattr(source, k)), None)
             if source is not None and last is not None:
                 raise ValueError(
@@ -122,6 +126,10 @@ class Recipe(Section):
         for key, value, switch, chosen, right in given:
             if value is not None and chosen != right:
                 raise ValueError(f"{key} was given, but {switch} is {chosen!r}; set it to {right!r}")
+        if data.source == "packed" and (data.train or data.validation or data.tokenizer):
+            raise ValueError(
+                "data.source is 'packed', so data.train, data.validation and data.tokenizer are not read"
+            )
         if not self.train.epochs and self.model.kind != "keras":
             raise ValueError(f"train.epochs is 0, but a model of kind {self.model.kind!r} has to be trained")
         if self.task != "classification" and (self.data.source == "packed" or self.model.kind == "keras"):
@@ -162,7 +170,8 @@ class Recipe(Section):
         wanted = NAMED.get(planned.section.quantization or "")
         if variant is None or variant.quantize is None or wanted is None:
             return
-        trained, bits = variant.quantize.weight_bits or 8, wanted.weight_bits or 8
+        trained = variant.quantize.weight_bits or 8
+        bits = min([wanted.weight_bits or 8, *planned.section.bits.values()])
         if trained > bits:
             raise ValueError(
                 f"exports: {planned.section.quantization!r} would round variant {variant.name!r}, trained with "
@@ -213,6 +222,9 @@ class Recipe(Section):
             for section in sections:
                 target = target.setdefault(section, {})
             target[last] = value
+        if "model.kind" in changes:  # what was read before is not read now
+            for key in {"folder", "file"} - {name.removeprefix("model.") for name in changes}:
+                values["model"].pop(key, None)
         try:
             return type(self).model_validate(values)
         except pydantic.ValidationError as error:
@@ -240,12 +252,15 @@ def _read(path: Path) -> str:
         raise InputError(f"{path} is not UTF-8 text, so it is no recipe") from error
 
 
+_OF_UNION = re.compile(r"constrained-|function-|dict\[|list\[|float$|int$")  # kinds of values, not keys
+
+
 def _explain(error: pydantic.ValidationError, root: type[BaseModel]) -> str:
     """The first problem in one line."""
     problems = error.errors(include_url=False)
     # A misspelt key is the cause where the right one is also reported missing.
     first = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
-    place = ".".join(str(part) for part in first["loc"])
+    place = ".".join(str(part) for part in first["loc"] if not _OF_UNION.match(str(part)))
     if first["type"] == "extra_forbidden":
         section = _section_at(root, first["loc"][:-1])
         known = [f.alias or name for name, f in section.model_fields.items()]

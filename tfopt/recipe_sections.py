@@ -1,5 +1,6 @@
 """The sections of a recipe, typed. Loads no TensorFlow."""
 
+import dataclasses
 import difflib
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
@@ -185,7 +186,8 @@ class ShrinkSection(Section):
             most = max(share.values(), default=0.0) if isinstance(share, dict) else share
             if most >= 1:
                 raise ValueError(f"{kind} must be in [0, 1), the share to take out, got {most:g}")
-        if not any(units.values()) and not self.layers:
+        shares = [share for one in units.values() for share in (one.values() if isinstance(one, dict) else [one])]
+        if not any(shares) and not self.layers:
             raise ValueError("nothing to take out: give heads, neurons, channels, width or layers")
         if self.when == "during" and (self.layers or self.width or self.importance != "magnitude"):
             raise ValueError("layers, width and first-order importance need when = 'before'")
@@ -255,7 +257,7 @@ class VariantSection(Section):
     factorize: FactorizeSection | None = None
     distill: DistillSection | None = None
     lora: LoraSection | None = None
-    prune: Annotated[list[PruneSection], pydantic.BeforeValidator(_as_list)] | None = None
+    prune: Annotated[list[PruneSection] | None, Field(min_length=1), pydantic.BeforeValidator(_as_list)] = None
     cluster: ClusterSection | None = None
     quantize: QuantizeSection | None = None
     train: TrainSection = TrainSection()
@@ -330,6 +332,8 @@ class ExportSection(Section):
             raise ValueError(
                 "rounding, smooth, bits, max_bytes and max_loss need an integer quantization after training"
             )
+        if self.quantization is not None and self.quantization in NAMED:
+            dataclasses.replace(NAMED[self.quantization], bits=self.bits)  # raises for bits that do not exist
         if self.bits and {self.max_bytes, self.max_loss} != {None}:
             raise ValueError("give either bits or a budget that chooses them")
         return self

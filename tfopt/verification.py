@@ -14,6 +14,7 @@ from tfopt.files import existing, sha256
 from tfopt.keras_io import call, inputs_of
 from tfopt.measure.measure import Log
 from tfopt.recipe import Recipe
+from tfopt.recipe_sections import ExportSection
 from tfopt.report import Report
 from tfopt.run_folder import MANIFEST
 from tfopt.tasks import task_of
@@ -51,7 +52,7 @@ def verify_run(folder: str | Path, log: Log = lambda line: None) -> dict[str, An
             section, path = artifact.section, folder / artifact.path
             try:
                 check_contents(path, section.format, section.quantization, section.jit_compile)
-                limit = _limit(recorded[artifact.name], section.quantization, reference)
+                limit = _limit(recorded[artifact.name], section, reference)
                 outputs, _, agreement = check_outputs(
                     path, values, reference, section.quantization, compare_classes=limit is None, limit=limit
                 )
@@ -61,9 +62,10 @@ def verify_run(folder: str | Path, log: Log = lambda line: None) -> dict[str, An
     return {"files": count, "artifacts": found}
 
 
-def _limit(recorded: float | None, quantization: str | None, reference: dict[str, np.ndarray]) -> float | None:
+def _limit(recorded: float | None, section: ExportSection, reference: dict[str, np.ndarray]) -> float | None:
     """How far an integer file may be off its float model: about as far as it was when it was made."""
-    if recorded is None or quantization in (None, "float16", "dynamic_int8"):
+    by_layer = bool(section.bits) or section.max_bytes is not None or section.max_loss is not None
+    if recorded is None or (section.quantization in (None, "float16", "dynamic_int8") and not by_layer):
         return None
     return 2 * recorded + 0.05 * max(float(np.abs(value).max()) for value in reference.values())
 

@@ -10,6 +10,7 @@ pipe, and notices damage where it is. What it writes is renamed into place after
 """
 
 import dataclasses
+import errno
 import hashlib
 import struct
 import zlib
@@ -27,6 +28,7 @@ SUFFIX = ".tfopt"
 _MAGIC = b"TFOPT1\r\n"
 _RECORD = struct.Struct("<BII")
 _FILE, _PART, _END = b"FPE"
+_NAMES_AT_FAULT = {errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG}
 _LONGEST = 1 << 24  # bytes of a record; a damaged length must not ask for more
 
 
@@ -55,17 +57,20 @@ def pack(artifact: str | Path, out: str | Path | None = None) -> Packed:
 
     Args:
         artifact: anything, best a `.tflite` file or a SavedModel.
-        out: the archive to write, by default the artifact's name with ".tfopt" added. It appears whole or not at
-            all.
+        out: the archive to write, by default the artifact's name with ".tfopt" added; a file there is replaced. It
+            appears whole or not at all.
 
     Raises:
         MissingFileError: no such artifact.
-        InputError: an artifact without a file, or `out` in it.
+        InputError: an artifact without a file or with names that not every system can write, or an `out` that is
+            the artifact, a folder, or in one with it.
     """
     source = existing(artifact, "artifact")
-    target = Path(out) if out is not None else source.with_name(source.name + SUFFIX)
+    target = Path(out) if out is not None else source.resolve().with_name(source.resolve().name + SUFFIX)
     if source.is_dir() and target.resolve().is_relative_to(source.resolve()):
         raise InputError(f"the archive {target} must not lie in the folder {source} that it packs")
+    if target.is_dir() or target.resolve() == source.resolve():
+        raise InputError(f"the archive {target} would replace what is there; name a file that is to be written")
     with replacing(target) as temporary, temporary.open("wb") as file:
         return dataclasses.replace(_write(source, file), path=target)
 
@@ -85,12 +90,14 @@ def unpack(archive: str | Path | BinaryIO, out: str | Path) -> Path:
     Raises:
         MissingFileError: no such archive.
         DataError: it is damaged, cut short or no archive.
-        InputError: `out` exists.
+        InputError: `out` exists, or the archive is a folder.
     """
     target = Path(out)
     if target.exists():
         raise InputError(f"{target} is there already; choose another name")
-    if isinstance(archive, (str, Path)):
+    if isinstance(archive, str | Path):
+        if Path(archive).is_dir():
+            raise InputError(f"{archive} is a folder; name a {SUFFIX} file")
         with existing(archive, "archive").open("rb") as file:
             return _extract(file, target, str(archive))
     return _extract(archive, target, "the archive")
@@ -122,6 +129,8 @@ def _write(source: Path, file: "BinaryIO | _Nowhere") -> Packed:
     file.write(_MAGIC)
     for path in found:
         name = path.relative_to(source).as_posix() if source.is_dir() else ""
+        if not _is_safe(name):
+            raise InputError(f"{path} has a name that not every system can write; rename it before packing")
         digest.update(_named(name))
         taken = _record(file, _FILE, name.encode())
         packed, least = packed + taken, least + taken
@@ -157,13 +166,21 @@ def _extract(file: BinaryIO, target: Path, source: str) -> Path:
                     continue
                 if opened is not None:
                     opened.close()
-                path = temporary / name
-                path.parent.mkdir(parents=True, exist_ok=True)
-                opened = path.open("xb")
+                opened = _opened(temporary / name, name, source)
         finally:
             if opened is not None:
                 opened.close()
     return target
+
+
+def _opened(path: Path, name: str, source: str) -> BinaryIO:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path.open("xb")
+    except OSError as error:
+        if error.errno not in _NAMES_AT_FAULT:
+            raise
+        raise DataError(f"{source} holds {name!r}, which cannot be written: {error.strerror}") from error
 
 
 def _contents(file: BinaryIO, source: str) -> Iterator[tuple[str, bytes | None]]:
@@ -211,7 +228,13 @@ def _exactly(file: BinaryIO, count: int, source: str) -> bytes:
 def _safe(content: bytes, source: str) -> str:
     """A path below the folder that is written, or "" for a single file."""
     name = content.decode("utf-8", "replace")
-    path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name or ":" in name:
+    if not _is_safe(name):
         raise DataError(f"{source} holds the path {name!r}, which leads elsewhere; nothing was unpacked")
     return name
+
+
+def _is_safe(name: str) -> bool:
+    """Whether a name leads below the folder on every system."""
+    path = PurePosixPath(name)
+    plain = not path.is_absolute() and ".." not in path.parts and (name == "" or path.as_posix() == name != ".")
+    return plain and not set(name) & set("\\:\0") and name.encode("utf-8", "replace").decode() == name

@@ -21,7 +21,7 @@ _STORED, _ZSTD = range(2)
 _STREAM = struct.Struct("<BII")  # how, bytes before, bytes after
 _VALUES = struct.Struct("<BBIIQ")  # coding, bits, values, values that are not the common one, the common one
 _ESCAPE = 255  # of gaps: so many and no value behind them
-_MOST = 1 << 23  # bytes of a stream; a damaged length must not ask for more
+_MOST = 1 << 23  # bytes of all streams of a part; a damaged length must not ask for more
 _DTYPES: dict[int, Any] = {4: np.dtype("u1"), 8: np.dtype("u1"), 16: np.dtype("<u2"), 32: np.dtype("<u4")}
 Streams = list[bytes]
 
@@ -136,11 +136,12 @@ def _packed(stream: bytes, level: int) -> bytes:
 
 
 def _streams(coded: memoryview) -> Streams:
-    found = []
+    found, total = [], 0
     while len(coded):
         how, before, after = _STREAM.unpack_from(coded)
         body = bytes(coded[_STREAM.size : _STREAM.size + after])
-        if before > _MOST or len(body) != after or how not in (_STORED, _ZSTD):
+        total += before
+        if total > _MOST or len(body) != after or how not in (_STORED, _ZSTD):
             raise ValueError("a stream is cut short or of an unknown kind")
         if how == _ZSTD:
             if zstandard.frame_content_size(body) != before:

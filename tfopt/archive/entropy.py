@@ -17,6 +17,8 @@ def bound(content: bytes, bits: int) -> float:
         content: values as for `encode`.
         bits: 4, 8, 16 or 32.
     """
+    if len(content) * 8 % bits:
+        return float(len(content))
     values = values_of(content, bits)
     if not len(values):
         return 0.0

@@ -1,9 +1,11 @@
 """Which bytes of a file are values, and of how many bits."""
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
 from tfopt.archive.coding import encode
+from tfopt.errors import ModelFileError
 from tfopt.tflite_file import constant_places
 
 _LEAST, _CHUNK = 1 << 10, 1 << 20  # bytes of values worth a part of their own; bytes of a part at most
@@ -30,7 +32,9 @@ def parts(path: Path) -> Iterator[Part]:
 def _known(path: Path, size: int) -> list[Part]:
     with path.open("rb") as file:
         if file.read(8)[4:] == b"TFL3":
-            return constant_places(path)
+            with contextlib.suppress(ModelFileError):  # packed all the same, as bytes of any kind
+                return constant_places(path)
+            return []
         if size < _SAMPLE:
             return []
         middle = (size - _SAMPLE) // 2 & ~3

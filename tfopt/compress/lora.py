@@ -56,6 +56,8 @@ class LoraConfig:
 def prepare(model: Any, config: LoraConfig) -> Prepared:
     """The same model, frozen, with adapters that `fit` trains; compile it after this.
 
+    Statistics of batch norms go on moving, as in any training.
+
     Args:
         model: a built model of either generation, float or quantized.
         config: see `LoraConfig`.
@@ -102,6 +104,7 @@ def adaptable(model: Any, config: LoraConfig) -> tuple[list[Weight], list[Skippe
     """
     selection = Selection(model, config.include, config.exclude)
     whole = Selection(model, config.whole)
+    cells = {id(cell) for _, layer in keras_api.walk(model) for cell in _cells(layer)}
     chosen, skipped = [], []
     for weight in selection.weights:
         if len(weight.variable.shape) < 2:
@@ -111,6 +114,10 @@ def adaptable(model: Any, config: LoraConfig) -> tuple[list[Weight], list[Skippe
             reason = "trained whole"
         if reason is None and weight.name != "kernel" and not selection.included_by_name(weight):
             reason = f"{type(weight.layer).__name__}.{weight.name} is no kernel; name it in include"
+        if reason is None and id(weight.layer) in cells:
+            reason = "a recurrent layer reads it behind the back of its cell"
+        if reason is None and "Depthwise" in type(weight.layer).__name__:
+            reason = "a depthwise kernel is no matrix"
         if reason is None and config.rank >= min(_sides(weight)):
             reason = (
                 f"rank {config.rank} is no less than that of a matrix of {' x '.join(map(str, _sides(weight)))}"
@@ -123,7 +130,19 @@ def adaptable(model: Any, config: LoraConfig) -> tuple[list[Weight], list[Skippe
         telling = [s for s in skipped if s.reason.startswith("rank")] or skipped
         reasons = "; ".join(f"{s.path}: {s.reason}" for s in telling[:3]) or "it has no matrices"
         raise InputError(f"nothing in model {model.name!r} takes adapters ({reasons})")
+    fixed = next((weight for weight in chosen if not weight.layer.trainable), None)
+    if fixed is not None:
+        raise InputError(
+            f"layer {fixed.layer_path!r} is not trainable, so its adapter would not learn; set trainable = True, "
+            "prepare freezes the weights by itself"
+        )
     return chosen, skipped
+
+
+def _cells(layer: Any) -> list[Any]:
+    """The cells of a recurrent layer."""
+    cell = getattr(layer, "cell", None)
+    return [] if cell is None else [cell, *(inner for _, inner in keras_api.walk(cell))]
 
 
 def _sides(weight: Weight) -> tuple[int, int]:

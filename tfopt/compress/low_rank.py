@@ -86,6 +86,7 @@ def splittable(
     in_graph = {id(node.operation) for node in nodes(model)}
     generates = CONFIG_MEMBER in getattr(model, keras_api.EXTRA, {})
     layers = {w.layer_path: w for w in selection.weights if len(w.variable.shape) > 1}
+    taken = {path for path, _ in keras_api.walk(model)}
     found, skipped = [], []
     for path, weight in layers.items():
         reason = selection.reason_to_skip(weight)
@@ -94,6 +95,8 @@ def splittable(
         if reason is None and generates and (weight.name == "embeddings" or path == "logits"):
             reason = "models that generate look up and multiply by whole tables"
         one = factorable(path, weight.layer) if reason is None else reason
+        if isinstance(one, Factorable) and ({one.first, one.second} - {path}) & taken:
+            one = "it was split before"
         if isinstance(one, Factorable) and one.largest < 1:
             one = "two factors would not be smaller at any rank"
         if isinstance(one, str):

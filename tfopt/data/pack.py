@@ -155,7 +155,7 @@ def write_encoded(
         records=int(data.lengths.size), tokens=int(data.lengths.sum()), max_length=int(data.lengths.max()),
         too_long=data.too_long, longest=data.longest, shards=files,
     )  # fmt: skip
-    write_json(folder / f"{split}{_MANIFEST_SUFFIX}", dataclasses.asdict(manifest))
+    write_json(folder / manifest_name(split), dataclasses.asdict(manifest))
     return manifest
 
 
@@ -185,6 +185,11 @@ def _write_shards(
     return files
 
 
+def manifest_name(split: str) -> str:
+    """Name of the file that describes a split."""
+    return f"{split}{_MANIFEST_SUFFIX}"
+
+
 def read_manifest(folder: str | Path, split: str = SPLIT) -> Manifest:
     """Reads the manifest of one split of a packed folder.
 
@@ -192,7 +197,7 @@ def read_manifest(folder: str | Path, split: str = SPLIT) -> Manifest:
         MissingFileError: no such folder, or no manifest in it.
         DataError: the manifest cannot be read.
     """
-    path = existing(existing(folder, "packed data folder") / f"{split}{_MANIFEST_SUFFIX}", "data manifest")
+    path = existing(existing(folder, "packed data folder") / manifest_name(split), "data manifest")
     try:
         raw = json.loads(path.read_text("utf-8"))
         raw["shards"] = [Shard(**shard) for shard in raw["shards"]]

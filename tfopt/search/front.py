@@ -46,13 +46,13 @@ class SearchResult:
     Attributes:
         points: everything measured, the largest first.
         front: those that no other point beats in accuracy, packed bytes and latency together.
-        chosen: the point that meets the budget.
+        chosen: the point that meets the budget; None in files of a search that found none.
         baseline: the float SavedModel.
     """
 
     points: tuple[Point, ...]
     front: tuple[Point, ...]
-    chosen: Point
+    chosen: Point | None
     baseline: Measurement
 
     def text(self) -> str:

@@ -2,14 +2,12 @@
 
 import dataclasses
 import math
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from tfopt.search.options import FEW_BITS, MANY_BITS, Matrix, Option
 
 Measure = Literal["bytes", "packed", "latency", "both"]
-_NUMBERED = re.compile(r"layer_(\d+)_")
 _ENTROPY = {MANY_BITS: 7.2, FEW_BITS: 3.2}  # bits of a trained weight that is not zero, on a grid of so many
 
 
@@ -101,7 +99,9 @@ def _with(plan: Plan, option: Option, losses: Mapping[str, float], layers: int) 
     return Plan(chosen, sum(losses[o.key] for o in chosen))
 
 
-def variant(plan: Plan, name: str, split: Mapping[str, tuple[str, str]], epochs: int) -> dict[str, Any]:
+def variant(
+    plan: Plan, name: str, split: Mapping[str, tuple[str, str]], epochs: int, named: Callable[[str], str]
+) -> dict[str, Any]:
     """The recipe's variant.
 
     Args:
@@ -109,9 +109,9 @@ def variant(plan: Plan, name: str, split: Mapping[str, tuple[str, str]], epochs:
         name: of the variant.
         split: path of a matrix -> paths of its two factors.
         epochs: of healing with the answers of the baseline.
+        named: name of a layer or weight -> its name once the plan's layers are gone.
     """
     found: dict[str, Any] = {"name": name, "train": {"epochs": epochs}}
-    named = _names(plan)
     cuts: dict[str, Any] = {
         kind: {named(o.place): o.value for o in plan.of_kind(kind)}
         for kind in ("heads", "neurons", "channels")
@@ -133,21 +133,10 @@ def variant(plan: Plan, name: str, split: Mapping[str, tuple[str, str]], epochs:
     return found
 
 
-def bits(plan: Plan, split: Mapping[str, tuple[str, str]]) -> dict[str, int]:
-    """Bits by weight for the export."""
-    named = _names(plan)
+def bits(plan: Plan, split: Mapping[str, tuple[str, str]], named: Callable[[str], str]) -> dict[str, int]:
+    """Bits by weight for the export; arguments as for `variant`."""
     return {named(p): int(o.value) for o in plan.of_kind("bits") for p in _parts(plan, o.place, split)}
 
 
 def _parts(plan: Plan, path: str, split: Mapping[str, tuple[str, str]]) -> tuple[str, ...]:
     return split[path] if any(o.place == path for o in plan.of_kind("rank")) else (path,)
-
-
-def _names(plan: Plan) -> Any:
-    """Names as they are after layers went: those of our builders have numbers without gaps."""
-    gone = sorted(int(o.place) for o in plan.of_kind("layer"))
-
-    def named(name: str) -> str:
-        return _NUMBERED.sub(lambda m: f"layer_{int(m[1]) - sum(g < int(m[1]) for g in gone)}_", name)
-
-    return named

@@ -6,16 +6,19 @@ every figure is measured on the exported artifacts, in turns in one process.
 """
 
 import dataclasses
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from tfopt import keras_api, pipeline
 from tfopt.compress.low_rank import splittable
 from tfopt.data import batches as batching
 from tfopt.data.pack import read_manifest
 from tfopt.errors import InputError
-from tfopt.files import existing, write_bytes, write_json, write_text
+from tfopt.files import existing, replacing, sha256, tree_digest, write_bytes, write_json, write_text
 from tfopt.keras_io import inputs_of
 from tfopt.recipe import Recipe
 from tfopt.report import Report
@@ -24,7 +27,10 @@ from tfopt.search.front import Point, SearchResult, choose, front_of
 from tfopt.search.options import Option, matrices_of, options_of
 from tfopt.search.plan import Plan
 from tfopt.search.table import sensitivity
+from tfopt.structure.blocks import blocks_of
+from tfopt.structure.cut import renaming
 from tfopt.structure.groups import structure_of
+from tfopt.tasks.classification import check_fits
 
 Log = Callable[[str], None]
 _MEASURES: dict[str, planning.Measure] = {
@@ -32,7 +38,6 @@ _MEASURES: dict[str, planning.Measure] = {
 }  # fmt: skip
 _LEAST_LOSS, _MOST_LOSS = 1e-3, 1.0  # predicted change of the outputs at the first point and the last
 _BATCH, _BATCHES = 32, 32
-PLAIN = "baseline_tflite_int8"
 
 
 def search(
@@ -55,7 +60,7 @@ def search(
     Args:
         model: a trained classifier of either generation, or its `.keras` file; it is not changed.
         data: packed folder with splits "train" and "validation", such as the `data` of a run.
-        out: folder for the table, the run with every point, a recipe per point, `front.png` and `front.json`.
+        out: folder for the table, runs with every point, a recipe per point, `front.png`, `.txt` and `.json`.
         max_bytes: budget: most bytes of the artifact; the most accurate point within it is chosen.
         max_packed_bytes: budget: likewise of the packed artifact.
         max_latency_ms: budget: likewise, median milliseconds for one row.
@@ -82,37 +87,52 @@ def search(
         raise InputError(f"{budget} must be above 0, got {limit}")
     if points < 2:
         raise InputError(f"points must be 2 or more, got {points}")
-    out, data = Path(out), existing(data, "packed data")
+    out, data = Path(out).resolve(), existing(data, "packed data").resolve()
     loaded = keras_api.load_model(model) if isinstance(model, str | Path) else keras_api.check_model(model)
-    search_of = _Search(loaded, data, out, log)
-    plans = search_of.plans(_MEASURES[budget], limit if budget != "max_latency_ms" else None, points, samples)
-    report = search_of.run(plans, epochs, rounds, threads)
-    found = search_of.points(plans, report)
+    longest = max(read_manifest(data, split).max_length for split in ("train", "validation"))
+    check_fits(loaded, data, longest)
+    work = _Search(loaded, data, out, longest, log)
+    plans = work.plans(_MEASURES[budget], limit if budget != "max_latency_ms" else None, points, samples)
+    report, folder = work.run(plans, epochs, rounds, threads)
+    found = work.points(plans, report, folder)
     full = (report.artifact("baseline").quality or {"accuracy": 0.0})["accuracy"]
-    chosen = choose(found, full, budget, limit)
+    try:
+        chosen = choose(found, full, budget, limit)
+    except InputError:
+        _write(out, SearchResult(found, front_of(found), None, report.artifact("baseline")), given)
+        raise
     result = SearchResult(found, front_of(found), chosen, report.artifact("baseline"))
-    write_bytes(out / "front.png", result.picture())
-    write_text(out / "front.txt", result.text() + "\n")
-    write_json(out / "front.json", {
-        "budget": {budget: limit}, "chosen": chosen.name, "front": [p.name for p in result.front],
-        "points": [{**dataclasses.asdict(p), "artifact": str(p.artifact), "recipe": str(p.recipe)} for p in found],
-    })  # fmt: skip
+    _write(out, result, given)
     return result
 
 
+def _write(out: Path, result: SearchResult, budget: dict[str, Any]) -> None:
+    """The front as a picture, a table and JSON."""
+    write_bytes(out / "front.png", result.picture())
+    write_text(out / "front.txt", result.text() + "\n")
+    write_json(out / "front.json", {
+        "budget": budget, "chosen": result.chosen and result.chosen.name, "front": [p.name for p in result.front],
+        "points": [
+            {**dataclasses.asdict(p), "artifact": str(p.artifact), "recipe": p.recipe and str(p.recipe)}
+            for p in result.points
+        ],
+    })  # fmt: skip
+
+
 class _Search:
-    def __init__(self, model: Any, data: Path, out: Path, log: Log) -> None:
-        self._model, self._data, self._out, self._log = model, data, out, log
+    def __init__(self, model: Any, data: Path, out: Path, longest: int, log: Log) -> None:
+        self._model, self._data, self._out, self._longest, self._log = model, data, out, longest, log
         out.mkdir(parents=True, exist_ok=True)
         self._file = out / "model.keras"
         if not self._file.exists() or not _same(keras_api.load_model(self._file), model):
             keras_api.save_model(model, self._file)
         self._split = {f.path: _factors(f) for f in splittable(model)[0]}
-        self._matrices = matrices_of(model)
+        self._matrices, self._structure = matrices_of(model), structure_of(model)
+        self._blocks = blocks_of(model, self._structure)
 
     def plans(self, measure: planning.Measure, limit: float | None, count: int, samples: int) -> dict[str, Plan]:
         """Plans to measure, by name."""
-        structure = structure_of(self._model)
+        structure = self._structure
         given = batching.samples(self._data, samples, "train", balanced=True)
         inputs = {name: given[name] for name in inputs_of(self._model).specs if name in given}
         batches = batching.batches(self._data, _BATCH, split="train").take(_BATCHES)
@@ -134,36 +154,46 @@ class _Search:
         distinct = sorted(dict.fromkeys(chosen), key=lambda p: p.loss)
         return {f"p{i}": plan for i, plan in enumerate(distinct, 1)}
 
-    def run(self, plans: dict[str, Plan], epochs: int, rounds: int, threads: int | None) -> Report:
-        """Builds, trains, exports and measures all of them in one run."""
+    def run(self, plans: dict[str, Plan], epochs: int, rounds: int, threads: int | None) -> tuple[Report, Path]:
+        """Builds, trains, exports and measures all of them in one run; returns its report and folder.
+
+        Runs of other plans, models or data stay where they are, so that a search can come back to them.
+        """
         recipe = self._recipe(plans, epochs, rounds, threads)
-        folder = self._out / "run"
-        known = folder / "recipe.toml"
-        same = known.exists() and Recipe.load(known) == recipe
-        report = pipeline.run(recipe, folder, resume=same, overwrite=not same, log=self._log)
-        for name, plan in plans.items():
-            alone = self._recipe({name: plan}, epochs, rounds, threads)
-            write_text(self._out / "points" / f"{name}.toml", alone.to_toml())
-        return report
+        digest = hashlib.sha256(recipe.to_toml().encode())
+        digest.update(sha256(self._file).encode() + tree_digest(self._data).encode())
+        folder = self._out / "runs" / digest.hexdigest()[:12]
+        report = pipeline.run(recipe, folder, resume=folder.exists(), log=self._log)
+        with replacing(self._out / "points") as temporary:
+            temporary.mkdir()
+            for name, plan in plans.items():
+                alone = self._recipe({name: plan}, epochs, rounds, threads)
+                (temporary / f"{name}.toml").write_text(alone.to_toml(), "utf-8")
+        return report, folder
 
     def _recipe(self, plans: dict[str, Plan], epochs: int, rounds: int, threads: int | None) -> Recipe:
-        longest = max(read_manifest(self._data, split).max_length for split in ("train", "validation"))
         exports: list[dict[str, Any]] = [{"format": "tflite", "quantization": "dynamic_int8", "of": ["baseline"]}]
         for name, plan in plans.items():
             exports.append({
                 "format": "tflite", "quantization": "dynamic_int8", "of": [name],
-                "bits": planning.bits(plan, self._split),
+                "bits": planning.bits(plan, self._split, self._named(plan)),
             })  # fmt: skip
         return Recipe.model_validate({
             "schema": 1, "name": "search", "generation": keras_api.generation_of(self._model),
-            "data": {"source": "packed", "folder": str(self._data), "max_length": longest},
+            "data": {"source": "packed", "folder": str(self._data), "max_length": self._longest},
             "model": {"kind": "keras", "file": str(self._file)}, "train": {"epochs": 0},
-            "variants": [planning.variant(plan, name, self._split, epochs) for name, plan in plans.items()],
+            "variants": [
+                planning.variant(plan, name, self._split, epochs, self._named(plan)) for name, plan in plans.items()
+            ],
             "exports": exports,
             "measure": {"rounds": rounds, **({} if threads is None else {"threads": threads})},
         })  # fmt: skip
 
-    def points(self, plans: dict[str, Plan], report: Report) -> tuple[Point, ...]:
+    def _named(self, plan: Plan) -> Callable[[str], str]:
+        """Names as they are once the plan's layers are gone."""
+        return renaming(self._model, tuple(self._blocks[int(o.place)] for o in plan.of_kind("layer")))
+
+    def points(self, plans: dict[str, Plan], report: Report, folder: Path) -> tuple[Point, ...]:
         found = []
         for m in report.artifacts:
             name = m.name.partition("_tflite")[0]
@@ -173,15 +203,20 @@ class _Search:
             what = _in_words(plans[name]) if name in plans else "8 bits everywhere"
             found.append(Point(
                 m.name if recipe is None else name, m.quality["accuracy"], m.bytes, m.bytes_packed or m.bytes,
-                m.latency_ms.p50, self._out / "run" / m.path, recipe, what,
+                m.latency_ms.p50, folder / m.path, recipe, what,
             ))  # fmt: skip
         return tuple(sorted(found, key=lambda p: -p.packed_bytes))
 
 
 def _same(saved: Any, model: Any) -> bool:
-    ours, theirs = ([(w.path, w.variable) for w in keras_api.weights(one)] for one in (saved, model))
-    return [p for p, _ in ours] == [p for p, _ in theirs] and all(
-        (keras_api.to_numpy(a) == keras_api.to_numpy(b)).all() for (_, a), (_, b) in zip(ours, theirs, strict=True)
+    """Whether two models have the same weights."""
+    ours, theirs = (
+        {w.path: keras_api.to_numpy(w.variable) for w in keras_api.weights(one)} for one in (saved, model)
+    )
+    return (
+        keras_api.generation_of(saved) == keras_api.generation_of(model)
+        and ours.keys() == theirs.keys()
+        and all(np.array_equal(ours[path], theirs[path]) for path in ours)
     )
 
 

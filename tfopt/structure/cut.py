@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -59,10 +59,9 @@ def cut(model: Any, structure: Structure, kept: Kept) -> Any:
     changed: dict[str, np.ndarray] = {}
     for (path, index), stays in masks.items():
         changed[path] = np.compress(stays, changed.get(path, values[path]), index)
-    renamed = _renumbering(model, kept.removed)
     changes = Changes(
         changed, _targets(model, structure, sizes), {b.end: b.start for b in kept.removed},
-        lambda name: _NUMBERED.sub(lambda m: f"layer_{renamed.get(int(m[1]), int(m[1]))}_", name),
+        renaming(model, kept.removed),
     )  # fmt: skip
     made = rebuild(model, changes)
     _keep_members(model, made)
@@ -86,6 +85,12 @@ def _targets(model: Any, structure: Structure, sizes: Mapping[int, int]) -> dict
             ]
             found[layer.name] = tuple(new)
     return found
+
+
+def renaming(model: Any, removed: tuple[Block, ...]) -> Callable[[str], str]:
+    """Old name of a layer, or path of its weights -> the name without the removed layers."""
+    numbers = _renumbering(model, removed)
+    return lambda name: _NUMBERED.sub(lambda m: f"layer_{numbers.get(int(m[1]), int(m[1]))}_", name)
 
 
 def _renumbering(model: Any, removed: tuple[Block, ...]) -> dict[int, int]:

@@ -15,6 +15,7 @@ from tfopt.data.stdlib_docs import read_stdlib_docs
 from tfopt.data.tokenizers import load_tokenizer, save_tokenizer, train_bpe
 from tfopt.errors import DataError, InputError, ModelFileError
 from tfopt.files import existing, replacing
+from tfopt.keras_io import call, inputs_of
 from tfopt.models.bert import BertConfig, bert
 from tfopt.models.checkpoints import files_of
 from tfopt.models.pretrained import check_weights, from_pretrained, read_config
@@ -54,23 +55,24 @@ class ClassificationTask(Task):
         return inputs
 
     def _check_packed(self) -> list[Path]:
-        """The manifests of a packed folder that fits the recipe."""
-        recipe = self.recipe
-        if recipe.data.folder is None:
+        """The files of a packed folder that fits the recipe."""
+        folder, recipe = self.recipe.data.folder, self.recipe
+        if folder is None:
             raise InputError(f"recipe {recipe.name!r} needs data.folder, a packed folder")
-        found = []
-        for split in _SPLITS:
-            manifest = packing.read_manifest(recipe.data.folder, split)
-            packing.check_shards(recipe.data.folder, manifest)
-            if not manifest.labels:
-                raise DataError(f"split {split!r} of {recipe.data.folder} has no labels; a classifier needs them")
+        load_tokenizer(folder)
+        manifests = {split: packing.read_manifest(folder, split) for split in _SPLITS}
+        for split, manifest in manifests.items():
+            packing.check_shards(folder, manifest)
+            if not manifest.labels or manifest.labels != manifests["train"].labels:
+                raise DataError(
+                    f"splits of {folder} must have the same labels, {split!r} has {manifest.labels or 'none'}"
+                )
             if manifest.max_length > recipe.data.max_length:
                 raise InputError(
-                    f"split {split!r} of {recipe.data.folder} has texts of {manifest.max_length} tokens, "
+                    f"split {split!r} of {folder} has texts of {manifest.max_length} tokens, "
                     f"data.max_length is {recipe.data.max_length}"
                 )
-            found += [Path(recipe.data.folder, shard.file) for shard in manifest.shards]
-        return found
+        return [Path(folder, name) for name in _packed_files(manifests)]
 
     def _model_file(self) -> str:
         if self.recipe.model.file is None:
@@ -96,9 +98,11 @@ class ClassificationTask(Task):
     def pack(self, log: Log) -> dict[str, Any]:
         section = self.recipe.data
         if section.source == "packed":
+            manifests = {split: packing.read_manifest(str(section.folder), split) for split in _SPLITS}
             with replacing(self.data) as folder:
-                shutil.copytree(str(section.folder), folder)
-            manifests = {split: packing.read_manifest(self.data, split) for split in _SPLITS}
+                folder.mkdir()
+                for name in _packed_files(manifests):
+                    shutil.copy2(Path(str(section.folder), name), folder / name)
             return self._facts(manifests, load_tokenizer(self.data).get_vocab_size(), log)
         train, validation = self._texts()
         names = label_names(train)
@@ -143,7 +147,7 @@ class ClassificationTask(Task):
     def build(self, facts: dict[str, Any]) -> Any:
         section, classes = self.recipe.model, len(facts["labels"])
         if section.kind == "keras":
-            return self._loaded(classes)
+            return self._loaded()
         if section.folder is not None:
             return from_pretrained(
                 section.folder, self.recipe.generation, classes, section.pooling, section.dropout
@@ -156,14 +160,12 @@ class ClassificationTask(Task):
         )  # fmt: skip
         return bert(config, classes, section.pooling, self.recipe.generation)
 
-    def _loaded(self, classes: int) -> Any:
+    def _loaded(self) -> Any:
         path, generation = self._model_file(), self.recipe.generation
         model = keras_api.load_model(path)
         if keras_api.generation_of(model) != generation:
             raise InputError(f"{path} is a model of {keras_api.generation_of(model)}, the recipe says {generation}")
-        shape = tuple(model.output_shape) if not isinstance(model.output_shape, dict) else ()
-        if len(shape) != 2 or shape[-1] != classes:
-            raise InputError(f"{path} gives {model.output_shape}, the data needs (batch, {classes}) logits")
+        check_fits(model, self.data, self.recipe.data.max_length)
         return model
 
     def batches(self, batch_size: int, split: str, shuffle: bool = False) -> tf.data.Dataset:
@@ -192,3 +194,34 @@ class ClassificationTask(Task):
             for split in ("train", "validation")
             if facts[f"{split}_too_long"]
         ]
+
+
+def check_fits(model: Any, folder: str | Path, max_length: int) -> None:
+    """Runs a model on one row of the largest id and length of packed data.
+
+    Raises:
+        InputError: it does not take them, or does not give one row of logits for the labels.
+    """
+    manifest, inputs = packing.read_manifest(folder, "train"), inputs_of(model)
+    row = {name: np.ones((1, max_length), np.int32) for name in ("input_ids", "attention_mask")}
+    row["input_ids"][:] = load_tokenizer(folder).get_vocab_size() - 1
+    if set(inputs.specs) - set(row):
+        raise InputError(f"model {model.name!r} takes {sorted(inputs.specs)}, packed data holds {sorted(row)}")
+    try:
+        found = call(model, inputs, {name: row[name] for name in inputs.specs})
+    except (tf.errors.InvalidArgumentError, ValueError) as error:
+        raise InputError(
+            f"model {model.name!r} does not take {max_length} tokens with ids up to {int(row['input_ids'].max())}, "
+            f"as {folder} has them: {' '.join(str(error).split())[:300]}"
+        ) from error
+    shapes = {name: tuple(value.shape) for name, value in found.items()}
+    if list(shapes.values()) != [(1, len(manifest.labels or []))]:
+        raise InputError(
+            f"model {model.name!r} gives {shapes} for one text; {folder} needs logits for {manifest.labels}"
+        )
+
+
+def _packed_files(manifests: dict[str, packing.Manifest]) -> list[str]:
+    """Names of everything that belongs to the splits."""
+    shards = [shard.file for manifest in manifests.values() for shard in manifest.shards]
+    return ["tokenizer.json", *(packing.manifest_name(split) for split in manifests), *shards]
