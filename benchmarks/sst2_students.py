@@ -63,7 +63,6 @@ STUDENTS = {
     "3 layers, half the neurons, rank 128, int4": Student(
         _THREE, 3, 1e-4, start="3 layers, half the neurons", rank=128, bits=4
     ),
-    "6 layers, half of heads and neurons": Student(_SIX, 3, 1e-4, cut={"heads": 0.5, "neurons": 0.5}),
 }
 
 
