@@ -5,8 +5,8 @@
 RUN is the folder of a finished `tfopt run minilm-sst2`; `sst2_students` says what the students are. Trainings that
 DIR holds already are not repeated. Each student is measured with the whole vocabulary and, where "cut" stands
 behind its name, with that of the training texts alone. Speed needs no training, so two models with half the
-multiply-adds are timed as they are cut. `--peers` times onnxruntime and OpenVINO with the unshrunk model in the same
-turns, in the environment of `make bench-env`.
+multiply-adds are timed as they are cut. `--peers` times onnxruntime and OpenVINO with the unshrunk model in the
+same turns, in the environment of `make bench-env`.
 """
 
 import argparse
