@@ -7,6 +7,7 @@ import pytest
 
 import tfopt
 from tfopt import keras_api
+from tfopt.data.tokenizers import load_tokenizer
 from tfopt.errors import InputError
 from tfopt.pipeline import run
 from tfopt.verification import verify_run
@@ -150,3 +151,25 @@ def test_packed_data_has_to_fit(finished_run, tmp_path):
             tmp_path / "b",
         )
     assert not (tmp_path / "b").exists()
+
+
+def test_a_vocabulary_is_cut_to_the_training_texts(finished_run, labelled_tsv, tmp_path):
+    train, validation = labelled_tsv
+    values = {
+        "schema": 1, "name": "cut", "train": {"epochs": 0}, "exports": [{"format": "tflite"}],
+        "data": {"train": str(train), "validation": str(validation), "max_length": 16, "on_long": "truncate",
+                 "tokenizer": str(finished_run / "data"), "least_count": 400},
+        "model": {"kind": "keras", "file": str(finished_run / "baseline" / "model.keras")},
+    }  # fmt: skip
+    run(tfopt.Recipe.model_validate(values), tmp_path / "run")
+    rows = len(np.load(tmp_path / "run" / "data" / "kept_tokens.npy"))
+    model = tfopt.models.load(tmp_path / "run" / "baseline" / "model.keras")
+    assert (
+        next(w for w in keras_api.weights(model) if w.path == "word_embeddings/embeddings").variable.shape[0]
+        == rows
+    )
+    assert rows == load_tokenizer(tmp_path / "run" / "data").get_vocab_size()
+    assert rows < load_tokenizer(finished_run / "data").get_vocab_size()
+    verify_run(tmp_path / "run")
+    with pytest.raises(InputError, match="data.least_count cuts the vocabulary of a classifier that is given"):
+        tfopt.Recipe.load("demo").with_changes({"data.least_count": 2})

@@ -16,6 +16,7 @@ from tfopt import keras_api
 from tfopt.compress import cluster, lora, prune, quantize, shrink
 from tfopt.compress.distill import Distiller
 from tfopt.compress.low_rank import factorize
+from tfopt.compress.vocabulary import cut_rows
 from tfopt.export import export
 from tfopt.files import replacing, write_bytes, write_text
 from tfopt.measure.child import measure_in_child
@@ -125,7 +126,8 @@ class _Run:
     def _train_baseline(self, data: dict[str, Any]) -> dict[str, Any]:
         seed_everything(self.recipe.generation, self.recipe.seed)
         with scope(self._strategy):
-            model = self.task.build(data)
+            model, kept = self.task.build(data), self.task.kept_tokens()
+            model = model if kept is None else cut_rows(model, kept)
         history = self._fit(model, self.recipe.train, data, [], BASELINE) if self.recipe.train.epochs else {}
         keras_api.save_model(model, self.path / _keras_file(BASELINE))
         return history

@@ -130,6 +130,13 @@ class Recipe(Section):
             raise ValueError(
                 "data.source is 'packed', so data.train, data.validation and data.tokenizer are not read"
             )
+        if data.least_count is not None and (
+            self.task != "classification" or data.source == "packed" or model.kind == "fresh"
+        ):
+            raise ValueError(
+                "data.least_count cuts the vocabulary of a classifier that is given; a fresh one has "
+                "data.vocab_size, packed data has its ids, and a model that generates needs every token"
+            )
         if not self.train.epochs and self.model.kind != "keras":
             raise ValueError(f"train.epochs is 0, but a model of kind {self.model.kind!r} has to be trained")
         if self.task != "classification" and (self.data.source == "packed" or self.model.kind == "keras"):

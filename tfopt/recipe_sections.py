@@ -27,7 +27,8 @@ class DataSection(Section):
 
     For a causal language model, a `.txt` file is one document and a row of a table is one; without `validation`
     the last tenth is held out, and `max_length` is the tokens of a training window. `packed` takes a `folder` with
-    splits "train" and "validation" as they are, such as the `data` of another run.
+    splits "train" and "validation" as they are, such as the `data` of another run. With `least_count`, tokens that
+    the training texts have less often go, from a given tokenizer and from the table of the classifier with it.
     """
 
     source: Literal["files", "stdlib_docs", "packed"] = "files"
@@ -40,6 +41,7 @@ class DataSection(Section):
     on_long: Literal["error", "truncate", "drop"] = "error"
     tokenizer: str | None = None
     vocab_size: Annotated[int, Field(ge=260)] = 8192
+    least_count: Count | None = None
     shards: Count = 4
 
 

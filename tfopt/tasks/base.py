@@ -58,6 +58,10 @@ class Task(abc.ABC):
     def build(self, facts: dict[str, Any]) -> Any:
         """The model before its training."""
 
+    def kept_tokens(self) -> np.ndarray | None:
+        """Ids of the tokens that stay where the vocabulary is cut to the training texts, once data was packed."""
+        return None
+
     @abc.abstractmethod
     def batches(self, batch_size: int, split: str, shuffle: bool = False) -> tf.data.Dataset:
         """Batches of (inputs, labels) of one split."""

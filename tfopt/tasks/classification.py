@@ -12,7 +12,8 @@ from tfopt.data import batches as batching
 from tfopt.data import pack as packing
 from tfopt.data.readers import Texts, label_names, read_texts
 from tfopt.data.stdlib_docs import read_stdlib_docs
-from tfopt.data.tokenizers import load_tokenizer, save_tokenizer, train_bpe
+from tfopt.data.tokenizers import load_tokenizer, parse_tokenizer, save_tokenizer, train_bpe
+from tfopt.data.vocabulary import cut_tokenizer
 from tfopt.errors import DataError, InputError, ModelFileError
 from tfopt.files import existing, replacing
 from tfopt.keras_io import call, inputs_of
@@ -22,7 +23,7 @@ from tfopt.models.pretrained import check_weights, from_pretrained, read_config
 from tfopt.recipe_sections import ExportSection
 from tfopt.tasks.base import HeldOut, Log, Task, widened
 
-_SPLITS = ("train", "validation")
+_SPLITS, _KEPT = ("train", "validation"), "kept_tokens.npy"
 
 
 class ClassificationTask(Task):
@@ -108,8 +109,14 @@ class ClassificationTask(Task):
         names = label_names(train)
         source = section.tokenizer or self.recipe.model.folder
         tokenizer = load_tokenizer(source) if source else train_bpe(train.texts, section.vocab_size)
+        kept = None
+        if section.least_count is not None:
+            content, kept = cut_tokenizer(tokenizer.to_str(), str(source), train.texts, section.least_count)
+            tokenizer = parse_tokenizer(content.decode(), str(source))
         with replacing(self.data) as folder:
             folder.mkdir()
+            if kept is not None:
+                np.save(folder / _KEPT, kept)
             save_tokenizer(tokenizer, folder / "tokenizer.json")
             manifests = {
                 split: packing.write_pack(
@@ -167,6 +174,10 @@ class ClassificationTask(Task):
             raise InputError(f"{path} is a model of {keras_api.generation_of(model)}, the recipe says {generation}")
         check_fits(model, self.data, self.recipe.data.max_length)
         return model
+
+    def kept_tokens(self) -> np.ndarray | None:
+        path = self.data / _KEPT
+        return np.load(path) if path.exists() else None
 
     def batches(self, batch_size: int, split: str, shuffle: bool = False) -> tf.data.Dataset:
         return batching.batches(self.data, batch_size, shuffle=shuffle, seed=self.recipe.seed, split=split)
