@@ -61,7 +61,7 @@ STUDENTS = {
     "6 layers, 60 % zeros": Student(_SIX, 2, 1e-4, zeros=0.6),
     "6 layers, 80 % zeros": Student(_SIX, 3, 1e-4, start="6 layers, 60 % zeros", zeros=0.8),
     "3 layers, half the neurons, rank 128, int4": Student(
-        _THREE, 5, 1e-4, start="3 layers, half the neurons", rank=128, bits=4
+        _THREE, 3, 1e-4, start="3 layers, half the neurons", rank=128, bits=4
     ),
 }
 
