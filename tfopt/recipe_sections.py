@@ -303,11 +303,15 @@ class ExportSection(Section):
     of: list[str] | None = None
 
     @property
+    def by_layer(self) -> bool:
+        """Whether layers may have different bits."""
+        return bool(self.bits) or self.max_bytes is not None or self.max_loss is not None
+
+    @property
     def suffix(self) -> str:
         """The part of the artifact's name after the variant's."""
         kind = "xla" if self.jit_compile else self.format
-        mixed = "mixed" * (bool(self.bits) or {self.max_bytes, self.max_loss} != {None})
-        extras = ("gptq" * (self.rounding == "gptq"), "smooth" * bool(self.smooth), mixed)
+        extras = ("gptq" * (self.rounding == "gptq"), "smooth" * bool(self.smooth), "mixed" * self.by_layer)
         name = self.quantization or ""
         name = {"dynamic_int8": "int8", "int8": "static_int8"}.get(name, name)
         return "_".join(part for part in (kind, name, *extras) if part)

@@ -64,8 +64,7 @@ def verify_run(folder: str | Path, log: Log = lambda line: None) -> dict[str, An
 
 def _limit(recorded: float | None, section: ExportSection, reference: dict[str, np.ndarray]) -> float | None:
     """How far an integer file may be off its float model: about as far as it was when it was made."""
-    by_layer = bool(section.bits) or section.max_bytes is not None or section.max_loss is not None
-    if recorded is None or (section.quantization in (None, "float16", "dynamic_int8") and not by_layer):
+    if recorded is None or (section.quantization in (None, "float16", "dynamic_int8") and not section.by_layer):
         return None
     return 2 * recorded + 0.05 * max(float(np.abs(value).max()) for value in reference.values())
 

@@ -19,7 +19,7 @@ PLAIN, PLANES, MASK, GAPS, PALETTE = range(5)
 _TRIAL, _LEVEL = 3, 19
 _STORED, _ZSTD = range(2)
 _STREAM = struct.Struct("<BII")  # how, bytes before, bytes after
-_VALUES = struct.Struct("<BBIIQ")  # coding, bits, values, values that are not the common one, the common one
+_VALUES = struct.Struct("<BBIQ")  # coding, bits, how many values, the most frequent one
 _ESCAPE = 255  # of gaps: so many and no value behind them
 _MOST = 1 << 23  # bytes of all streams of a part; a damaged length must not ask for more
 _DTYPES: dict[int, Any] = {4: np.dtype("u1"), 8: np.dtype("u1"), 16: np.dtype("<u2"), 32: np.dtype("<u4")}
@@ -33,7 +33,10 @@ def encode(content: bytes, bits: int) -> bytes:
         content: little-endian values; two per byte, the low half first, for 4 bits.
         bits: of a value: 4, 8, 16 or 32; 0 for bytes of any kind.
     """
-    return _written(content, bits, _LEVEL)
+    candidates = list(_candidates(content, bits))
+    trials = [sum(_trial(stream) for stream in streams) for _, streams in candidates]
+    header, streams = candidates[int(np.argmin(trials))]
+    return header + b"".join(_packed(stream, _LEVEL) for stream in streams)
 
 
 def decode(coded: bytes) -> bytes:
@@ -48,29 +51,22 @@ def decode(coded: bytes) -> bytes:
         raise DataError(f"packed values are damaged: {error}") from error
 
 
-def _written(content: bytes, bits: int, level: int) -> bytes:
-    candidates = list(_candidates(content, bits, level))
-    trials = [sum(_trial(stream) for stream in streams) for _, streams in candidates]
-    header, streams = candidates[int(np.argmin(trials))]
-    return header + b"".join(_packed(stream, level) for stream in streams)
-
-
-def _candidates(content: bytes, bits: int, level: int) -> Iterator[tuple[bytes, Streams]]:
+def _candidates(content: bytes, bits: int) -> Iterator[tuple[bytes, Streams]]:
     """Every way to write the values: a header and streams."""
-    yield _VALUES.pack(PLAIN, bits, len(content), 0, 0), [content]
+    yield _VALUES.pack(PLAIN, bits, len(content), 0), [content]
     if not bits or not content or len(content) * 8 % bits:
         return
     values = values_of(content, bits)
     if bits > 8:
-        yield _VALUES.pack(PLANES, bits, len(values), 0, 0), _planes(values, bits)
+        yield _VALUES.pack(PLANES, bits, len(values), 0), _planes(values, bits)
         distinct, numbers = np.unique(values, return_inverse=True)
         if len(distinct) <= 256 and len(distinct) * 4 < len(values):
-            inner = _written(numbers.astype(np.uint8).tobytes(), 8, level)
-            yield _VALUES.pack(PALETTE, bits, len(values), len(distinct), 0), [distinct.tobytes(), inner]
+            inner = encode(numbers.astype(np.uint8).tobytes(), 8)
+            yield _VALUES.pack(PALETTE, bits, len(values), 0), [distinct.tobytes(), inner]
     common, others = _common(values)
     rest = _planes(values[others], bits)
-    yield _VALUES.pack(MASK, bits, len(values), len(rest[0]), common), [np.packbits(others).tobytes(), *rest]
-    yield _VALUES.pack(GAPS, bits, len(values), len(rest[0]), common), [_gaps(others), *rest]
+    yield _VALUES.pack(MASK, bits, len(values), common), [np.packbits(others).tobytes(), *rest]
+    yield _VALUES.pack(GAPS, bits, len(values), common), [_gaps(others), *rest]
 
 
 def values_of(content: bytes, bits: int) -> np.ndarray:
@@ -127,7 +123,7 @@ def _trial(stream: bytes) -> int:
 
 
 def _packed(stream: bytes, level: int) -> bytes:
-    coded = zstandard.ZstdCompressor(level=min(level, _TRIAL)).compress(stream)
+    coded = zstandard.ZstdCompressor(level=_TRIAL).compress(stream)
     if len(coded) > 0.98 * len(stream):  # mantissas and the like: no level packs them
         return _STREAM.pack(_STORED, len(stream), len(stream)) + stream
     if level > _TRIAL:
@@ -155,7 +151,7 @@ def _streams(coded: memoryview) -> Streams:
 
 
 def _read(coded: memoryview, inside: bool = False) -> bytes:
-    coding, bits, count, _, common = _VALUES.unpack_from(coded)
+    coding, bits, count, common = _VALUES.unpack_from(coded)
     streams = _streams(coded[_VALUES.size :])
     if coding == PLAIN:
         return streams[0]

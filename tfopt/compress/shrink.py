@@ -112,7 +112,7 @@ def shrink(
             raise InputError("nothing to take out: give heads, neurons, channels, width or layers")
         return model
     scores = importance(model, structure, data, loss)
-    return _checked(model, structure, {g.name: _best(scores[g.name], _count(g, config.share(g))) for g in chosen})
+    return _checked(model, structure, {g.name: _best(scores[g.name], g.count(config.share(g))) for g in chosen})
 
 
 def cut_zeros(model: Any) -> Any:
@@ -148,7 +148,7 @@ def prepare(model: Any, config: ShrinkConfig) -> Prepared:
     if not groups:
         raise InputError("nothing to take out: give heads, neurons or channels")
     # What cannot be cut shows now, not after the training.
-    cut(model, structure, Kept({g.name: np.arange(g.units - _count(g, config.share(g))) for g in groups}))
+    cut(model, structure, Kept({g.name: np.arange(g.units - g.count(config.share(g))) for g in groups}))
     chosen = {g.name for g in groups}
     others = [g.name for g in structure.groups if g.kind in _GRADUAL and g.name not in chosen]
     skipped = [Skipped(name, "not chosen") for name in others]
@@ -225,7 +225,7 @@ class StructuredPruning(keras_api.Callback):
         masks = {path: np.ones(value.shape, bool) for path, value in values.items()}
         for group in self._groups:
             scores = magnitude(group, values)
-            count = round(share * _count(group, self._config.share(group)))
+            count = round(share * group.count(self._config.share(group)))
             gone = np.argsort(scores, kind="stable")[:count]
             for place in group.slices:
                 clear(masks[place.path], place, group.units, gone)
@@ -236,11 +236,6 @@ class StructuredPruning(keras_api.Callback):
 def _check_gradual(config: ShrinkConfig) -> None:
     if config.width:
         raise InputError("width cannot go while a model trains: norms would see its zeros; take it out before")
-
-
-def _count(group: Group, share: float) -> int:
-    """How many units go; one stays."""
-    return min(group.units - 1, round(share * group.units))
 
 
 def _best(scores: np.ndarray, gone: int) -> np.ndarray:
@@ -262,7 +257,7 @@ def _chosen(model: Any, structure: Structure, config: ShrinkConfig) -> list[Grou
         meant = [g for g in groups if config.share(g) and _is_meant(g, selection, by_path)]
         if not meant:
             raise InputError(_nothing(kind, groups, structure))
-        if not any(_count(g, config.share(g)) for g in meant):
+        if not any(g.count(config.share(g)) for g in meant):
             most = max(g.units for g in meant)
             raise InputError(
                 f"{kind}={share} takes none of {most} {kind}; the smallest share that takes one is {1 / most:.3g}"

@@ -81,7 +81,7 @@ def _layers(model: Any, structure: Structure) -> Iterator[Option]:
 def _units(structure: Structure) -> Iterator[Option]:
     for group in structure.groups:
         for share in UNITS.get(group.kind, ()):
-            gone = min(group.units - 1, round(share * group.units))
+            gone = group.count(share)
             if gone:
                 left = {s.path: 1 - gone / group.units for s in group.slices}
                 yield Option(group.kind, group.name, share, left)

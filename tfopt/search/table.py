@@ -101,13 +101,13 @@ class _Changes:
         self._model, self._structure = model, structure
         self._weights = {w.path: w for w in keras_api.weights(model)}
         self._scores = importance(model, structure, data)
-        self._groups = {g.name: g for g in structure.groups}
+        self._groups, self._blocks = {g.name: g for g in structure.groups}, blocks_of(model, structure)
         self._planned = {p.path: p for p in plan_weights(model, QuantizeConfig(weight_bits=FEW_BITS)).weights}
 
     @contextlib.contextmanager
     def made(self, option: Option) -> Iterator[Any]:
         if option.kind == "layer":
-            yield cut(self._model, self._structure, Kept({}, (self._block(option),)))
+            yield cut(self._model, self._structure, Kept({}, (self._blocks[int(option.place)],)))
             return
         if option.kind == "bits":
             planned = self._planned[option.place]
@@ -127,9 +127,6 @@ class _Changes:
         for path, value in values.items():
             self._weights[path].variable.assign(value)
 
-    def _block(self, option: Option) -> Any:
-        return blocks_of(self._model, self._structure)[int(option.place)]
-
     def _values(self, option: Option) -> dict[str, np.ndarray]:
         if option.kind in ("heads", "neurons", "channels"):
             return self._masked(option)
@@ -145,7 +142,7 @@ class _Changes:
     def _masked(self, option: Option) -> dict[str, np.ndarray]:
         group = self._groups[option.place]
         gone = np.argsort(self._scores[group.name], kind="stable")
-        gone = gone[: min(group.units - 1, round(option.value * group.units))]
+        gone = gone[: group.count(option.value)]
         places = [s for s in group.slices if "moving_" not in s.path]
         values = {s.path: keras_api.to_numpy(self._weights[s.path].variable).copy() for s in places}
         for place in places:

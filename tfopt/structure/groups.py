@@ -58,6 +58,10 @@ class Group:
     slices: tuple[Slices, ...]
     factor: Factor = dataclasses.field(repr=False, compare=False)
 
+    def count(self, share: float) -> int:
+        """How many units a share of them is; one always stays."""
+        return min(self.units - 1, round(share * self.units))
+
 
 @dataclasses.dataclass(frozen=True)
 class Structure:
