@@ -53,6 +53,8 @@ class Student(NamedTuple):
 
 
 _THREE, _SIX = {0: 1, 1: 3, 2: 5}, {1: 1, 3: 3, 5: 5}
+# The last layer sees one token, so its neurons cost next to nothing.
+_POOLED = {"pool_early": True, "heads": 1 / 3, "neurons": {f"layer_{i}_intermediate": 0.25 for i in (0, 1)}}
 STUDENTS = {
     "3 layers, half the neurons": Student(_THREE, 5, 1.5e-4, cut={"layers": [0, 2, 4], "neurons": 0.5}),
     "2 layers, half of heads and neurons": Student(
@@ -61,8 +63,9 @@ STUDENTS = {
     "6 layers, 60 % zeros": Student(_SIX, 2, 1e-4, zeros=0.6),
     "6 layers, 80 % zeros": Student(_SIX, 3, 1e-4, start="6 layers, 60 % zeros", zeros=0.8),
     "3 layers, half the neurons, rank 128, int4": Student(
-        _THREE, 3, 1e-4, start="3 layers, half the neurons", rank=128, bits=4
+        _THREE, 6, 1e-4, start="3 layers, half the neurons", rank=128, bits=4
     ),
+    "3 layers, pooled early": Student({0: 1, 1: 3}, 8, 1.5e-4, start="3 layers, half the neurons", cut=_POOLED),
 }
 
 

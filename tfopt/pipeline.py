@@ -166,7 +166,7 @@ class _Run:
 
     def _cut(self, section: ShrinkSection) -> dict[str, Any]:
         """Arguments of `shrink`."""
-        values = section.model_dump(include={*shrink.KINDS, "layers", "include", "exclude"})
+        values = section.model_dump(include={*shrink.KINDS, "layers", "pool_early", "include", "exclude"})
         if section.importance == "first_order":
             values["data"] = self.task.batches(_IMPORTANCE_BATCH, "train").take(_IMPORTANCE_BATCHES)
         return values

@@ -173,6 +173,7 @@ class ShrinkSection(Section):
     channels: Share | dict[str, Share] = 0.0
     width: Share | dict[str, Share] = 0.0
     layers: int | list[int] | None = None
+    pool_early: bool = False
     importance: Literal["magnitude", "first_order"] = "magnitude"
     when: Literal["before", "during"] = "before"
     begin: Share = 0.0
@@ -189,10 +190,11 @@ class ShrinkSection(Section):
             if most >= 1:
                 raise ValueError(f"{kind} must be in [0, 1), the share to take out, got {most:g}")
         shares = [share for one in units.values() for share in (one.values() if isinstance(one, dict) else [one])]
-        if not any(shares) and not self.layers:
-            raise ValueError("nothing to take out: give heads, neurons, channels, width or layers")
-        if self.when == "during" and (self.layers or self.width or self.importance != "magnitude"):
-            raise ValueError("layers, width and first-order importance need when = 'before'")
+        if not any(shares) and not self.layers and not self.pool_early:
+            raise ValueError("nothing to take out: give heads, neurons, channels, width, layers or pool_early")
+        early = self.layers or self.pool_early or self.width or self.importance != "magnitude"
+        if self.when == "during" and early:
+            raise ValueError("layers, pool_early, width and first-order importance need when = 'before'")
         if self.begin >= self.end:
             raise ValueError(f"begin must come before end, got begin {self.begin:g}, end {self.end:g}")
         return self

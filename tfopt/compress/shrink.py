@@ -19,6 +19,7 @@ from tfopt.errors import InputError
 from tfopt.numerics.masked_assign import MaskedAssign
 from tfopt.schedules import Follower, PolynomialDecay, SparsitySchedule
 from tfopt.selection import Patterns, Selection, Skipped
+from tfopt.structure import cut as cuts
 from tfopt.structure.blocks import Block, blocks_of
 from tfopt.structure.cut import Kept, cut
 from tfopt.structure.groups import Group, Structure, structure_of
@@ -70,6 +71,7 @@ def shrink(
     channels: float | Mapping[str, float] = 0.0,
     width: float | Mapping[str, float] = 0.0,
     layers: int | Sequence[int] | None = None,
+    pool_early: bool = False,
     data: Iterable[Any] | None = None,
     loss: Any = None,
     include: Patterns = None,
@@ -86,14 +88,17 @@ def shrink(
         width: share of the units of the residual stream, or wherever else norms compute statistics; the norms are
             then over those that stay.
         layers: how many transformer layers to take out, evenly spread, or which ones, counted from 0.
+        pool_early: whether the last layer computes one token: what pools its output moves to before its queries,
+            while keys and values stay those of all tokens. The same outputs where the first token is taken; where
+            a mean is, the model has to be trained on.
         data: batches of (inputs, labels) for first-order importance; magnitudes count without it.
         loss: (labels, outputs) -> scalar; by default cross-entropy of logits with integer labels.
         include: name patterns, layer class names or classes; only units that such layers make are taken out.
         exclude: likewise; units of such layers stay.
 
     Returns:
-        A new model of built-in layers. Layers go first; the outputs are those of what is left with the units'
-        weights set to zero, which was checked.
+        A new model of built-in layers. Layers go first, then the pooling; the outputs are those of what is left
+        with the units' weights set to zero, which was checked.
 
     Raises:
         InputError: a share out of range, no such units, layers that do not exist, a model that is not functional.
@@ -106,10 +111,13 @@ def shrink(
     if removed:
         model = cut(model, structure, Kept({}, tuple(removed)))
         structure = structure_of(model)
+    if pool_early:
+        model = cuts.pool_early(model, structure)
+        structure = structure_of(model)
     chosen = _chosen(model, structure, config)
     if not chosen:
-        if not removed:
-            raise InputError("nothing to take out: give heads, neurons, channels, width or layers")
+        if not removed and not pool_early:
+            raise InputError("nothing to take out: give heads, neurons, channels, width, layers or pool_early")
         return model
     scores = importance(model, structure, data, loss)
     return _checked(model, structure, {g.name: _best(scores[g.name], g.count(config.share(g))) for g in chosen})

@@ -39,8 +39,8 @@ def blocks_of(model: Any, structure: Structure) -> list[Block]:
         return []
     root = functional(model)
     graph = list(nodes(root))
-    cuts = _cuts(root, graph, _stream(graph, structure))
-    inside = [_between(graph, start, end) for start, end in itertools.pairwise(cuts)]
+    ends = cuts(root, graph, _stream(graph, structure))
+    inside = [_between(graph, start, end) for start, end in itertools.pairwise(ends)]
     attends = [i for i, some in enumerate(inside) if _attends(some, structure)]
     if not attends:
         return []
@@ -49,7 +49,7 @@ def blocks_of(model: Any, structure: Structure) -> list[Block]:
     if not regular or attends[-1] + period > len(inside):
         return []
     return [
-        _block(cuts[i], cuts[i + period], [n for some in inside[i : i + period] for n in some]) for i in attends
+        _block(ends[i], ends[i + period], [n for some in inside[i : i + period] for n in some]) for i in attends
     ]
 
 
@@ -82,8 +82,8 @@ def _stream(graph: list[Node], structure: Structure) -> list[int]:
     return found
 
 
-def _cuts(root: Any, graph: list[Node], stream: list[int]) -> list[int]:
-    """Tensors of the stream that every path from its first to the outputs goes through."""
+def cuts(root: Any, graph: list[Node], stream: list[int]) -> list[int]:
+    """Tensors, of these, that every path from the first of them to the outputs goes through."""
     if not stream:
         return []
     before = {stream[0]: 1}  # how many paths lead here

@@ -13,6 +13,7 @@ from tfopt.decoding.signatures import CONFIG_MEMBER, ENCODER_MEMBER, TOKENIZER_M
 from tfopt.errors import InputError
 from tfopt.structure.axes import leaves
 from tfopt.structure.blocks import Block
+from tfopt.structure.early_pooling import early_pooling
 from tfopt.structure.groups import Structure
 from tfopt.structure.nodes import nodes
 from tfopt.structure.rebuild import Changes, rebuild
@@ -65,6 +66,21 @@ def cut(model: Any, structure: Structure, kept: Kept) -> Any:
     )  # fmt: skip
     made = rebuild(model, changes)
     _keep_members(model, made)
+    return made
+
+
+def pool_early(model: Any, structure: Structure) -> Any:
+    """A new model whose last layer computes the pooled token alone; see `early_pooling`.
+
+    Raises:
+        InputError: there is nothing of the kind to move.
+    """
+    made = rebuild(model, Changes(pooled=early_pooling(model, structure)))
+    _keep_members(model, made)
+    members = getattr(made, keras_api.EXTRA, {})
+    if ENCODER_MEMBER in members:
+        config = {**json.loads(members[ENCODER_MEMBER]), "cut": "its last layer computes one token"}
+        members[ENCODER_MEMBER] = json.dumps(config).encode()
     return made
 
 

@@ -12,7 +12,7 @@ from tfopt.keras_io import call, inputs_of
 from tfopt.structure.groups import Group, Slices, Structure, unit_view
 from tfopt.structure.width import narrow_norms
 
-_TOLERANCE = 1e-5  # of outputs, relative to the largest
+TOLERANCE = 1e-5  # of outputs, relative to the largest
 
 
 def alive(group: Group, values: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -35,19 +35,23 @@ def clear(array: np.ndarray, place: Slices, units: int, gone: np.ndarray) -> Non
     view[(slice(None),) * (place.axis + 1) + (gone,)] = 0
 
 
+def samples_of(model: Any, length: int) -> dict[str, np.ndarray]:
+    """Two random rows of a model's inputs by name, integers in [0, 1]."""
+    inputs, rng = inputs_of(model), np.random.default_rng(0)
+    samples = {
+        name: rng.integers(0, 2, spec.shape) if spec.dtype.is_integer else rng.standard_normal(spec.shape)
+        for name, spec in inputs.with_sizes(2, length).items()
+    }
+    return {name: value.astype(inputs.specs[name].dtype.as_numpy_dtype) for name, value in samples.items()}
+
+
 def compare(model: Any, structure: Structure, kept: Mapping[str, np.ndarray], made: Any) -> None:
     """Checks the outputs against those of the model with the cut units' weights at zero, norms over what stays.
 
     Raises:
         VerificationError: named "outputs".
     """
-    inputs = inputs_of(model)
-    rng = np.random.default_rng(0)
-    samples = {
-        name: rng.integers(0, 2, spec.shape) if spec.dtype.is_integer else rng.standard_normal(spec.shape)
-        for name, spec in inputs.with_sizes(2, structure.trace.length).items()
-    }
-    samples = {name: value.astype(inputs.specs[name].dtype.as_numpy_dtype) for name, value in samples.items()}
+    inputs, samples = inputs_of(model), samples_of(model, structure.trace.length)
     variables = {w.path: w.variable for w in keras_api.weights(model)}
     groups = [g for g in structure.groups if g.name in kept]
     before = {path: keras_api.to_numpy(variables[path]).copy() for path in touched(groups)}
@@ -72,7 +76,7 @@ def compare(model: Any, structure: Structure, kept: Mapping[str, np.ndarray], ma
     found = {name: value.numpy() for name, value in call(made, inputs_of(made), samples).items()}
     for name, value in expected.items():
         off = float(np.abs(found[name] - value).max())
-        limit = _TOLERANCE * max(1.0, float(np.abs(value).max()))
+        limit = TOLERANCE * max(1.0, float(np.abs(value).max()))
         if not off <= limit or math.isnan(off):
             raise VerificationError(
                 "outputs", f"{name!r} of the smaller model differs by {off:.3g}, not {limit:.3g}"

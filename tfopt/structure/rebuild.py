@@ -8,6 +8,7 @@ import numpy as np
 
 from tfopt import keras_api
 from tfopt.structure.nodes import flat, functional, nodes, struct_of
+from tfopt.structure.one_token import EarlyPooling
 
 # Weight -> its axis that a layer's configuration names, and the name there.
 _SIZES: dict[str, tuple[tuple[str, int, str], ...]] = {
@@ -41,6 +42,7 @@ class Changes:
         skipped: identity of a symbolic tensor -> that of the one that takes its place.
         rename: name of a layer -> its new name.
         replaced: name of a layer -> makes what is called in its place.
+        pooled: where the pooling goes to, for a model whose last layer computes one token.
     """
 
     values: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
@@ -48,6 +50,7 @@ class Changes:
     skipped: Mapping[int, int] = dataclasses.field(default_factory=dict)
     rename: Callable[[str], str] = lambda name: name
     replaced: Mapping[str, Callable[[], Callable[[Any], Any]]] = dataclasses.field(default_factory=dict)
+    pooled: EarlyPooling | None = None
 
 
 def rebuild(model: Any, changes: Changes) -> Any:
@@ -84,12 +87,21 @@ class _Maker:
         for node in nodes(self._root):
             if node.operation is None or not needed & set(node.outputs):
                 continue
+            if self._changes.pooled is not None and self._changes.pooled.pooled in node.outputs:
+                tensors[self._changes.pooled.pooled] = self._pooled_early(self._changes.pooled, tensors)
+                continue
             arguments, keywords = node.fill(_Resolved(tensors, self._changes.skipped))
             result = flat(self._new(node.operation)(*arguments, **keywords))
             tensors.update(zip(node.outputs, result, strict=True))
         outputs = _mapped(struct_of(self._root, "outputs"), _Resolved(tensors, self._changes.skipped))
         name = self._changes.rename(self._model.name) if self._prefix else self._model.name
         return self._keras.Model(_mapped(struct, inputs), outputs, name=name)
+
+    def _pooled_early(self, change: EarlyPooling, tensors: Mapping[int, Any]) -> Any:
+        """The pooled output of a last layer that computes one token."""
+        reshape, width = self._keras.layers.Reshape, tensors[change.start].shape[-1]
+        token = reshape((1, width), name="pooled_token")(change.pool(tensors, self._new))
+        return reshape((width,), name="pooled")(change.one_token(token, tensors, self._new))
 
     def _input(self, old: Any) -> Any:
         name = str(old.name).partition(":")[0]
@@ -107,7 +119,8 @@ class _Maker:
                 one = skipped[one]
             if one not in wanted:
                 wanted.add(one)
-                waiting += makers[one].inputs
+                early = self._changes.pooled
+                waiting += early.needs if early is not None and one == early.pooled else makers[one].inputs
         return wanted
 
     def _new(self, operation: Any) -> Any:
