@@ -13,7 +13,8 @@ from tfopt.pipeline import run
 from tfopt.verification import verify_run
 
 SMALLER = [
-    {"name": "short", "shrink": {"heads": 0.5, "neurons": 0.5, "importance": "first_order"},
+    {"name": "short",
+     "shrink": {"heads": 0.5, "neurons": 0.5, "pool_early": True, "importance": "first_order"},
      "distill": {"labels": 0.5, "cache": True}, "train": {"epochs": 1, "batch_size": 16, "learning_rate": 1e-3}},
     {"name": "short4", "start": "short", "prune": {"sparsity": 0.5, "frequency": 4}, "quantize": {"weight_bits": 4},
      "distill": {"temperature": 2.0}, "train": {"epochs": 1, "batch_size": 16, "learning_rate": 1e-3}},

@@ -8,6 +8,7 @@ takes instead, which training makes good.
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 
 from tfopt import keras_api
 from tfopt.errors import InputError, VerificationError
@@ -33,22 +34,28 @@ def early_pooling(model: Any, structure: Structure) -> EarlyPooling:
     start, end = blocks[-1].start, blocks[-1].end
     after = cuts(root, graph, [start, *(out for node in graph for out in node.outputs if out != start)])
     after = after[after.index(end) :]
-    flatter = [i for i, tensor in enumerate(after) if len(shapes[tensor]) == 2]
-    if not flatter or shapes[after[flatter[0]]][-1] != shapes[start][-1]:
-        raise InputError(
-            f"model {model.name!r} does not pool the tokens of its last layer to one vector of {shapes[start][-1]} "
-            "values; leave pool_early out"
-        )
-    before = after[: flatter[0]]
     weighted = {out for node in graph if getattr(node.operation, "weights", None) for out in node.outputs}
-    last = next((t for t in reversed(before) if t in weighted and shapes[t] == shapes[start]), end)
-    pooled = after[flatter[0]]
+    last = next((t for t in reversed(after) if t in weighted and shapes[t] == shapes[start]), end)
+    width = shapes[start][-1]
+    vectors = [t for t in after[after.index(last) :] if len(shapes[t]) == 2 and shapes[t][-1] == width]
+    values = _values(model, structure.trace.length)
+    for pooled in vectors:
+        found = _between_tokens(graph, start, last, pooled)
+        if _averages(found, values):
+            _check(found, values)
+            return found
+    raise InputError(
+        f"model {model.name!r} does not pool the tokens of its last layer to one vector of {width} values, by "
+        "picking a token or an average of them; leave pool_early out"
+    )
+
+
+def _between_tokens(graph: list[Node], start: int, last: int, pooled: int) -> EarlyPooling:
     inside = _between(graph, last, pooled)
-    rows, needs = _rows(graph, start, last)
-    outer = {i for node in inside for i in node.inputs} - {out for node in inside for out in node.outputs} - {last}
-    found = EarlyPooling(start, last, pooled, inside, rows, frozenset(needs | outer | {start}))
-    _check(model, structure, found)
-    return found
+    rows, whole = _rows(graph, start, last)
+    made = {out for node in inside for out in node.outputs}
+    outer = {i for node in inside for i in node.inputs} - made - {last}
+    return EarlyPooling(start, last, pooled, inside, rows, frozenset(whole | outer | {start}))
 
 
 def _between(graph: list[Node], start: int, end: int) -> tuple[Node, ...]:
@@ -91,17 +98,33 @@ def _rows(graph: list[Node], start: int, last: int) -> tuple[tuple[Node, ...], s
     return tuple(found[::-1]), whole
 
 
-def _check(model: Any, structure: Structure, found: EarlyPooling) -> None:
-    """Compares the first token alone with the first among all."""
+def _values(model: Any, length: int) -> dict[int, Any]:
+    """Every tensor of the model for two random rows, whose first tokens are no padding."""
     values: dict[int, Any] = {}
-    given = samples_of(model, structure.trace.length)
+    given = samples_of(model, length)
     for node in nodes(model):
         if node.operation is None:
             (tensor,) = node.symbolic
-            values[node.outputs[0]] = given[str(tensor.name).partition(":")[0]]
+            value = given[str(tensor.name).partition(":")[0]]
+            if np.issubdtype(value.dtype, np.integer):
+                value[:, :1] = 1
+            values[node.outputs[0]] = tf.constant(value)
             continue
         arguments, keywords = node.fill(values)
         values.update(zip(node.outputs, flat(node.operation(*arguments, **keywords)), strict=True))
+    return values
+
+
+def _averages(found: EarlyPooling, values: dict[int, Any]) -> bool:
+    """Whether the pooling of equal tokens gives that token: a sum, or a vector of length 1, must not move."""
+    tokens = keras_api.to_numpy(values[found.start])
+    equal = tf.constant(np.repeat(tokens[:, :1], tokens.shape[1], 1))
+    pooled = keras_api.to_numpy(found.pool({**values, found.start: equal}, lambda operation: operation))
+    return bool(pooled.shape == tokens[:, 0].shape and np.allclose(pooled, tokens[:, 0], rtol=1e-4, atol=1e-4))
+
+
+def _check(found: EarlyPooling, values: dict[int, Any]) -> None:
+    """Compares the first token alone with the first among all."""
     try:
         one = found.one_token(values[found.start][:, :1], values, lambda operation: operation)
     except (ValueError, TypeError, ArithmeticError) as error:

@@ -1,0 +1,177 @@
+"""The last layer computes one token: what that changes, what it does not, and where it cannot be."""
+
+import math
+
+import numpy as np
+import pytest
+
+import tfopt
+from tfopt import keras_api
+from tfopt.errors import InputError
+from tfopt.keras_io import call, inputs_of
+from tfopt.models.bert import encoder_config
+from tfopt.models.symbolic_ops import SymbolicOps
+from tfopt.structure.nodes import nodes
+
+from .structured_models import attention, convolutions, llama
+from .test_distill import lessons
+from .test_shrink import outputs, randomized, samples
+
+SMALL = tfopt.models.BertConfig(60, 32, 3, 4, 48, max_position_embeddings=24)
+
+
+def classifier(keras, pooling):
+    return tfopt.models.bert(SMALL, 3, pooling, keras.__name__)
+
+
+def before_norm(keras, pick):
+    """Norms before the blocks and one at the end, attention of one's own or Keras's, a known or an unknown length."""
+    ops = SymbolicOps(keras.__name__)
+    layers, length = keras.layers, 9 if pick == "known length" else None
+    inputs = layers.Input((length, 16))
+    x = layers.Dense(24)(inputs)
+    for _ in range(2):
+        h = layers.LayerNormalization()(x)
+        if pick == "known length":
+            heads = [layers.Permute((2, 1, 3))(layers.Reshape((length, 4, 6))(layers.Dense(24)(h))) for _ in "qkv"]
+            scores = layers.Softmax()(ops.matmul(heads[0], layers.Permute((1, 3, 2))(heads[1])))
+            h = ops.matmul(scores, heads[2])
+            h = layers.Dense(24)(layers.Reshape((length, 24))(layers.Permute((2, 1, 3))(h)))
+        else:
+            h = layers.MultiHeadAttention(4, 6)(query=h, value=h)
+        x = layers.Add()([x, h])
+        h = layers.Dense(24)(layers.Dense(40, "relu")(layers.LayerNormalization()(x)))
+        x = layers.Add()([x, h])
+    x = layers.LayerNormalization()(x)
+    return keras.Model(inputs, layers.Dense(3)(x[:, 0] if pick != "last" else x[:, -1]))
+
+
+def lengths(model, layer):
+    """How many tokens each call of a layer computes, in the graph that the model's outputs need."""
+    called = [node for node in nodes(model) if node.operation is not None and node.operation.name == layer]
+    return [node.symbolic[0].shape[1] for node in called]
+
+
+@pytest.mark.parametrize("pooling", ["cls", "pooler"])
+def test_nothing_changes_where_the_first_token_is_taken(pooling, keras, tmp_path):
+    model = randomized(classifier(keras, pooling))
+    smaller = tfopt.shrink(model, pool_early=True)
+    given = samples(model)
+    np.testing.assert_allclose(outputs(smaller, given), outputs(model, given), atol=1e-5)
+    assert lengths(smaller, "layer_2_attention_query") == lengths(smaller, "layer_2_intermediate") == [1]
+    assert lengths(smaller, "layer_2_attention_key") == lengths(smaller, "layer_1_intermediate") == [None]
+    keras_api.save_model(smaller, tmp_path / "m.keras")
+    np.testing.assert_array_equal(outputs(tfopt.models.load(tmp_path / "m.keras"), given), outputs(smaller, given))
+    tfopt.export(smaller, tmp_path / "m.tflite", "tflite", "dynamic_int8", lengths=[6], representative=given)
+    found = tfopt.Predictor.load(tmp_path / "m.tflite").predict(given)
+    assert (
+        np.abs(next(iter(found.values())) - outputs(model, given)).max() < 0.1 * np.abs(outputs(model, given)).max()
+    )
+
+
+@pytest.mark.parametrize("pick", ["first", "last", "known length"])
+def test_models_of_other_layers_keep_their_outputs(pick, keras):
+    model = randomized(before_norm(keras, pick))
+    smaller = tfopt.shrink(model, pool_early=True)
+    given = samples(model)
+    np.testing.assert_allclose(outputs(smaller, given), outputs(model, given), atol=1e-5, rtol=1e-5)
+    neurons = [layer.name for _, layer in keras_api.walk(model) if getattr(layer, "units", None) == 40]
+    assert [lengths(smaller, name) for name in neurons] == [[inputs_of(model).specs.popitem()[1].shape[1]], [1]]
+
+
+def test_a_mean_is_taken_of_what_the_last_layer_takes(keras):
+    """Against the last layer written out in NumPy."""
+    model = randomized(classifier(keras, "mean"))
+    smaller, given = tfopt.shrink(model, pool_early=True), samples(model)
+    weights = {w.path: keras_api.to_numpy(w.variable).astype(np.float64) for w in keras_api.weights(model)}
+    stream = keras.Model(model.input, model.get_layer("layer_1_output_norm").output)
+    x = next(iter(call(stream, inputs_of(stream), given).values())).numpy().astype(np.float64)
+    mask = given["attention_mask"].astype(np.float64)[:, :, None]
+
+    def dense(value, name):
+        return value @ weights[f"layer_2_{name}/kernel"] + weights[f"layer_2_{name}/bias"]
+
+    def norm(value, name):
+        value = (value - value.mean(-1, keepdims=True)) / np.sqrt(value.var(-1, keepdims=True) + 1e-12)
+        return value * weights[f"layer_2_{name}/gamma"] + weights[f"layer_2_{name}/beta"]
+
+    def heads(value):
+        return value.reshape(len(value), -1, 4, 8).transpose(0, 2, 1, 3)
+
+    token = (x * mask).sum(1, keepdims=True) / mask.sum(1, keepdims=True)
+    scores = (
+        heads(dense(token, "attention_query")) @ heads(dense(x, "attention_key")).transpose(0, 1, 3, 2) / 8**0.5
+    )
+    scores = np.exp(scores - scores.max(-1, keepdims=True)) * mask.transpose(0, 2, 1)[:, None]
+    context = scores / scores.sum(-1, keepdims=True) @ heads(dense(x, "attention_value"))
+    token = norm(
+        token + dense(context.transpose(0, 2, 1, 3).reshape(len(x), 1, 32), "attention_output"), "attention_norm"
+    )
+    hidden = dense(token, "intermediate")
+    hidden = hidden * 0.5 * (1 + np.vectorize(math.erf)(hidden / 2**0.5))
+    token = norm(token + dense(hidden, "output"), "output_norm")[:, 0]
+    expected = token @ weights["logits/kernel"] + weights["logits/bias"]
+    np.testing.assert_allclose(outputs(smaller, given), expected, atol=1e-4, rtol=1e-4)
+    assert np.abs(outputs(model, given) - expected).max() > 1e-3
+
+
+def test_it_goes_with_layers_heads_neurons_and_distillation(keras):
+    teacher = classifier(keras, "mean")
+    student = tfopt.shrink(teacher, layers=[1], pool_early=True, heads=0.5, neurons={"layer_0_intermediate": 0.25})
+    shapes = {w.path: tuple(w.variable.shape) for w in keras_api.weights(student)}
+    assert shapes["layer_1_attention_key/kernel"] == (32, 16) and shapes["layer_0_intermediate/kernel"] == (32, 36)
+    assert shapes["layer_1_intermediate/kernel"] == (32, 48)
+    distiller = tfopt.Distiller(student, teacher, hidden=1.0, layers={0: 1})
+    distiller.compile("adam")
+    history = distiller.model.fit(distiller.teach(lessons()), epochs=12, verbose=0).history["loss"]
+    assert history[-1] < history[0]
+    with pytest.raises(InputError, match=r"layers must map \[0, 1\)"):  # the last one has no state of every token
+        tfopt.Distiller(student, teacher, hidden=1.0, layers={1: 2})
+    with pytest.raises(InputError, match="its last layer computes one token"):
+        encoder_config(tfopt.shrink(teacher, pool_early=True))
+
+
+def summed(keras):
+    """A sum of tokens, which grows with their number."""
+    inner = attention(keras)
+    x = inner.layers[-3].output
+    return keras.Model(inner.input, keras.layers.Dense(3)(SymbolicOps(keras.__name__).sum(x, axis=1)))
+
+
+def biased(keras):
+    """Scores get something that is different for every pair of tokens."""
+    layers, ops = keras.layers, SymbolicOps(keras.__name__)
+    inputs, far = layers.Input((9, 16)), layers.Input((9, 9))
+    x = layers.Dense(16)(inputs)
+    for _ in range(2):
+        scores = ops.matmul(layers.Dense(16)(x), layers.Permute((2, 1))(layers.Dense(16)(x)))
+        x = layers.LayerNormalization()(x + ops.matmul(layers.Softmax()(scores + far), layers.Dense(16)(x)))
+    return keras.Model([inputs, far], layers.Dense(3)(x[:, 0]))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (llama, "does not pool the tokens of its last layer to one vector of 32 values"),
+        (lambda keras: tfopt.models.bert(SMALL, generation=keras.__name__), "does not pool"),
+        (lambda keras: tfopt.models.bert(SMALL, 3, generation=keras.__name__, head="tokens"), "does not pool"),
+        (summed, "by picking a token or an average of them"),
+        (convolutions, "no layers of attention whose last one could pool early"),
+        (biased, r"gives shape \(2, 9, 16\), not \(2, 1, 16\)"),
+    ],
+    ids=["generates", "encoder", "tokens", "sum", "convolutions", "pairs"],
+)
+def test_models_that_cannot_are_told_why(make, message, keras):
+    with pytest.raises(InputError, match=message):
+        tfopt.shrink(make(keras), pool_early=True)
+
+
+def test_keras_attention_with_an_average(keras):
+    model = randomized(attention(keras))
+    smaller, given = tfopt.shrink(model, pool_early=True, heads=0.5), samples(model)
+    assert outputs(smaller, given).shape == outputs(model, given).shape
+    given = {name: np.repeat(value[:, :1], value.shape[1], 1) for name, value in given.items()}
+    # Equal tokens stay equal, so their mean is each of them.
+    np.testing.assert_allclose(
+        outputs(tfopt.shrink(model, pool_early=True), given), outputs(model, given), atol=1e-4, rtol=1e-4
+    )
