@@ -54,7 +54,7 @@ def test_the_table_has_every_option_and_is_measured_once(measured, tmp_path):
     model, structure, given, data, losses, path = measured
     options = options_of(model, structure)
     assert {o.key for o in options} == set(losses) and all(0 <= loss < 10 for loss in losses.values())
-    assert {o.kind for o in options} == {"layer", "heads", "neurons", "rank", "zeros", "bits"}
+    assert {o.kind for o in options} == {"layer", "pooling", "heads", "neurons", "width", "rank", "zeros", "bits"}
     zeros = [o for o in options if o.kind == "zeros"]
     assert np.mean([losses[a.key] < losses[b.key] for a, b in zip(zeros[::2], zeros[1::2], strict=True)]) > 0.8
     table, lines, copy = json.loads(path.read_text()), [], tmp_path / "t.json"
@@ -73,6 +73,28 @@ def test_the_table_has_every_option_and_is_measured_once(measured, tmp_path):
         sensitivity(model, structure, given, data, copy, quiet)
 
 
+def test_pooling_early_costs_nothing_where_one_token_is_taken(keras, tmp_path):
+    config = BertConfig(60, 32, 3, 4, 64, max_position_embeddings=24, hidden_dropout_prob=0.0)
+    model = bert(config, 3, "cls", keras.__name__)
+    structure, data = structure_of(model), [(samples(), np.arange(8) % 3)]
+    losses = sensitivity(model, structure, samples(), data, tmp_path / "t.json", quiet)
+    assert losses["pooling|2|1"] < 1e-9
+    matrices, options = matrices_of(model), options_of(model, structure)
+    pooling = next(o for o in options if o.kind == "pooling")
+    names = ("attention_query", "attention_output", "intermediate", "output")
+    assert pooling.paths == {f"layer_2_{name}/kernel" for name in names}
+    before, after = (planning.costs(matrices, plan) for plan in (Plan(), Plan((pooling,))))
+    # Of each layer's 4 w² + 2 w n products those of keys and values stay in the last one; w = 32, n = 64.
+    assert before["latency"] - after["latency"] == 2 * 32 * 32 + 2 * 32 * 64 and before["bytes"] == after["bytes"]
+    assert planning.path_of(matrices, options, losses, "latency")[1] == Plan((pooling,), losses[pooling.key])
+    assert planning.variant(Plan((pooling,)), "p", {}, 0, str)["shrink"] == {
+        "pool_early": True,
+        "importance": "first_order",
+    }
+    without = planning.path_of(matrices, options, {**losses, "layer|2|1": 0.0}, "latency")[-1]
+    assert not [o for o in without.options if o.kind == "pooling"]
+
+
 def test_plans_get_smaller_and_what_they_hold_goes_together(measured):
     model, structure, _, _, losses, _ = measured
     matrices, options = matrices_of(model), options_of(model, structure)
@@ -85,7 +107,7 @@ def test_plans_get_smaller_and_what_they_hold_goes_together(measured):
             gone = {path for o in plan.of_kind("layer") for path in o.shares}
             assert len(plan.of_kind("layer")) < 2
             others = [o for o in plan.options if o.kind != "layer"]
-            assert not any((set(o.shares) or {o.place}) & gone for o in others)
+            assert not any(o.paths <= gone for o in others)
             assert len({(o.kind, o.place) for o in plan.options}) == len(plan.options)
             cut = {path for o in plan.of_kind("heads", "neurons") for path in o.shares}
             assert not cut & {o.place for o in plan.of_kind("rank")}

@@ -9,12 +9,17 @@ import numpy as np
 from tfopt import keras_api
 from tfopt.compress.low_rank import splittable
 from tfopt.compress.prune import prunable
+from tfopt.errors import TfoptError
 from tfopt.quantization import QuantizeConfig
 from tfopt.quantization.plan import plan_weights
 from tfopt.structure.blocks import blocks_of
+from tfopt.structure.early_pooling import early_pooling
 from tfopt.structure.groups import Structure
 
-UNITS = {"heads": (0.25, 0.5, 0.75), "neurons": (0.25, 0.5, 0.75), "channels": (0.25, 0.5, 0.75)}
+UNITS = {
+    "heads": (0.25, 0.5, 0.75), "neurons": (0.25, 0.5, 0.75), "channels": (0.25, 0.5, 0.75),
+    "width": (0.125, 0.25, 0.5),
+}  # fmt: skip
 RANKS = (0.5, 0.25)  # share of a matrix's elements that both factors have
 ZEROS = (0.5, 0.8)
 FEW_BITS, MANY_BITS = 4, 8
@@ -40,16 +45,23 @@ class Option:
     """One thing done to one place.
 
     Attributes:
-        kind: "layer", "heads", "neurons", "channels", "rank", "zeros" or "bits".
+        kind: "layer", "pooling", "heads", "neurons", "channels", "width", "rank", "zeros" or "bits".
         place: the number of the layer, the name of the group, or the path of the weight.
-        value: 1 for a layer, the share of units or zeros, the rank, or the bits.
+        value: 1 for a layer or its early pooling, the share of units or zeros, the rank, or the bits.
         shares: path of a weight -> what is left of its elements.
+        computes: whether these weights are still multiplied by for every token.
     """
 
     kind: str
     place: str
     value: float
     shares: dict[str, float] = dataclasses.field(default_factory=dict, hash=False, compare=False)
+    computes: bool = True
+
+    @property
+    def paths(self) -> set[str]:
+        """The weights that it is about."""
+        return set(self.shares) or {self.place}
 
     @property
     def key(self) -> str:
@@ -67,7 +79,10 @@ def matrices_of(model: Any) -> dict[str, Matrix]:
 
 def options_of(model: Any, structure: Structure) -> list[Option]:
     """All options, each place's own from the mildest to the strongest."""
-    return [*_layers(model, structure), *_units(structure), *_ranks(model), *_zeros(model), *_bits(model)]
+    return [
+        *_layers(model, structure), *_pooling(model, structure), *_units(structure), *_ranks(model), *_zeros(model),
+        *_bits(model),
+    ]  # fmt: skip
 
 
 def _layers(model: Any, structure: Structure) -> Iterator[Option]:
@@ -76,6 +91,21 @@ def _layers(model: Any, structure: Structure) -> Iterator[Option]:
     for number, block in enumerate(blocks if len(blocks) > 1 else []):
         inside = [p for p in paths if any(p.startswith(f"{name}/") for name in block.names)]
         yield Option("layer", str(number), 1, dict.fromkeys(inside, 0.0))
+
+
+def _pooling(model: Any, structure: Structure) -> Iterator[Option]:
+    try:
+        rows = early_pooling(model, structure).rows
+    except TfoptError:  # no layers, or none whose tokens are pooled
+        return
+    inside = {node.operation.name for node in rows}
+    paths = [
+        path
+        for path, matrix in matrices_of(model).items()
+        if matrix.multiplies and (parts := path.split("/"))[0] in inside
+        and parts[1] not in ("key", "value")  # of Keras's attention, which are computed for every token
+    ]  # fmt: skip
+    yield Option("pooling", str(len(blocks_of(model, structure)) - 1), 1, dict.fromkeys(paths, 1.0), computes=False)
 
 
 def _units(structure: Structure) -> Iterator[Option]:

@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
-from tfopt.search.options import FEW_BITS, MANY_BITS, Matrix, Option
+from tfopt.search.options import FEW_BITS, MANY_BITS, UNITS, Matrix, Option
 
 Measure = Literal["bytes", "packed", "latency", "both"]
 _ENTROPY = {MANY_BITS: 7.2, FEW_BITS: 3.2}  # bits of a trained weight that is not zero, on a grid of so many
@@ -29,6 +29,7 @@ def costs(matrices: Mapping[str, Matrix], plan: Plan) -> dict[str, float]:
         for path, share in option.shares.items():
             if path in left:
                 left[path] *= share
+    idle = {path for option in plan.options if not option.computes for path in option.shares}
     bits = {o.place: int(o.value) for o in plan.of_kind("bits")}
     zeros = {o.place: o.value for o in plan.of_kind("zeros")}
     total = {"bytes": 0.0, "packed": 0.0, "latency": 0.0}
@@ -36,7 +37,7 @@ def costs(matrices: Mapping[str, Matrix], plan: Plan) -> dict[str, float]:
         size, each = matrix.size * left[path], bits.get(path, MANY_BITS)
         total["bytes"] += size * each / 8
         total["packed"] += size * _packed_bits(each, zeros.get(path, 0.0)) / 8
-        total["latency"] += size * matrix.multiplies
+        total["latency"] += size * (matrix.multiplies and path not in idle)
     return total
 
 
@@ -80,20 +81,19 @@ def path_of(
 
 def _with(plan: Plan, option: Option, losses: Mapping[str, float], layers: int) -> Plan | None:
     """The plan with one option more, or None where it does not go with what is there."""
-    paths = set(option.shares) or {option.place}
     gone = {path for other in plan.of_kind("layer") for path in other.shares}
     if option.kind == "layer":
         if len(plan.of_kind("layer")) + 1 >= layers:
             return None  # one stays
-        kept = [o for o in plan.options if not (set(o.shares) or {o.place}) & paths]
+        kept = [o for o in plan.options if not o.paths <= option.paths]
     else:
-        if paths & gone:
+        if option.paths <= gone:
             return None
         kept = [o for o in plan.options if (o.kind, o.place) != (option.kind, option.place)]
     # A matrix is either cut or split: the best rank of the one is not that of the other.
-    units, rank = ("heads", "neurons", "channels"), ("rank",)
+    units, rank = UNITS, ("rank",)
     for mine, theirs in ((units, rank), (rank, units)):
-        if option.kind in mine and any(set(o.shares) & paths for o in kept if o.kind in theirs):
+        if option.kind in mine and any(o.paths & option.paths for o in kept if o.kind in theirs):
             return None
     chosen = (*kept, option)
     return Plan(chosen, sum(losses[o.key] for o in chosen))
@@ -113,12 +113,12 @@ def variant(
     """
     found: dict[str, Any] = {"name": name, "train": {"epochs": epochs}}
     cuts: dict[str, Any] = {
-        kind: {named(o.place): o.value for o in plan.of_kind(kind)}
-        for kind in ("heads", "neurons", "channels")
-        if plan.of_kind(kind)
+        kind: {named(o.place): o.value for o in plan.of_kind(kind)} for kind in UNITS if plan.of_kind(kind)
     }
     if plan.of_kind("layer"):
         cuts["layers"] = sorted(int(o.place) for o in plan.of_kind("layer"))
+    if plan.of_kind("pooling"):
+        cuts["pool_early"] = True
     if cuts:
         found["shrink"] = {**cuts, "importance": "first_order"}
     if plan.of_kind("rank"):

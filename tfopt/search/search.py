@@ -55,7 +55,9 @@ def search(
     threads: int | None = None,
     log: Log = pipeline.to_stderr,
 ) -> SearchResult:
-    """Searches over layers, heads, neurons, ranks, zeros and bits; goes on where an interrupted search stopped.
+    """Searches over layers, pooling, heads, neurons, channels, width, ranks, zeros and bits.
+
+    It goes on where an interrupted search stopped.
 
     Args:
         model: a trained classifier of either generation, or its `.keras` file; it is not changed.
@@ -232,8 +234,11 @@ def _in_words(plan: Plan) -> str:
     parts = []
     if plan.of_kind("layer"):
         parts.append("without layers " + ", ".join(sorted(o.place for o in plan.of_kind("layer"))))
+    if plan.of_kind("pooling"):
+        parts.append("pooled early")
     for kind, word in (("heads", "fewer heads"), ("neurons", "fewer neurons"), ("channels", "fewer channels"),
-                       ("rank", "low rank"), ("zeros", "zeros"), ("bits", "4 bits")):  # fmt: skip
+                       ("width", "less width"), ("rank", "low rank"), ("zeros", "zeros"),
+                       ("bits", "4 bits")):  # fmt: skip
         if plan.of_kind(kind):
             parts.append(f"{word} in {listed(plan.of_kind(kind))}")
     return "; ".join(parts) or "8 bits everywhere"

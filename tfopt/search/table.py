@@ -20,7 +20,7 @@ from tfopt.quantization.plan import plan_weights
 from tfopt.quantization.weights import on_grids, round_to_nearest
 from tfopt.search.options import FEW_BITS, Option, options_of
 from tfopt.structure.blocks import blocks_of
-from tfopt.structure.cut import Kept, cut
+from tfopt.structure.cut import Kept, cut, pool_early
 from tfopt.structure.factors import factorable
 from tfopt.structure.groups import Structure
 from tfopt.structure.importance import importance
@@ -109,6 +109,13 @@ class _Changes:
         if option.kind == "layer":
             yield cut(self._model, self._structure, Kept({}, (self._blocks[int(option.place)],)))
             return
+        if option.kind == "pooling":
+            yield pool_early(self._model, self._structure)
+            return
+        if option.kind == "width":  # zeros would count in the norms
+            kept = np.sort(self._ranked(option)[1])
+            yield cut(self._model, self._structure, Kept({option.place: kept}))
+            return
         if option.kind == "bits":
             planned = self._planned[option.place]
             value = keras_api.to_numpy(planned.weight.variable).astype(np.float32)
@@ -139,10 +146,13 @@ class _Changes:
             return {option.place: (left @ right).reshape(value.shape)}
         return {option.place: np.where(np.abs(value) < np.quantile(np.abs(value), option.value), 0, value)}
 
+    def _ranked(self, option: Option) -> tuple[np.ndarray, np.ndarray]:
+        """The units that go, and those that stay."""
+        order, group = np.argsort(self._scores[option.place], kind="stable"), self._groups[option.place]
+        return order[: group.count(option.value)], order[group.count(option.value) :]
+
     def _masked(self, option: Option) -> dict[str, np.ndarray]:
-        group = self._groups[option.place]
-        gone = np.argsort(self._scores[group.name], kind="stable")
-        gone = gone[: group.count(option.value)]
+        group, gone = self._groups[option.place], self._ranked(option)[0]
         places = [s for s in group.slices if "moving_" not in s.path]
         values = {s.path: keras_api.to_numpy(self._weights[s.path].variable).copy() for s in places}
         for place in places:
