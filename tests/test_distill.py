@@ -125,6 +125,31 @@ def test_widths_that_differ_get_a_projection_that_does_not_stay(keras):
         tfopt.Distiller(student, teacher, attention=1.0)
 
 
+def test_every_output_of_several_is_learned(keras):
+    from tfopt.models import BertConfig, bert
+
+    keras.utils.set_random_seed(5)
+    teacher = bert(BertConfig(60, 32, 2, 2, 64, 24), head="span", generation=keras.__name__)
+    for weight in keras_api.weights(teacher):
+        if weight.name == "kernel":
+            weight.variable.assign(keras_api.to_numpy(weight.variable) * 6)
+    distiller = tfopt.Distiller(tfopt.shrink(teacher, layers=1), teacher, hidden=1.0)
+    distiller.compile(keras.optimizers.Adam(2e-3))
+    inputs = next(iter(lessons()))[0]
+
+    def apart():
+        wanted, found = teacher(inputs), distiller.student(inputs)
+        return {
+            name: float(losses.soft_cross_entropy(1.0)(wanted[name], found[name]).numpy().mean()) for name in wanted
+        }
+
+    before = apart()
+    distiller.model.fit(distiller.teach(lessons()), epochs=8, verbose=0)
+    after = apart()
+    assert after.keys() == {"start_logits", "end_logits"} and all(after[n] < 0.9 * before[n] for n in after)
+    assert set(distiller.finish()(inputs)) == after.keys()
+
+
 def test_the_teacher_runs_once_where_its_answers_are_kept(keras, tmp_path):
     teacher = encoder(keras)
     distiller = tfopt.Distiller(tfopt.shrink(teacher, layers=1), teacher, hidden=1.0, labels=1.0)
@@ -211,14 +236,19 @@ def test_what_does_not_fit_together(keras, generation):
 
     teacher = encoder(keras)
     config = BertConfig(60, 32, 2, 2, 64, 24)
-    with pytest.raises(InputError, match=r"the same classes: .* \(None, 5\) and \(None, 3\)"):
+    with pytest.raises(InputError, match=r"outputs and classes, got logits \(None, 5\) and logits \(None, 3\)"):
         tfopt.Distiller(bert(config, 5, generation=generation), teacher)
     with pytest.raises(
         InputError, match="attention needs as many heads in both, got 2 in the student and 4 in the"
     ):
         tfopt.Distiller(bert(config, 3, generation=generation), teacher, attention=1.0)
-    with pytest.raises(InputError, match="must have one output each, got"):
-        tfopt.Distiller(bert(config, head="span", generation=generation), teacher)
+    span = bert(config, head="span", generation=generation)
+    with pytest.raises(
+        InputError, match=r"got logits_end_logits \(None, None\), logits_start_logits .* and logits "
+    ):
+        tfopt.Distiller(span, teacher)
+    with pytest.raises(InputError, match="labels count for models of one output, got logits_end_logits"):
+        tfopt.Distiller(span, span, labels=1.0)
     with pytest.raises(InputError, match="must take the same inputs"):
         inputs = keras.layers.Input((4,))
         tfopt.Distiller(keras.Model(inputs, keras.layers.Dense(3)(inputs)), teacher)

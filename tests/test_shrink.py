@@ -271,6 +271,13 @@ def test_what_cannot_be_cut(keras):
     zeroed(model, structure, {name: set()})
     with pytest.raises(InputError, match="all 4 heads of .* are zero; one has to stay"):
         technique.finish(model)
+    neurons = next(g for g in structure.groups if g.kind == "neurons")
+    zeroed(model, structure, {neurons.name: set(range(1, neurons.units))})
+    smaller = technique.finish(model, exclude=name.rpartition("/")[2])  # those heads are not asked about
+    shapes = {w.path: tuple(w.variable.shape) for w in keras_api.weights(smaller)}
+    assert shapes[f"{neurons.name}/kernel"][1] == neurons.units - 1 and shapes[f"{name}/kernel"][1] == 32
+    with pytest.raises(InputError, match="has no units of zeros"):
+        technique.finish(model, exclude=[name, neurons.name])
 
     class Subclassed(keras.Model):
         def __init__(self):

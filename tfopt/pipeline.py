@@ -160,7 +160,7 @@ class _Run:
                 model = technique.finish(model)
         model = model if distiller is None else distiller.finish()
         if variant.shrink is not None and cut is None:
-            model = shrink.finish(model)
+            model = shrink.finish(model, variant.shrink.include, variant.shrink.exclude)
         keras_api.save_model(model, self.path / _keras_file(variant.name))
         return history
 

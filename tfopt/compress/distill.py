@@ -71,8 +71,8 @@ class Distiller:
     """A student, its teacher, and the model that is trained.
 
     Args:
-        student: a built functional model of either generation with one output; its weights are trained.
-        teacher: a model of the same generation with the same inputs and classes; it is not changed.
+        student: a built functional model of either generation; its weights are trained.
+        teacher: a model of the same generation with the same inputs, outputs and classes; it is not changed.
         **settings: fields of `DistillConfig`.
 
     Attributes:
@@ -99,7 +99,11 @@ class Distiller:
         # The teacher's part alone, so that students with other layers share what it answered.
         self._asked = (sorted(wanted), list(pairs.values()), bool(self.config.labels))
         if self.config.labels:
-            (logits,) = flat(struct_of(functional(student), "outputs"))
+            if len(_outputs(student)) > 1:
+                raise InputError(
+                    f"labels count for models of one output, got {', '.join(_outputs(student))}; set labels=0"
+                )
+            (logits,) = _outputs(student).values()
             found["labels"] = self._keras.layers.Activation("linear", name="labels")(logits)
         self._outputs = tuple(found)
         self.model = _model(self._keras, student, found)
@@ -185,8 +189,7 @@ class Distiller:
 
 def _chosen(config: DistillConfig, model: Any, features: Features | None, layers: list[int]) -> dict[str, Any]:
     """The tensors of a model that count, by name; layers of student and teacher have the same numbers in names."""
-    (logits,) = flat(struct_of(functional(model), "outputs"))
-    found: dict[str, Any] = {"logits": logits} if config.logits else {}
+    found = _outputs(model) if config.logits else {}
     if features is None:
         return found
     if config.embeddings:
@@ -199,6 +202,16 @@ def _chosen(config: DistillConfig, model: Any, features: Features | None, layers
     if config.relations:
         found["relations"] = _seen(features.values[layers[-1]], model)
     return found
+
+
+def _outputs(model: Any) -> dict[str, Any]:
+    """The outputs as "logits", or as "logits_" and their names where there are several."""
+    struct = struct_of(functional(model), "outputs")
+    tensors = flat(struct)
+    if len(tensors) == 1:
+        return {"logits": tensors[0]}
+    names = sorted(struct) if isinstance(struct, dict) else range(len(tensors))
+    return {f"logits_{name}": tensor for name, tensor in zip(names, tensors, strict=True)}
 
 
 def _model(keras: Any, model: Any, outputs: dict[str, Any]) -> Any:
@@ -225,20 +238,15 @@ def _without_padding(value: tf.Tensor, mask: tf.Tensor | None) -> tf.Tensor:
 def _check_pair(student: Any, teacher: Any) -> None:
     if keras_api.generation_of(student) != keras_api.generation_of(teacher):
         raise InputError("student and teacher must be of one Keras generation")
-    outputs = [flat(struct_of(functional(model), "outputs")) for model in (student, teacher)]
-    if any(len(some) != 1 for some in outputs):
-        raise InputError(f"student and teacher must have one output each, got {[len(some) for some in outputs]}")
     for model in (student, teacher):
         _check_logits(model)
-    (ours,), (theirs,) = outputs
-    if tuple(ours.shape) != tuple(theirs.shape):
-        raise InputError(
-            f"student and teacher must have the same classes: their outputs are of shape {tuple(ours.shape)} and "
-            f"{tuple(theirs.shape)}"
-        )
-    ours, theirs = (_told_apart(inputs_of(model)) for model in (student, teacher))
+    ours, theirs = ({n: tuple(t.shape) for n, t in _outputs(model).items()} for model in (student, teacher))
     if ours != theirs:
-        raise InputError(f"student and teacher must take the same inputs, got {ours} and {theirs}")
+        told = (", ".join(f"{name} {shape}" for name, shape in some.items()) for some in (ours, theirs))
+        raise InputError(f"student and teacher must have the same outputs and classes, got {' and '.join(told)}")
+    taken = [_told_apart(inputs_of(model)) for model in (student, teacher)]
+    if taken[0] != taken[1]:
+        raise InputError(f"student and teacher must take the same inputs, got {taken[0]} and {taken[1]}")
     members = [getattr(model, keras_api.EXTRA, {}) for model in (student, teacher)]
     for name in TOKENIZER_MEMBERS:
         if name in members[0] and name in members[1] and members[0][name] != members[1][name]:
@@ -247,11 +255,13 @@ def _check_pair(student: Any, teacher: Any) -> None:
 
 def _check_logits(model: Any) -> None:
     """Refuses outputs that are probabilities."""
-    (output,) = (id(t) for t in flat(struct_of(functional(model), "outputs")))
-    maker = next(node.operation for node in nodes(model) if output in node.outputs)
-    activation = getattr(getattr(maker, "activation", None), "__name__", None)
-    if activation in ("softmax", "sigmoid") or type(maker).__name__ in ("Softmax", "Sigmoid"):
-        raise InputError(f"model {model.name!r} gives probabilities; distillation needs logits, before the softmax")
+    for output in map(id, _outputs(model).values()):
+        maker = next(node.operation for node in nodes(model) if output in node.outputs)
+        activation = getattr(getattr(maker, "activation", None), "__name__", None)
+        if activation in ("softmax", "sigmoid") or type(maker).__name__ in ("Softmax", "Sigmoid"):
+            raise InputError(
+                f"model {model.name!r} gives probabilities; distillation needs logits, before the softmax"
+            )
 
 
 def _told_apart(inputs: Inputs) -> list[str]:

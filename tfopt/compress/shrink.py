@@ -123,30 +123,6 @@ def shrink(
     return _checked(model, structure, {g.name: _best(scores[g.name], g.count(config.share(g))) for g in chosen})
 
 
-def cut_zeros(model: Any) -> Any:
-    """A new model without the units whose weights are all zero; outputs stay the same.
-
-    Raises:
-        InputError: no unit is zero, or all units of a group are.
-    """
-    structure = structure_of(keras_api.check_model(model))
-    values = {w.path: keras_api.to_numpy(w.variable) for w in keras_api.weights(model)}
-    kept: dict[str, np.ndarray] = {}
-    for group in structure.groups:
-        if group.kind not in _GRADUAL:
-            continue
-        left = np.flatnonzero(alive(group, values))
-        if not len(left):
-            raise InputError(f"all {group.units} {group.kind} of {group.name!r} are zero; one has to stay")
-        if len(left) < group.units:
-            kept[group.name] = left
-    if not kept:
-        raise InputError(
-            f"model {model.name!r} has no units of zeros to cut; train it with StructuredPruning first"
-        )
-    return _checked(model, structure, kept)
-
-
 def prepare(model: Any, config: ShrinkConfig) -> Prepared:
     """The model unchanged, with the callback that zeroes units during `fit`."""
     keras_api.check_model(model)
@@ -163,9 +139,34 @@ def prepare(model: Any, config: ShrinkConfig) -> Prepared:
     return Prepared(model, [StructuredPruning(config)], skipped)
 
 
-def finish(model: Any) -> Any:
-    """A new, smaller model without the units that training left at zero."""
-    return cut_zeros(model)
+def finish(model: Any, include: Patterns = None, exclude: Patterns = None) -> Any:
+    """A new, smaller model without the units that training left at zero; outputs stay the same.
+
+    Args:
+        model: a built functional model of either generation; it is not changed.
+        include, exclude: as for `shrink`.
+
+    Raises:
+        InputError: no unit is zero, or all units of a group are.
+    """
+    structure = structure_of(keras_api.check_model(model))
+    selection = Selection(model, include, exclude)
+    by_path = {w.path: w for w in selection.weights}
+    values = {w.path: keras_api.to_numpy(w.variable) for w in keras_api.weights(model)}
+    kept: dict[str, np.ndarray] = {}
+    for group in structure.groups:
+        if group.kind not in _GRADUAL or not _is_meant(group, selection, by_path):
+            continue
+        left = np.flatnonzero(alive(group, values))
+        if not len(left):
+            raise InputError(f"all {group.units} {group.kind} of {group.name!r} are zero; one has to stay")
+        if len(left) < group.units:
+            kept[group.name] = left
+    if not kept:
+        raise InputError(
+            f"model {model.name!r} has no units of zeros to cut; train it with StructuredPruning first"
+        )
+    return _checked(model, structure, kept)
 
 
 class StructuredPruning(keras_api.Callback):
