@@ -116,6 +116,12 @@ def test_widths_that_differ_get_a_projection_that_does_not_stay(keras):
     distiller = tfopt.Distiller(student, teacher, hidden=1.0, embeddings=1.0)
     names = {layer.name for _, layer in keras_api.walk(distiller.model)}
     assert {"hidden_0_projection", "hidden_1_projection", "embeddings_projection"} <= names
+    assert set(distiller.projections) == {name for name in names if name.endswith("_projection")}
+    prepared = prune.prepare(
+        distiller.model,
+        prune.PruneConfig(ConstantSparsity(0.5, 0, frequency=1), exclude=distiller.projections),
+    )
+    assert set(distiller.projections) <= {skipped.path.partition("/")[0] for skipped in prepared.skipped}
     distiller.compile(keras.optimizers.Adam(1e-3))
     data = tf.data.Dataset.from_tensor_slices(np.ones((8, 6, 8), np.float32)).batch(4)
     distiller.model.fit(distiller.teach(data), verbose=0)

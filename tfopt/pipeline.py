@@ -152,7 +152,8 @@ class _Run:
         callbacks = []
         techniques = list(_techniques(variant, cut is not None))
         for section, configure, technique in techniques:
-            callbacks += technique.prepare(model, configure(section, steps)).callbacks
+            meant = section if distiller is None else _without(section, distiller.projections)
+            callbacks += technique.prepare(model, configure(meant, steps)).callbacks
         history = self._fit(model, variant.train, data, callbacks, variant.name, distiller, variant.distill)
         for technique in dict.fromkeys(technique for _, _, technique in techniques):
             # Quantization is put into the model that is trained; units are cut from the student alone.
@@ -294,6 +295,11 @@ def _techniques(variant: VariantSection, is_cut: bool) -> Iterator[tuple[Any, Ca
         for section in sections if isinstance(sections, list) else [sections]:
             if section is not None and not (key == "shrink" and is_cut):
                 yield section, configure, technique
+
+
+def _without(section: Any, layers: list[str]) -> Any:
+    """A technique's section that leaves layers out which do not stay."""
+    return section.model_copy(update={"exclude": [*(section.exclude or []), *layers]}) if layers else section
 
 
 def _at_once(model: Any, variant: VariantSection) -> Any:

@@ -77,6 +77,7 @@ class Distiller:
 
     Attributes:
         model: what to fit, after `compile`, on what `teach` gives; it shares the student's layers.
+        projections: names of its layers that are not the student's, for the `exclude` of techniques on it.
 
     Raises:
         InputError: models that do not fit together, or layers that do not exist.
@@ -92,6 +93,7 @@ class Distiller:
         if self.config.looks_inside:
             ours, theirs = features_of(student), features_of(teacher)
             pairs = _pairs(self.config.layers, len(ours.hidden), len(theirs.hidden))
+        self.projections: list[str] = []
         wanted = _chosen(self.config, teacher, theirs, list(pairs.values()))
         found = _chosen(self.config, student, ours, list(pairs))
         found = {name: self._fitted(name, tensor, wanted[name]) for name, tensor in found.items()}
@@ -170,7 +172,8 @@ class Distiller:
         """
         have, want = tuple(tensor.shape), tuple(wanted.shape)
         if name.startswith(("hidden", "embeddings")) and have[-1] != want[-1]:
-            return self._keras.layers.Dense(want[-1], use_bias=False, name=f"{name}_projection")(tensor)
+            self.projections.append(f"{name}_projection")
+            return self._keras.layers.Dense(want[-1], use_bias=False, name=self.projections[-1])(tensor)
         if name.startswith(("attention", "relations")) and have[1] != want[1]:
             raise InputError(
                 f"{name.partition('_')[0]} needs as many heads in both, got {have[1]} in the student and {want[1]} "
