@@ -66,6 +66,9 @@ STUDENTS = {
         _THREE, 6, 1e-4, start="3 layers, half the neurons", rank=128, bits=4
     ),
     "3 layers, pooled early": Student({0: 1, 1: 3}, 8, 1.5e-4, start="3 layers, half the neurons", cut=_POOLED),
+    "3 layers, pooled early, rank 128, int4": Student(
+        {0: 1, 1: 3}, 6, 1e-4, start="3 layers, pooled early", rank=128, bits=4
+    ),
 }
 
 
