@@ -155,9 +155,9 @@ def biased(keras):
         (llama, "does not pool the tokens of its last layer to one vector of 32 values"),
         (lambda keras: tfopt.models.bert(SMALL, generation=keras.__name__), "does not pool"),
         (lambda keras: tfopt.models.bert(SMALL, 3, generation=keras.__name__, head="tokens"), "does not pool"),
-        (summed, "by picking a token or an average of them"),
-        (convolutions, "no layers of attention whose last one could pool early"),
-        (biased, r"gives shape \(2, 9, 16\), not \(2, 1, 16\)"),
+        (summed, "by picking one or by a mean or maximum"),
+        (convolutions, "no layers of attention between tensors of one shape"),
+        (biased, "gives a token alone something else than among the others"),
     ],
     ids=["generates", "encoder", "tokens", "sum", "convolutions", "pairs"],
 )

@@ -19,9 +19,9 @@ from tfopt.errors import InputError
 from tfopt.numerics.masked_assign import MaskedAssign
 from tfopt.schedules import Follower, PolynomialDecay, SparsitySchedule
 from tfopt.selection import Patterns, Selection, Skipped
-from tfopt.structure import cut as cuts
 from tfopt.structure.blocks import Block, blocks_of
-from tfopt.structure.cut import Kept, cut
+from tfopt.structure.cut import Kept, cut, pooled_early
+from tfopt.structure.early_pooling import early_pooling
 from tfopt.structure.groups import Group, Structure, structure_of
 from tfopt.structure.importance import importance, magnitude
 from tfopt.structure.masked import alive, clear, compare, touched
@@ -89,8 +89,8 @@ def shrink(
             then over those that stay.
         layers: how many transformer layers to take out, evenly spread, or which ones, counted from 0.
         pool_early: whether the last layer computes one token: what pools its output moves to before its queries,
-            while keys and values stay those of all tokens. The same outputs where the first token is taken; where
-            a mean is, the model has to be trained on.
+            while keys and values stay those of all tokens. The same outputs where one token is taken; where a
+            mean or maximum is, the model has to be trained on.
         data: batches of (inputs, labels) for first-order importance; magnitudes count without it.
         loss: (labels, outputs) -> scalar; by default cross-entropy of logits with integer labels.
         include: name patterns, layer class names or classes; only units that such layers make are taken out.
@@ -112,7 +112,7 @@ def shrink(
         model = cut(model, structure, Kept({}, tuple(removed)))
         structure = structure_of(model)
     if pool_early:
-        model = cuts.pool_early(model, structure)
+        model = pooled_early(model, early_pooling(model, structure))
         structure = structure_of(model)
     chosen = _chosen(model, structure, config)
     if not chosen:

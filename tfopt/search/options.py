@@ -9,12 +9,14 @@ import numpy as np
 from tfopt import keras_api
 from tfopt.compress.low_rank import splittable
 from tfopt.compress.prune import prunable
+from tfopt.compress.shrink import shrink
 from tfopt.errors import TfoptError
 from tfopt.quantization import QuantizeConfig
 from tfopt.quantization.plan import plan_weights
 from tfopt.structure.blocks import blocks_of
-from tfopt.structure.early_pooling import early_pooling
-from tfopt.structure.groups import Structure
+from tfopt.structure.cut import pooled_early
+from tfopt.structure.early_pooling import cheaper, early_pooling
+from tfopt.structure.groups import Group, Structure
 
 UNITS = {
     "heads": (0.25, 0.5, 0.75), "neurons": (0.25, 0.5, 0.75), "channels": (0.25, 0.5, 0.75),
@@ -80,8 +82,8 @@ def matrices_of(model: Any) -> dict[str, Matrix]:
 def options_of(model: Any, structure: Structure) -> list[Option]:
     """All options, each place's own from the mildest to the strongest."""
     return [
-        *_layers(model, structure), *_pooling(model, structure), *_units(structure), *_ranks(model), *_zeros(model),
-        *_bits(model),
+        *_layers(model, structure), *_pooling(model, structure), *_units(model, structure),
+        *_ranks(model), *_zeros(model), *_bits(model),
     ]  # fmt: skip
 
 
@@ -95,26 +97,35 @@ def _layers(model: Any, structure: Structure) -> Iterator[Option]:
 
 def _pooling(model: Any, structure: Structure) -> Iterator[Option]:
     try:
-        rows = early_pooling(model, structure).rows
-    except TfoptError:  # no layers, or none whose tokens are pooled
+        found = early_pooling(model, structure)
+        pooled_early(model, found)
+    except TfoptError:  # no layers, none whose tokens are pooled, or one that needs them all
         return
-    inside = {node.operation.name for node in rows}
-    paths = [
-        path
-        for path, matrix in matrices_of(model).items()
-        if matrix.multiplies and (parts := path.split("/"))[0] in inside
-        and parts[1] not in ("key", "value")  # of Keras's attention, which are computed for every token
-    ]  # fmt: skip
+    matrices = matrices_of(model)
+    paths = [path for path in cheaper(model, found) if path in matrices and matrices[path].multiplies]
     yield Option("pooling", str(len(blocks_of(model, structure)) - 1), 1, dict.fromkeys(paths, 1.0), computes=False)
 
 
-def _units(structure: Structure) -> Iterator[Option]:
+def _units(model: Any, structure: Structure) -> Iterator[Option]:
     for group in structure.groups:
+        if group.kind == "width" and not _has_smaller_width(model, group):
+            continue
         for share in UNITS.get(group.kind, ()):
             gone = group.count(share)
             if gone:
-                left = {s.path: 1 - gone / group.units for s in group.slices}
+                left: dict[str, float] = {}
+                for place in group.slices:  # a square matrix may have the units on both axes
+                    left[place.path] = left.get(place.path, 1.0) * (1 - gone / group.units)
                 yield Option(group.kind, group.name, share, left)
+
+
+def _has_smaller_width(model: Any, group: Group) -> bool:
+    """Whether a smaller width can be made and computes what it should; operations over the width may not."""
+    try:
+        shrink(model, width={group.name: 1 / group.units})
+    except TfoptError:
+        return False
+    return True
 
 
 def _ranks(model: Any) -> Iterator[Option]:

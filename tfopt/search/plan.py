@@ -53,11 +53,6 @@ def path_of(
     """Plans from nothing to everything; each step takes what loses least for what it saves."""
     whole = costs(matrices, Plan())
 
-    def saved(option: Option) -> float:
-        found = costs(matrices, Plan((option,)))
-        share = {key: 1 - found[key] / max(whole[key], 1.0) for key in found}
-        return (share["packed"] + share["latency"]) / 2 if measure == "both" else share[measure]
-
     steps: list[tuple[float, int, Option]] = []
     places: dict[tuple[str, str], list[Option]] = {}
     for option in options:
@@ -65,7 +60,7 @@ def path_of(
     for own in places.values():
         worst = before = gained = 0.0
         for option in own:  # mild to strong; a strong one is not taken before a mild one
-            gain = saved(option)
+            gain = _saved(whole, costs(matrices, Plan((option,))), measure)
             if gain > gained:
                 worst = max(worst, (losses[option.key] - before) / (gain - gained))
                 steps.append((worst, len(steps), option))
@@ -74,9 +69,17 @@ def path_of(
     layers = sum(1 for kind, _ in places if kind == "layer")
     for _, _, option in sorted(steps, key=lambda step: step[:2]):
         taken = _with(plans[-1], option, losses, layers)
-        if taken is not None:
+        if taken is not None and _saved(whole, costs(matrices, taken), measure) > _saved(
+            whole, costs(matrices, plans[-1]), measure
+        ):  # beside the others it may save nothing
             plans.append(taken)
     return plans
+
+
+def _saved(whole: Mapping[str, float], found: Mapping[str, float], measure: Measure) -> float:
+    """Share of the whole that is gone."""
+    share = {key: 1 - found[key] / max(whole[key], 1.0) for key in found}
+    return (share["packed"] + share["latency"]) / 2 if measure == "both" else share[measure]
 
 
 def _with(plan: Plan, option: Option, losses: Mapping[str, float], layers: int) -> Plan | None:
@@ -85,16 +88,15 @@ def _with(plan: Plan, option: Option, losses: Mapping[str, float], layers: int) 
     if option.kind == "layer":
         if len(plan.of_kind("layer")) + 1 >= layers:
             return None  # one stays
-        kept = [o for o in plan.options if not o.paths <= option.paths]
+        kept = [o for o in plan.options if o.kind == "width" or not o.paths & option.paths]
     else:
-        if option.paths <= gone:
+        if option.kind != "width" and option.paths & gone:
             return None
         kept = [o for o in plan.options if (o.kind, o.place) != (option.kind, option.place)]
     # A matrix is either cut or split: the best rank of the one is not that of the other.
-    units, rank = UNITS, ("rank",)
-    for mine, theirs in ((units, rank), (rank, units)):
-        if option.kind in mine and any(o.paths & option.paths for o in kept if o.kind in theirs):
-            return None
+    against = ("rank",) if option.kind in UNITS else tuple(UNITS) if option.kind == "rank" else ()
+    if any(other.paths & option.paths for other in kept if other.kind in against):
+        return None
     chosen = (*kept, option)
     return Plan(chosen, sum(losses[o.key] for o in chosen))
 

@@ -20,7 +20,8 @@ from tfopt.quantization.plan import plan_weights
 from tfopt.quantization.weights import on_grids, round_to_nearest
 from tfopt.search.options import FEW_BITS, Option, options_of
 from tfopt.structure.blocks import blocks_of
-from tfopt.structure.cut import Kept, cut, pool_early
+from tfopt.structure.cut import Kept, cut, pooled_early
+from tfopt.structure.early_pooling import early_pooling
 from tfopt.structure.factors import factorable
 from tfopt.structure.groups import Structure
 from tfopt.structure.importance import importance
@@ -110,7 +111,7 @@ class _Changes:
             yield cut(self._model, self._structure, Kept({}, (self._blocks[int(option.place)],)))
             return
         if option.kind == "pooling":
-            yield pool_early(self._model, self._structure)
+            yield pooled_early(self._model, early_pooling(self._model, self._structure))
             return
         if option.kind == "width":  # zeros would count in the norms
             kept = np.sort(self._ranked(option)[1])

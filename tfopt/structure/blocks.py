@@ -39,8 +39,8 @@ def blocks_of(model: Any, structure: Structure) -> list[Block]:
         return []
     root = functional(model)
     graph = list(nodes(root))
-    ends = cuts(root, graph, _stream(graph, structure))
-    inside = [_between(graph, start, end) for start, end in itertools.pairwise(ends)]
+    ends = bottlenecks(root, graph, _stream(graph, structure))
+    inside = [between(graph, start, end) for start, end in itertools.pairwise(ends)]
     attends = [i for i, some in enumerate(inside) if _attends(some, structure)]
     if not attends:
         return []
@@ -82,7 +82,7 @@ def _stream(graph: list[Node], structure: Structure) -> list[int]:
     return found
 
 
-def cuts(root: Any, graph: list[Node], stream: list[int]) -> list[int]:
+def bottlenecks(root: Any, graph: list[Node], stream: list[int]) -> list[int]:
     """Tensors, of these, that every path from the first of them to the outputs goes through."""
     if not stream:
         return []
@@ -102,7 +102,7 @@ def cuts(root: Any, graph: list[Node], stream: list[int]) -> list[int]:
     return [t for t in stream if before.get(t, 0) * after.get(t, 0) == total and total]
 
 
-def _between(graph: list[Node], start: int, end: int) -> list[Node]:
+def between(graph: list[Node], start: int, end: int) -> list[Node]:
     """Nodes on paths from one tensor to another."""
     ahead = {start}
     for node in graph:

@@ -13,9 +13,9 @@ from tfopt.decoding.signatures import CONFIG_MEMBER, ENCODER_MEMBER, TOKENIZER_M
 from tfopt.errors import InputError
 from tfopt.structure.axes import leaves
 from tfopt.structure.blocks import Block
-from tfopt.structure.early_pooling import early_pooling
 from tfopt.structure.groups import Structure
-from tfopt.structure.nodes import nodes
+from tfopt.structure.nodes import flat, free_name, functional, nodes, struct_of
+from tfopt.structure.one_token import EarlyPooling
 from tfopt.structure.rebuild import Changes, rebuild
 
 _NUMBERED = re.compile(r"layer_(\d+)_")
@@ -64,24 +64,37 @@ def cut(model: Any, structure: Structure, kept: Kept) -> Any:
         changed, _targets(model, structure, sizes), {b.end: b.start for b in kept.removed},
         renaming(model, kept.removed),
     )  # fmt: skip
-    made = rebuild(model, changes)
+    made = _rebuilt(model, changes)
     _keep_members(model, made)
     return made
 
 
-def pool_early(model: Any, structure: Structure) -> Any:
-    """A new model whose last layer computes the pooled token alone; see `early_pooling`.
+def pooled_early(model: Any, found: EarlyPooling) -> Any:
+    """A new model whose last layer computes the pooled token alone.
 
     Raises:
-        InputError: there is nothing of the kind to move.
+        InputError: a layer refuses one token.
     """
-    made = rebuild(model, Changes(pooled=early_pooling(model, structure)))
+    last = next(node.operation for node in nodes(model) if found.pooled in node.outputs)
+    is_output = found.pooled in map(id, flat(struct_of(functional(model), "outputs")))
+    is_layer = hasattr(last, "_flatten_layers") and getattr(last, "symbol", None) is None
+    renamed = {last.name: free_name(model, f"{last.name}_early")} if is_output and is_layer else {}
+    made = _rebuilt(model, Changes(rename=lambda name: renamed.get(name, name), pooled=found))
     _keep_members(model, made)
     members = getattr(made, keras_api.EXTRA, {})
     if ENCODER_MEMBER in members:
         config = {**json.loads(members[ENCODER_MEMBER]), "cut": "its last layer computes one token"}
         members[ENCODER_MEMBER] = json.dumps(config).encode()
     return made
+
+
+def _rebuilt(model: Any, changes: Changes) -> Any:
+    try:
+        return rebuild(model, changes)
+    except ValueError as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"model {model.name!r} cannot be made anew that way, a layer refuses: {error}") from error
 
 
 def _targets(model: Any, structure: Structure, sizes: Mapping[int, int]) -> dict[str, tuple[int, ...]]:

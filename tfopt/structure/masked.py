@@ -36,13 +36,16 @@ def clear(array: np.ndarray, place: Slices, units: int, gone: np.ndarray) -> Non
 
 
 def samples_of(model: Any, length: int) -> dict[str, np.ndarray]:
-    """Two random rows of a model's inputs by name, integers in [0, 1]."""
+    """Two random rows of a model's inputs by name; 0 and 1 for integers and what may be a mask."""
     inputs, rng = inputs_of(model), np.random.default_rng(0)
-    samples = {
-        name: rng.integers(0, 2, spec.shape) if spec.dtype.is_integer else rng.standard_normal(spec.shape)
-        for name, spec in inputs.with_sizes(2, length).items()
-    }
-    return {name: value.astype(inputs.specs[name].dtype.as_numpy_dtype) for name, value in samples.items()}
+    found = {}
+    for name, spec in inputs.with_sizes(2, length).items():
+        is_mask = len(spec.shape) == 2 and inputs.specs[name].shape[1] is None
+        value = (
+            rng.integers(0, 2, spec.shape) if spec.dtype.is_integer or is_mask else rng.standard_normal(spec.shape)
+        )
+        found[name] = value.astype(spec.dtype.as_numpy_dtype)
+    return found
 
 
 def compare(model: Any, structure: Structure, kept: Mapping[str, np.ndarray], made: Any) -> None:

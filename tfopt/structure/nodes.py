@@ -1,6 +1,7 @@
 """The nodes of functional models of either generation, in the order in which they run."""
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -82,3 +83,17 @@ def struct_of(root: Any, which: str) -> Any:
     """The "inputs" or "outputs" of a functional model, as they were given."""
     found = getattr(root, f"_{which}_struct", None)  # Keras 3
     return getattr(root, f"_nested_{which}") if found is None else found
+
+
+def inputs_in_order(model: Any) -> list[Any]:
+    """The symbolic inputs in the order that the model names them in; flattening would sort them."""
+    struct = struct_of(functional(model), "inputs")
+    return list(struct.values()) if isinstance(struct, dict) else flat(struct)
+
+
+def free_name(model: Any, wished: str) -> str:
+    """A name that no operation of the model has."""
+    taken = {node.operation.name for node in nodes(model) if node.operation is not None}
+    taken |= {name for name, _ in keras_api.walk(model)}
+    numbered = (f"{wished}_{number}" for number in itertools.count(1))
+    return next(name for name in itertools.chain([wished], numbered) if name not in taken)

@@ -6,7 +6,7 @@ from typing import Any
 
 from tfopt.structure.nodes import Node, flat
 
-_ATTENTION = ("MultiHeadAttention", "GroupedQueryAttention")
+ATTENTION = ("MultiHeadAttention", "GroupedQueryAttention")
 _PRODUCTS = ("Matmul", "linalg.matmul", "matmul")
 Call = Callable[[Any], Callable[..., Any]]  # an operation of the old model -> what is called in its place
 
@@ -39,8 +39,8 @@ class EarlyPooling:
             inside.update(zip(node.outputs, flat(made(node.operation)(*arguments, **keywords)), strict=True))
         return inside[self.pooled]
 
-    def one_token(self, token: Any, values: Mapping[int, Any], made: Call) -> Any:
-        """The last layer's output for one token (batch, 1, width) among the others' keys and values."""
+    def one_token(self, token: Any, values: Mapping[int, Any], made: Call) -> dict[int, Any]:
+        """What the last layer's nodes give for one token (batch, 1, width) among the others' keys and values."""
         rows = {self.start: token}
         for node in self.rows:
             arguments, keywords = node.fill({**values, **rows})
@@ -48,20 +48,24 @@ class EarlyPooling:
                 others, named = node.fill({**rows, **values})
                 first = {name: value for name, value in keywords.items() if name == "query"}
                 arguments, keywords = (*arguments[:1], *others[1:]), {**named, **first}
-            found = flat(_for_one(node.operation, made)(*arguments, **keywords))
+            found = flat(made(node.operation)(*arguments, **keywords))
             rows.update(zip(node.outputs, found, strict=True))
-        return rows[self.last]
+        return rows
 
 
 def mixes(operation: Any) -> bool:
     """Whether rows of the result come from the first argument, and all rows of the others."""
     name = type(operation).__name__
-    return name in _ATTENTION or (getattr(operation, "symbol", None) or name) in _PRODUCTS
+    return name in ATTENTION or (getattr(operation, "symbol", None) or name) in _PRODUCTS
 
 
-def _for_one(operation: Any, made: Call) -> Callable[..., Any]:
-    """What is called on one token in an operation's place."""
-    target = getattr(operation, "target_shape", None)
-    if target and type(operation).__name__ == "Reshape" and target[0] != -1:  # a length that is known
-        return type(operation)((1, *target[1:]))
-    return made(operation)
+def one_token_target(layer: Any) -> tuple[int, ...] | None:
+    """The target shape for one token of a Reshape layer that knows the length; None for any other layer."""
+    target = getattr(layer, "target_shape", None) if type(layer).__name__ == "Reshape" else None
+    return None if target is None or target[0] == -1 else (1, *target[1:])
+
+
+def without_length(output_shape: Any) -> Any:
+    """The output shape of an EinsumDense, for any length."""
+    knows = isinstance(output_shape, list | tuple) and len(output_shape) > 1
+    return [None, *output_shape[1:]] if knows else output_shape

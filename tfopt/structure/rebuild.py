@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from tfopt import keras_api
-from tfopt.structure.nodes import flat, functional, nodes, struct_of
-from tfopt.structure.one_token import EarlyPooling
+from tfopt.structure.nodes import flat, free_name, functional, nodes, struct_of
+from tfopt.structure.one_token import ATTENTION, EarlyPooling, one_token_target, without_length
 
 # Weight -> its axis that a layer's configuration names, and the name there.
 _SIZES: dict[str, tuple[tuple[str, int, str], ...]] = {
@@ -88,7 +88,7 @@ class _Maker:
             if node.operation is None or not needed & set(node.outputs):
                 continue
             if self._changes.pooled is not None and self._changes.pooled.pooled in node.outputs:
-                tensors[self._changes.pooled.pooled] = self._pooled_early(self._changes.pooled, tensors)
+                tensors[self._changes.pooled.pooled] = self._pooled_early(self._changes.pooled, node, tensors)
                 continue
             arguments, keywords = node.fill(_Resolved(tensors, self._changes.skipped))
             result = flat(self._new(node.operation)(*arguments, **keywords))
@@ -97,11 +97,22 @@ class _Maker:
         name = self._changes.rename(self._model.name) if self._prefix else self._model.name
         return self._keras.Model(_mapped(struct, inputs), outputs, name=name)
 
-    def _pooled_early(self, change: EarlyPooling, tensors: Mapping[int, Any]) -> Any:
+    def _pooled_early(self, change: EarlyPooling, last: Any, tensors: Mapping[int, Any]) -> Any:
         """The pooled output of a last layer that computes one token."""
         reshape, width = self._keras.layers.Reshape, tensors[change.start].shape[-1]
-        token = reshape((1, width), name="pooled_token")(change.pool(tensors, self._new))
-        return reshape((width,), name="pooled")(change.one_token(token, tensors, self._new))
+        name = self._changes.rename(last.operation.name)
+        # A layer that had another name until now gives it to what takes its place among the outputs.
+        final = free_name(self._model, "pooled") if name == last.operation.name else last.operation.name
+        token = reshape((1, width), name=free_name(self._model, "pooled_token"))(change.pool(tensors, self._new))
+        rows = change.one_token(token, tensors, self._for_one)
+        return reshape((width,), name=final)(rows[change.last])
+
+    def _for_one(self, operation: Any) -> Any:
+        """A layer, where it has the length in its configuration one for a single token."""
+        target = one_token_target(operation)
+        if target is None:
+            return self._new(operation)
+        return type(operation)(target, name=free_name(self._model, f"{operation.name}_of_one"))
 
     def _input(self, old: Any) -> Any:
         name = str(old.name).partition(":")[0]
@@ -143,6 +154,9 @@ class _Maker:
     def _resize(self, old: Any, path: str, config: dict[str, Any]) -> None:
         """Writes new sizes into a layer's configuration."""
         name = type(old).__name__
+        pooled = self._changes.pooled
+        if name == "EinsumDense" and pooled is not None and any(old is node.operation for node in pooled.rows):
+            config["output_shape"] = without_length(config["output_shape"])
         if name == "Reshape" and old.name in self._changes.targets:
             config["target_shape"] = self._changes.targets[old.name]
         if not any(p.startswith(f"{path}/") for p in self._changes.values):
@@ -159,7 +173,6 @@ class _Maker:
 
 _SIZELESS = {"LayerNormalization", "BatchNormalization", "DepthwiseConv2D", "DepthwiseConv1D", "PReLU",
              "RMSNormalization"}  # fmt: skip
-_ATTENTION = ("MultiHeadAttention", "GroupedQueryAttention")  # make their inner layers from their own sizes
 
 
 def why_fixed(layers: Mapping[str, Any], weight: keras_api.Weight) -> str | None:
@@ -167,7 +180,9 @@ def why_fixed(layers: Mapping[str, Any], weight: keras_api.Weight) -> str | None
     parts = weight.layer_path.split("/")
     for depth in range(1, len(parts)):
         around = layers.get("/".join(parts[:depth]))
-        if around is not None and type(around).__name__ in _ATTENTION:
+        if (
+            around is not None and type(around).__name__ in ATTENTION
+        ):  # make their inner layers from their own sizes
             return None
         if around is None or not getattr(around, "_nodes_by_depth", getattr(around, "_functional", None)):
             return f"it lies inside {parts[depth - 1]!r}, which cannot be made with other sizes"

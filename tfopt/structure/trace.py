@@ -9,7 +9,7 @@ from tensorflow.python.framework.func_graph import FuncGraph  # a public name fo
 from tfopt import keras_api
 from tfopt.errors import InputError
 from tfopt.keras_io import inputs_of
-from tfopt.structure.nodes import flat, functional, nodes, struct_of
+from tfopt.structure.nodes import flat, functional, inputs_in_order, nodes, struct_of
 
 _BATCH, _LENGTHS = 3, (7, 67, 257)  # primes: a size tells an axis; larger ones where convolutions need them
 
@@ -57,7 +57,7 @@ def _traced(model: Any, root: Any, length: int) -> Trace:
     specs = inputs_of(root).with_sizes(_BATCH, length)
     owner: dict[str, Any] = {}
     with graph.as_default():
-        ids = [id(tensor) for tensor in _in_order(struct_of(root, "inputs"))]
+        ids = [id(tensor) for tensor in inputs_in_order(root)]
         values = dict(zip(ids, [_placeholder(spec) for spec in specs.values()], strict=True))
         given = list(values.values())
         for node in nodes(root):
@@ -88,8 +88,3 @@ def _handles(variable: Any) -> list[Any]:
 
 def _placeholder(spec: tf.TensorSpec) -> tf.Tensor:
     return tf.compat.v1.placeholder(spec.dtype, spec.shape)
-
-
-def _in_order(struct: Any) -> list[Any]:
-    """The inputs in the order that the model names them in; flattening would sort them."""
-    return list(struct.values()) if isinstance(struct, dict) else flat(struct)
