@@ -258,6 +258,10 @@ def test_what_does_not_fit_together(keras, generation):
     with pytest.raises(InputError, match="must take the same inputs"):
         inputs = keras.layers.Input((4,))
         tfopt.Distiller(keras.Model(inputs, keras.layers.Dense(3)(inputs)), teacher)
+    with pytest.raises(InputError, match="logits of model .* has one value, from which no classes"):
+        inputs = keras.layers.Input((4,))
+        single = keras.Model(inputs, keras.layers.Dense(1)(inputs))
+        tfopt.Distiller(single, single)
     other = "keras" if generation == "tf_keras" else "tf_keras"
     with pytest.raises(InputError, match="of one Keras generation"):
         tfopt.Distiller(bert(config, 3, generation=other), teacher)

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import tfopt
 from tfopt import keras_api
@@ -121,7 +122,8 @@ def test_it_goes_with_layers_heads_neurons_and_distillation(keras):
     shapes = {w.path: tuple(w.variable.shape) for w in keras_api.weights(student)}
     assert shapes["layer_1_attention_key/kernel"] == (32, 16) and shapes["layer_0_intermediate/kernel"] == (32, 36)
     assert shapes["layer_1_intermediate/kernel"] == (32, 48)
-    distiller = tfopt.Distiller(student, teacher, hidden=1.0, layers={0: 1})
+    distiller = tfopt.Distiller(student, teacher, hidden=1.0)
+    assert distiller.layers == {0: 1}  # of layers 0 and 2 of three, the second of which pools early
     distiller.compile("adam")
     history = distiller.model.fit(distiller.teach(lessons()), epochs=12, verbose=0).history["loss"]
     assert history[-1] < history[0]
@@ -167,11 +169,86 @@ def test_models_that_cannot_are_told_why(make, message, keras):
 
 
 def test_keras_attention_with_an_average(keras):
+    """Against the last layer's own layers, called by hand."""
     model = randomized(attention(keras))
-    smaller, given = tfopt.shrink(model, pool_early=True, heads=0.5), samples(model)
-    assert outputs(smaller, given).shape == outputs(model, given).shape
-    given = {name: np.repeat(value[:, :1], value.shape[1], 1) for name, value in given.items()}
-    # Equal tokens stay equal, so their mean is each of them.
-    np.testing.assert_allclose(
-        outputs(tfopt.shrink(model, pool_early=True), given), outputs(model, given), atol=1e-4, rtol=1e-4
+    smaller, given = tfopt.shrink(model, pool_early=True), samples(model)
+    # The last layer: attention, sum, norm, two dense layers, sum, norm; then the average and the classifier.
+    attend, _, first, up, down, _, second, _, classify = model.layers[-9:]
+    stream = keras.Model(model.input, model.layers[-10].output)
+    x = next(iter(call(stream, inputs_of(stream), given).values()))
+    token = tf.reduce_mean(x, 1, keepdims=True)
+    token = first(token + attend(token, x))
+    expected = classify(second(token + down(up(token)))[:, 0])
+    np.testing.assert_allclose(outputs(smaller, given), np.asarray(expected), atol=1e-4, rtol=1e-4)
+    assert np.abs(outputs(model, given) - expected).max() > 1e-3
+    assert outputs(tfopt.shrink(model, pool_early=True, heads=0.5), given).shape == expected.shape
+
+
+def blocks(keras, x, mask=None, **settings):
+    layers = keras.layers
+    for _ in range(2):
+        h = layers.MultiHeadAttention(2, 8)(x, x, attention_mask=mask, **settings)
+        x = layers.LayerNormalization()(layers.Add()([x, h]))
+        h = layers.Dense(16)(layers.EinsumDense("abc,cd->abd", (10, 32), activation="relu")(x))
+        x = layers.LayerNormalization()(layers.Add()([x, h]))
+    return x
+
+
+def test_attention_to_what_came_before_is_exact_for_the_first_token_alone(keras):
+    inputs = keras.layers.Input((10, 16))
+    x = blocks(keras, keras.layers.Dense(16)(inputs), use_causal_mask=True)
+    first, last, mean = (
+        randomized(keras.Model(inputs, keras.layers.Dense(3)(pooled)))
+        for pooled in (x[:, 0], x[:, -1], keras.layers.GlobalAveragePooling1D()(x))
     )
+    given = samples(first)
+    np.testing.assert_allclose(
+        outputs(tfopt.shrink(first, pool_early=True), given), outputs(first, given), atol=1e-5
+    )
+    for model in (last, mean):
+        with pytest.raises(InputError, match="'multi_head_attention.*' gives a token alone something else"):
+            tfopt.shrink(model, pool_early=True)
+
+
+def test_names_stay_free_and_outputs_keep_theirs(keras, tmp_path):
+    layers = keras.layers
+    inputs = layers.Input((10, 16), name="x")
+    x = layers.Dense(16, name="pooled_token")(inputs)
+    ops = SymbolicOps(keras.__name__)
+    for _ in range(2):
+        heads = [layers.Dense(16)(x) for _ in "qk"]
+        scores = ops.matmul(layers.Reshape((10, 16))(heads[0]), layers.Permute((2, 1))(heads[1]))
+        x = layers.LayerNormalization()(x + ops.matmul(layers.Softmax()(scores), x))
+    model = randomized(keras.Model({"tokens": inputs}, layers.GlobalAveragePooling1D(name="pooled")(x)))
+    keras_api.save_model(model, tmp_path / "m.keras")
+    keras.backend.clear_session()  # names are counted anew, as in another process
+    model = tfopt.models.load(tmp_path / "m.keras")
+    smaller = tfopt.shrink(model, pool_early=True)
+    assert smaller.output_names == model.output_names == ["pooled"]
+    assert outputs(smaller, samples(model)).shape == (4, 16)
+
+
+@pytest.mark.parametrize("carries_a_mask", [False, True])
+def test_inputs_of_every_kind(carries_a_mask, keras):
+    """A number for each row, a mask of floats, embeddings that carry a mask."""
+    layers, ops = keras.layers, SymbolicOps(keras.__name__)
+    ids, weight, scale = (
+        layers.Input((None,), dtype="int32", name="ids"),
+        layers.Input((None,), name="weight"),
+        layers.Input((), dtype="int32", name="scale"),
+    )
+    x = layers.Embedding(50, 16, mask_zero=carries_a_mask)(ids)
+    for _ in range(2):
+        h = layers.LayerNormalization()(x)
+        x = layers.Add()([x, layers.MultiHeadAttention(2, 8)(h, h)])
+        x = layers.Add()([x, layers.Dense(16)(layers.Dense(32, "relu")(layers.LayerNormalization()(x)))])
+    few = ops.maximum(ops.sum(weight, axis=1), 1e-9)[:, None]
+    mean = ops.sum(x * weight[:, :, None], axis=1) / few
+    scaled = ops.cast(scale, "float32")[:, None]
+    made = keras.Model([ids, weight, scale], layers.Dense(3)(x[:, 0] if carries_a_mask else mean) * scaled)
+    model, given = randomized(made), samples(made)
+    given |= {"ids": np.maximum(given["ids"], 1), "weight": np.eye(6, dtype=np.float32)[[0, 2, 3, 5]]}
+    given["ids"][0, 4:] = 0  # padding; and a mean over one token picks it
+    smaller = tfopt.shrink(model, pool_early=True)
+    np.testing.assert_allclose(outputs(smaller, given), outputs(model, given), atol=1e-4, rtol=1e-5)
+    assert np.abs(outputs(model, given)).max() > 0.1

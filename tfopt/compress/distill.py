@@ -9,6 +9,7 @@ inside, so pruning, quantization and callbacks work on it as on any other.
 
 import dataclasses
 import hashlib
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from tfopt.structure.nodes import flat, functional, nodes, struct_of
 
 _KINDS = ("logits", "labels", "hidden", "attention", "embeddings", "relations")
 _MASK = "attention_mask"
+_NO_WORD = re.compile(r"\W")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +35,7 @@ class DistillConfig:
     """What counts how much; what counts nothing is not computed.
 
     Attributes:
-        logits: divergence from the teacher's logits.
+        logits: divergence from the teacher's logits, of every output where there are several.
         labels: cross-entropy with the labels of the data.
         hidden: squared error of hidden states, through a learned projection where widths differ.
         attention: divergence of attention maps; both need as many heads.
@@ -77,6 +79,7 @@ class Distiller:
 
     Attributes:
         model: what to fit, after `compile`, on what `teach` gives; it shares the student's layers.
+        layers: student's layer -> the teacher's that it learns from, where more than outputs count.
         projections: names of its layers that are not the student's, for the `exclude` of techniques on it.
 
     Raises:
@@ -87,19 +90,21 @@ class Distiller:
         self.config = DistillConfig(**settings)
         self.student, self.teacher = keras_api.check_model(student), keras_api.check_model(teacher)
         _check_pair(student, teacher)
+        if self.config.logits:
+            _check_classes(teacher)
         self._keras = keras_api.keras_module(keras_api.generation_of(student))
         theirs = ours = None
-        pairs: dict[int, int] = {}
+        self.layers: dict[int, int] = {}
         if self.config.looks_inside:
             ours, theirs = features_of(student), features_of(teacher)
-            pairs = _pairs(self.config.layers, len(ours.hidden), len(theirs.hidden))
+            self.layers = _pairs(self.config.layers, ours, theirs)
         self.projections: list[str] = []
-        wanted = _chosen(self.config, teacher, theirs, list(pairs.values()))
-        found = _chosen(self.config, student, ours, list(pairs))
+        wanted = _chosen(self.config, teacher, theirs, list(self.layers.values()))
+        found = _chosen(self.config, student, ours, list(self.layers))
         found = {name: self._fitted(name, tensor, wanted[name]) for name, tensor in found.items()}
         self._taught = _model(self._keras, teacher, wanted)
         # The teacher's part alone, so that students with other layers share what it answered.
-        self._asked = (sorted(wanted), list(pairs.values()), bool(self.config.labels))
+        self._asked = (sorted(wanted), list(self.layers.values()), bool(self.config.labels))
         if self.config.labels:
             if len(_outputs(student)) > 1:
                 raise InputError(
@@ -213,8 +218,13 @@ def _outputs(model: Any) -> dict[str, Any]:
     tensors = flat(struct)
     if len(tensors) == 1:
         return {"logits": tensors[0]}
-    names = sorted(struct) if isinstance(struct, dict) else range(len(tensors))
-    return {f"logits_{name}": tensor for name, tensor in zip(names, tensors, strict=True)}
+    names = sorted(struct) if isinstance(struct, dict) else list(range(len(tensors)))
+    if len(names) != len(tensors):
+        raise InputError(
+            f"model {model.name!r} has outputs within outputs; give it a flat list or dictionary of them"
+        )
+    # Keras takes no other characters in names of losses.
+    return {f"logits_{_NO_WORD.sub('_', str(name))}": t for name, t in zip(names, tensors, strict=True)}
 
 
 def _model(keras: Any, model: Any, outputs: dict[str, Any]) -> Any:
@@ -267,22 +277,34 @@ def _check_logits(model: Any) -> None:
             )
 
 
+def _check_classes(model: Any) -> None:
+    """Refuses outputs of one value each: their softmax is 1 whatever they are."""
+    for name, output in _outputs(model).items():
+        if output.shape[-1] == 1:
+            raise InputError(
+                f"{name} of model {model.name!r} has one value, from which no classes can be learned; give it two "
+                "logits, or set logits=0 and learn from labels or hidden states"
+            )
+
+
 def _told_apart(inputs: Inputs) -> list[str]:
     """The names of inputs that are given by name, else their shapes."""
     by_name = inputs.style == "dict"
     return sorted(inputs.specs) if by_name else [str(tuple(spec.shape)) for spec in inputs.specs.values()]
 
 
-def _pairs(given: Mapping[int, int] | None, ours: int, theirs: int) -> dict[int, int]:
+def _pairs(given: Mapping[int, int] | None, student: Features, teacher: Features) -> dict[int, int]:
     """Student's layer -> teacher's, in the order of the student's."""
+    ours, theirs = len(student.hidden), len(teacher.hidden)
     if given is None:
-        return {i: max(0, round((i + 1) * theirs / ours) - 1) for i in range(ours)}
+        ratio = (theirs + teacher.pools_early) / (ours + student.pools_early)
+        return {i: min(theirs - 1, max(0, round((i + 1) * ratio) - 1)) for i in range(ours)}
     if not given:
         raise InputError("layers must map one layer or more of the student, got none")
-    for student, teacher in given.items():
-        if not 0 <= student < ours or not 0 <= teacher < theirs:
+    for mine, other in given.items():
+        if not 0 <= mine < ours or not 0 <= other < theirs:
             raise InputError(
                 f"layers must map [0, {ours}) to [0, {theirs}), the layers of student and teacher, got "
-                f"{student}: {teacher}"
+                f"{mine}: {other}"
             )
     return dict(sorted(given.items()))

@@ -18,12 +18,14 @@ class Features:
         hidden: what each layer gives, likewise.
         attention: probabilities of each layer, (batch, heads, length, length), or None where they cannot be seen.
         values: what each layer's attention weighs, (batch, heads, length, size), or None likewise.
+        pools_early: whether one more layer follows, which computes one token and so has no state of all.
     """
 
     embeddings: Any
     hidden: tuple[Any, ...]
     attention: tuple[Any | None, ...]
     values: tuple[Any | None, ...]
+    pools_early: bool
 
 
 def features_of(model: Any) -> Features:
@@ -36,15 +38,18 @@ def features_of(model: Any) -> Features:
     blocks = blocks_of(model, structure)
     if not blocks:
         raise InputError(
-            f"model {model.name!r} has no layers of attention between tensors of one shape; only its outputs can "
-            "be distilled"
+            f"model {model.name!r} has no layers of attention between tensors of one shape, whose states could be "
+            "seen; only its outputs can be distilled"
         )
     graph = list(nodes(model))
     tensors = {out: tensor for node in graph for out, tensor in zip(node.outputs, node.symbolic, strict=True)}
+    inside = {name for block in blocks for name in block.names}
+    heads = (group.name.partition("/")[0] for group in structure.groups if group.kind == "heads")
+    pools_early = any(name not in inside for name in heads)
     seen = [_attention(graph, block, structure) for block in blocks]
     return Features(
         tensors[blocks[0].start], tuple(tensors[block.end] for block in blocks),
-        tuple(maps for maps, _ in seen), tuple(values for _, values in seen),
+        tuple(maps for maps, _ in seen), tuple(values for _, values in seen), pools_early,
     )  # fmt: skip
 
 
