@@ -282,3 +282,12 @@ def test_infinite_and_nan_weights_become_zero_under_a_mask():
     assign.set_masks([np.array([False, False, True])])
     assign()
     np.testing.assert_array_equal(variable.numpy(), [0, 0, 1])
+
+
+@pytest.mark.parametrize("masks", [[np.ones((1, 4), bool)], [np.ones((3, 4), bool)] * 2, []])
+def test_masks_of_other_shapes_are_refused(masks):
+    from tfopt.numerics.masked_assign import MaskedAssign
+
+    assign = MaskedAssign([tf.Variable(np.ones((3, 4), np.float32))])
+    with pytest.raises(InputError, match="masks must have the shapes of the weights"):
+        assign.set_masks(masks)

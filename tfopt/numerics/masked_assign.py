@@ -1,10 +1,13 @@
 """Writing masks into TensorFlow variables, on one device or on every replica."""
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
+
+from tfopt.errors import InputError
 
 
 class MaskedAssign:
@@ -20,7 +23,18 @@ class MaskedAssign:
         self._assign = tf.function(self._assign_all)
 
     def set_masks(self, masks: Sequence[np.ndarray]) -> None:
-        """Replaces the masks: one bool array per variable, True where the weight stays."""
+        """Replaces the masks: one bool array per variable, True where the weight stays.
+
+        Raises:
+            InputError: masks of other shapes, which broadcasting would let through.
+        """
+        have, want = ([tuple(one.shape) for one in some] for some in (masks, self._variables))
+        for mask, weight in itertools.zip_longest(have, want):
+            if mask != weight:
+                raise InputError(
+                    f"masks must have the shapes of the weights they are for, got {mask} for {weight}; prepare a model "
+                    "again after its sizes changed"
+                )
         self._masks = [tf.constant(mask) for mask in masks]
 
     def __call__(self) -> None:
