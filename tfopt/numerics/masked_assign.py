@@ -32,8 +32,8 @@ class MaskedAssign:
         for mask, weight in itertools.zip_longest(have, want):
             if mask != weight:
                 raise InputError(
-                    f"masks must have the shapes of the weights they are for, got {mask} for {weight}; prepare a model "
-                    "again after its sizes changed"
+                    f"masks must have the shapes of the weights they are for, got {mask} for {weight}; prepare a "
+                    "model again after its sizes changed"
                 )
         self._masks = [tf.constant(mask) for mask in masks]
 
