@@ -165,7 +165,7 @@ def test_an_interrupted_run_goes_on(recipe, text_run, tmp_path):
 
 
 def test_gpt2_in_keras_3_on_two_replicas(recipe, tmp_path):
-    changes = {"exports": [{"format": "tflite", "of": ["baseline"]}], "variants": []}
+    changes = {"exports": [{"format": "tflite", "of": ["baseline"]}], "variants": [], "train.epochs": 3}
     chosen = recipe('generation = "keras"\nreplicas = 2', 'architecture = "gpt2"').with_changes(
         {**changes, "model.num_key_value_heads": 2}
     )
