@@ -29,17 +29,6 @@ TINY = BertConfig(
 )  # fmt: skip
 
 
-# A file's tests stay with one worker. These take longest, so they begin first and no worker ends alone.
-_LONGEST = (
-    "test_pipeline.py", "test_causal_recipe.py", "test_smaller_recipe.py", "test_notebooks.py", "test_decoding.py",
-    "test_quantize.py", "test_search.py", "test_distill.py", "test_contract.py",
-)  # fmt: skip
-
-
-def pytest_collection_modifyitems(items):
-    items.sort(key=lambda item: _LONGEST.index(item.path.name) if item.path.name in _LONGEST else len(_LONGEST))
-
-
 @pytest.fixture(params=keras_api.GENERATIONS)
 def generation(request):
     return request.param

@@ -44,15 +44,15 @@ def measured(request, tmp_path_factory):
     data = [(samples(), np.arange(8) % 3)]
     before = {w.path: keras_api.to_numpy(w.variable).copy() for w in keras_api.weights(model)}
     structure, given = structure_of(model), samples()
-    losses = sensitivity(model, structure, given, data, path, quiet)
+    options = options_of(model, structure)
+    losses = sensitivity(model, structure, options, given, data, path, quiet)
     for weight in keras_api.weights(model):
         np.testing.assert_array_equal(keras_api.to_numpy(weight.variable), before[weight.path])
-    return model, structure, given, data, losses, path
+    return model, structure, options, given, data, losses, path
 
 
 def test_the_table_has_every_option_and_is_measured_once(measured, tmp_path):
-    model, structure, given, data, losses, path = measured
-    options = options_of(model, structure)
+    model, structure, options, given, data, losses, path = measured
     assert {o.key for o in options} == set(losses) and all(0 <= loss < 10 for loss in losses.values())
     assert {o.kind for o in options} == {"layer", "pooling", "heads", "neurons", "width", "rank", "zeros", "bits"}
     zeros = [o for o in options if o.kind == "zeros"]
@@ -61,25 +61,25 @@ def test_the_table_has_every_option_and_is_measured_once(measured, tmp_path):
     gone = list(table["rows"])[-3:]
     table["rows"] = {key: -1.0 for key in table["rows"] if key not in gone}
     copy.write_text(json.dumps(table))
-    again = sensitivity(model, structure, given, data, copy, lines.append)
+    again = sensitivity(model, structure, options, given, data, copy, lines.append)
     assert lines == [f"sensitivity of 3 options ({len(losses) - 3} are known)"]
     assert {key for key, loss in again.items() if loss >= 0} == set(gone)
     assert all(again[key] == pytest.approx(losses[key], abs=1e-6) for key in gone)
     table["fingerprint"] = "of another model"
     copy.write_text(json.dumps(table))
-    assert all(loss >= 0 for loss in sensitivity(model, structure, given, data, copy, quiet).values())
+    assert all(loss >= 0 for loss in sensitivity(model, structure, options, given, data, copy, quiet).values())
     copy.write_text("{")
     with pytest.raises(InputError, match="is no sensitivity table"):
-        sensitivity(model, structure, given, data, copy, quiet)
+        sensitivity(model, structure, options, given, data, copy, quiet)
 
 
 def test_pooling_early_costs_nothing_where_one_token_is_taken(keras, tmp_path):
     config = BertConfig(60, 32, 3, 4, 64, max_position_embeddings=24, hidden_dropout_prob=0.0)
     model = bert(config, 3, "cls", keras.__name__)
     structure, data = structure_of(model), [(samples(), np.arange(8) % 3)]
-    losses = sensitivity(model, structure, samples(), data, tmp_path / "t.json", quiet)
-    assert losses["pooling|2|1"] < 1e-9
     matrices, options = matrices_of(model), options_of(model, structure)
+    losses = sensitivity(model, structure, options, samples(), data, tmp_path / "t.json", quiet)
+    assert losses["pooling|2|1"] < 1e-9
     pooling = next(o for o in options if o.kind == "pooling")
     names = ("attention_query", "attention_output", "intermediate", "output")
     assert pooling.paths == {f"layer_2_{name}/kernel" for name in names}
@@ -96,8 +96,8 @@ def test_pooling_early_costs_nothing_where_one_token_is_taken(keras, tmp_path):
 
 
 def test_plans_get_smaller_and_what_they_hold_goes_together(measured):
-    model, structure, _, _, losses, _ = measured
-    matrices, options = matrices_of(model), options_of(model, structure)
+    model, _, options, _, _, losses, _ = measured
+    matrices = matrices_of(model)
     for measure in ("bytes", "packed", "latency", "both"):
         plans = planning.path_of(matrices, options, losses, measure)
         assert plans[0] == Plan() and len(plans) > 10

@@ -138,8 +138,9 @@ class _Search:
         given = batching.samples(self._data, samples, "train", balanced=True)
         inputs = {name: given[name] for name in inputs_of(self._model).specs if name in given}
         batches = batching.batches(self._data, _BATCH, split="train").take(_BATCHES)
-        losses = sensitivity(self._model, structure, inputs, batches, self._out / "sensitivity.json", self._log)
-        way = planning.path_of(self._matrices, options_of(self._model, structure), losses, measure)[1:]
+        options, table = options_of(self._model, structure), self._out / "sensitivity.json"
+        losses = sensitivity(self._model, structure, options, inputs, batches, table, self._log)
+        way = planning.path_of(self._matrices, options, losses, measure)[1:]
         if not way:
             raise InputError(f"nothing in model {self._model.name!r} can be made smaller")
         chosen = []

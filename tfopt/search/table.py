@@ -3,7 +3,7 @@
 import contextlib
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from tfopt.quantization import QuantizeConfig
 from tfopt.quantization.calibration import check_varied
 from tfopt.quantization.plan import plan_weights
 from tfopt.quantization.weights import on_grids, round_to_nearest
-from tfopt.search.options import FEW_BITS, Option, options_of
+from tfopt.search.options import FEW_BITS, Option
 from tfopt.structure.blocks import blocks_of
 from tfopt.structure.cut import Kept, cut, pooled_early
 from tfopt.structure.early_pooling import early_pooling
@@ -33,6 +33,7 @@ _SAVE_EVERY = 10
 def sensitivity(
     model: Any,
     structure: Structure,
+    options: Sequence[Option],
     samples: Mapping[str, np.ndarray],
     data: Any,
     path: Path,
@@ -43,6 +44,7 @@ def sensitivity(
     Args:
         model: as it was in the end.
         structure: of the model.
+        options: those of the model.
         samples: inputs by name.
         data: batches of (inputs, labels) for the importance of units.
         path: JSON file of the table; rows that are there for this model and these samples are not measured again.
@@ -56,7 +58,6 @@ def sensitivity(
     check_varied(given)
     fingerprint = _fingerprint(model, given)
     rows = _read(path, fingerprint)
-    options = options_of(model, structure)
     missing = [option for option in options if option.key not in rows]
     if not missing:
         return rows
