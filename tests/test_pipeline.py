@@ -134,6 +134,7 @@ def test_a_finished_run_is_not_done_again_and_never_overwritten_by_accident(
     assert "[export half_tflite]" in lines and "[train half]" not in lines
     made = "half_tflite/model.tflite"
     assert (copy / made).read_bytes() == (finished_run / made).read_bytes()
+    verify_run(copy)
     small = tfopt.Recipe.load(tiny_recipe()).with_changes({"exports": [], "variants": []})
     run(small, copy, overwrite=True)
     assert not (copy / "half").exists() and not (copy / "baseline_tflite").exists()

@@ -70,14 +70,14 @@ def test_callback_with_rarer_hooks_and_compiled_steps(keras, arguments):
 
 def test_only_the_zeros_differ_from_the_trained_weights(keras):
     """The kept weights train on: they are what the optimizer made of them, masks do not touch them."""
+    keras.utils.set_random_seed(3)  # with some weights a gradient is lost in rounding
     model = attention_model(keras)
     before = {w.path: keras_api.to_numpy(w.variable) for w in keras_api.weights(model)}
     train(keras, model, MagnitudePruning(ConstantSparsity(0.5, 0, frequency=1)))
     for weight in keras_api.weights(model):
         after = keras_api.to_numpy(weight.variable)
         kept = after != 0
-        moved = after[kept] != before[weight.path][kept]
-        assert moved.mean() > 0.98 or weight.name == "bias"  # a gradient may be lost in rounding
+        assert np.abs(after - before[weight.path])[kept].min() > 0 or weight.name == "bias"
 
 
 def test_masks_equal_the_toolkit_through_a_whole_training():
