@@ -10,6 +10,7 @@ from .conftest import REPOSITORY
 
 PACKAGE = REPOSITORY / "tfopt"
 LEAVES = {
+    "_keras",
     "errors",
     "files",
     "schedules",

@@ -10,12 +10,13 @@ import json
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from tfopt._keras.trust import refuse_code
 from tfopt.errors import InputError, MissingFileError, ModelFileError
 from tfopt.files import existing, replacing
 
@@ -261,12 +262,13 @@ def load_model(path: str | Path) -> Any:
 
     Raises:
         MissingFileError: no such file.
-        ModelFileError: not a Keras model, damaged, or holding a Lambda layer.
+        ModelFileError: not a Keras model, damaged, or naming code that would run.
     """
     path = existing(path, "model file")
     try:
         config, generation = _read_config(path)
-        _refuse_code(config, path)
+        # What it was compiled with is not read.
+        refuse_code({k: v for k, v in config.items() if k != "compile_config"}, path)
         keras = keras_module(generation)
         if generation == "tf_keras" and zipfile.is_zipfile(path):
             model = _load_tf_keras_archive(keras, path, config)
@@ -354,24 +356,3 @@ def _refuse_links(hdf5: Path, path: Path) -> None:
         found = handle.visititems_links(external)
     if found is not None:
         raise ModelFileError(f"{path} points into other files ({found}); such a file is not loaded")
-
-
-def _refuse_code(config: Any, path: Path) -> None:
-    """A Lambda layer carries Python code, and tf_keras would run it while loading."""
-    for node in _nodes(config):
-        if node.get("class_name") in ("Lambda", "__lambda__"):
-            name = (node.get("config") or {}).get("name") if isinstance(node.get("config"), dict) else None
-            raise ModelFileError(
-                f"{path} holds a Lambda layer ({name or 'unnamed'}), which is code that would run while "
-                "loading: rebuild the model without it, or load it yourself and pass the model object"
-            )
-
-
-def _nodes(value: Any) -> Iterator[dict[str, Any]]:
-    if isinstance(value, dict):
-        yield value
-        value = value.values()
-    elif not isinstance(value, list):
-        return
-    for item in cast(Iterable[Any], value):
-        yield from _nodes(item)
