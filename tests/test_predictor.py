@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -36,6 +37,24 @@ def test_any_batch_and_length_on_every_artifact(artifacts, rows, length):
         np.testing.assert_allclose(found, expected, atol=1e-5, err_msg=str(path))
         halves = tfopt.Predictor.load(path).predict(inputs, batch_size=2)["last_hidden_state"]
         np.testing.assert_allclose(halves, expected, atol=1e-5, err_msg=str(path))
+
+
+def test_threads_that_share_a_predictor_get_their_own_answers(artifacts):
+    """LiteRT answers one thread with another's numbers where it is not kept from it."""
+    model, paths = artifacts
+    rng = np.random.default_rng(0)
+    rows = [{"input_ids": rng.integers(1, 300, (1, 16)), "attention_mask": np.ones((1, 16), int)} for _ in range(8)]
+    expected = [np.asarray(model({k: v.astype(np.int32) for k, v in row.items()})["last_hidden_state"]) for row in rows]
+    for path in paths:
+        predictor = tfopt.Predictor.load(path)
+
+        def wrong(index, predictor=predictor):
+            found = predictor.predict(rows[index % 8])["last_hidden_state"]
+            return np.abs(found - expected[index % 8]).max() > 1e-4
+
+        predictor.predict(rows[0])
+        with ThreadPoolExecutor(4) as pool:
+            assert sum(pool.map(wrong, range(40 if path.suffix == ".keras" else 400))) == 0, path
 
 
 def test_one_exported_length_is_used(artifacts, tmp_path):

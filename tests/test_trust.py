@@ -9,10 +9,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tf_keras
+from tensorflow.python.trackable.resource import TrackableResource
 
-from tfopt import keras_api
+import tfopt
+from tfopt import cli, keras_api
 from tfopt._keras.trust import TRUSTED_FUNCTIONS, refuse_code
 from tfopt.errors import ModelFileError
+from tfopt.runtime.trusted_operations import TRUSTED_OPERATIONS
 
 
 def rewritten(path, change):
@@ -124,3 +127,83 @@ def test_classes_that_the_program_registered_are_loaded(keras, generation, tmp_p
     path = tmp_path / "m.keras"
     keras.Sequential([keras.layers.Input((4,)), Twice(), keras.layers.Dense(3)]).save(path)
     assert type(keras_api.load_model(path).layers[-2]) is Twice
+
+
+class Written(tf.Module):
+    """Writes a file when it is called, and when it is loaded."""
+
+    def __init__(self, target, at_load):
+        super().__init__()
+        self.kernel = tf.Variable(tf.ones((3, 2)))
+        self._target = str(target)
+        if at_load:
+            self.table = Initialized(self._target)
+
+    @tf.function(input_signature=[tf.TensorSpec((None, 3), name="x")])
+    def serve(self, x):
+        if not hasattr(self, "table"):
+            tf.cond(tf.reduce_sum(x) > 0, lambda: tf.io.write_file(self._target, "x"), lambda: tf.no_op())
+        return {"y": x @ self.kernel}
+
+
+class Initialized(TrackableResource):
+    def __init__(self, target):
+        super().__init__()
+        self._target = target
+        self._resource_handle = self._create_resource()
+
+    def _create_resource(self):
+        return tf.raw_ops.HashTableV2(key_dtype=tf.string, value_dtype=tf.int64, shared_name="attack")
+
+    def _initialize(self):
+        tf.io.write_file(self._target, "x")
+
+
+@pytest.mark.parametrize("at_load", [False, True], ids=["in a signature", "in an initializer"])
+@pytest.mark.parametrize("command", ["inspect", "bench"])
+def test_a_saved_model_that_writes_is_refused_and_does_not_run(tmp_path, monkeypatch, capfd, at_load, command):
+    written = tmp_path / "stolen"
+    module = Written(written, at_load)
+    tf.saved_model.save(module, str(tmp_path / "m"), signatures=module.serve)
+    written.unlink(missing_ok=True)
+    monkeypatch.setattr(sys, "argv", ["tfopt", command, str(tmp_path / "m")])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2 and "holds the operation WriteFile" in capfd.readouterr().err
+    assert not written.exists()
+
+
+def test_saved_models_of_others_are_loaded(tmp_path):
+    """One of TensorFlow itself with loops, tables in memory and randomness, and one of the time of sessions."""
+    keys, values = tf.constant(["a", "b"]), tf.constant([1, 2], tf.int64)
+    module = tf.Module()
+    module.table = tf.lookup.StaticHashTable(tf.lookup.KeyValueTensorInitializer(keys, values), -1)
+
+    @tf.function(input_signature=[tf.TensorSpec((None,), tf.string, name="x")])
+    def serve(x):
+        total = tf.while_loop(lambda i: i < 3, lambda i: (i + 1,), [tf.constant(0)])[0]
+        noise = tf.cast(tf.random.uniform([], 0, 1), tf.int64)
+        return {"y": module.table.lookup(x) + tf.cast(total, tf.int64) + noise}
+
+    module.serve = serve
+    tf.saved_model.save(module, str(tmp_path / "m"), signatures=serve)
+    found = tfopt.Predictor.load(tmp_path / "m").predict(np.array(["b", "c"]))
+    np.testing.assert_array_equal(found["y"], [5, 2])
+    with tf.Graph().as_default(), tf.compat.v1.Session() as session:
+        x = tf.compat.v1.placeholder(tf.float32, (None, 2), name="x")
+        kernel = tf.compat.v1.get_variable("kernel", initializer=tf.constant([[1.0], [2.0]]), use_resource=True)
+        y = x @ kernel
+        session.run(tf.compat.v1.global_variables_initializer())
+        tf.compat.v1.saved_model.simple_save(session, str(tmp_path / "old"), {"x": x}, {"y": y})
+    found = tfopt.Predictor.load(tmp_path / "old").predict(np.array([[1.0, 1.0]], np.float32))
+    np.testing.assert_array_equal(found["y"], [[3.0]])
+
+
+def test_the_operations_of_the_list_exist_and_none_reads_or_writes_files():
+    from tensorflow.python.framework import op_def_registry
+
+    assert all(op_def_registry.get(name) for name in TRUSTED_OPERATIONS)
+    harmful = ("WriteFile", "ReadFile", "MatchingFiles", "SaveV2", "RestoreV2", "PyFunc", "PyFuncStateless", "EagerPyFunc",
+               "DebugIdentity", "ImmutableConst", "Abort", "PrintV2", "TextLineDataset", "Send", "Recv", "RemoteCall",
+               "InitializeTableFromTextFileV2", "LoadAndRemapMatrix")  # fmt: skip
+    assert TRUSTED_OPERATIONS.isdisjoint(harmful)

@@ -17,6 +17,7 @@ class DecoderPredictor(Predictor):
     """One text after the other; padding at either end gets logits of zero."""
 
     format = "tflite"
+    _in_parallel = True  # every text has a session of its own, and the decoder takes turns
 
     def _open(self, threads: int | None) -> list[Signature]:
         self.decoder = TFLiteDecoder(self.path, threads)

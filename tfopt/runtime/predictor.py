@@ -4,7 +4,9 @@ Subclasses tell the signatures they have and run one of them; batches, padding a
 """
 
 import abc
+import contextlib
 import dataclasses
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -59,7 +61,7 @@ class Signature:
 
 
 class Predictor(abc.ABC):
-    """A loaded artifact.
+    """A loaded artifact; any number of threads may call it.
 
     Attributes:
         path: where it was loaded from.
@@ -68,11 +70,15 @@ class Predictor(abc.ABC):
     """
 
     format: str
+    _in_parallel = False  # whether the runtime itself may be called by several threads at once
 
     def __init__(self, path: str | Path, threads: int | None = None) -> None:
         if threads is not None and threads < 1:
             raise InputError(f"threads must be 1 or more, got {threads}")
         self.path = existing(path, "artifact")
+        self._turn: contextlib.AbstractContextManager[Any] = (
+            contextlib.nullcontext() if self._in_parallel else threading.Lock()
+        )
         self.signatures = sorted(self._open(threads), key=lambda s: s.length or 0)
 
     @staticmethod
@@ -155,7 +161,8 @@ class Predictor(abc.ABC):
             missing = (signature.batch or 0) - len(next(iter(part.values())))
             if missing > 0:  # the last rows are repeated to fill a fixed batch
                 part = {name: np.concatenate([v, np.repeat(v[-1:], missing, 0)]) for name, v in part.items()}
-            parts.append(self._run(signature, part))
+            with self._turn:
+                parts.append(self._run(signature, part))
         joined = {name: np.concatenate([p[name] for p in parts])[:rows] for name in parts[0]}
         return self._cut(joined, signature, length)
 

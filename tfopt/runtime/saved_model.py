@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from tfopt.errors import InputError, ModelFileError
 from tfopt.runtime.predictor import Predictor, Signature, StoredWeight
+from tfopt.runtime.saved_graph import refuse_operations
 
 
 def set_threads(threads: int | None) -> None:
@@ -31,8 +32,10 @@ class SavedModelPredictor(Predictor):
     """A SavedModel, plain or compiled with XLA."""
 
     format = "saved_model"
+    _in_parallel = True
 
     def _open(self, threads: int | None) -> list[Signature]:
+        refuse_operations(self.path)
         set_threads(threads)
         try:
             self._loaded = tf.saved_model.load(str(self.path))

@@ -8,6 +8,7 @@ ever moves; only a text that outgrows its slots is copied once, into the next la
 import contextlib
 import hashlib
 import os
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -139,6 +140,7 @@ class TFLiteDecoder(Decoder):
             options = litert.Options(hardware_accelerators=litert.HardwareAccelerator.CPU, cpu_options=cpu)
             self._model = litert.CompiledModel.from_file(str(self.path), options=options)
         self._buffers = litert.TensorBuffer
+        self.turn = threading.Lock()  # a compiled model runs for one session after the other
         self.signatures = self._signatures()
         first = self._model.get_input_tensor_details(self.signatures[0].key)["key_0"]
         self.narrow_cache = "int8" in str(first["dtype"])
@@ -215,7 +217,8 @@ class TFLiteSession(Session):
         index, ids, start, results, inputs, outputs = self._bind(signature)
         count, c = len(tokens), self._decoder.config
         ids[:count], ids[count:], start[0] = tokens, 0, at
-        self._decoder._model.run_by_index(index, inputs, outputs)
+        with self._decoder.turn:
+            self._decoder._model.run_by_index(index, inputs, outputs)
         shape = (c.num_hidden_layers, c.key_value_heads, signature.new, c.head_size)
         assert self._keys is not None and self._values is not None
         self._keys.write(results["keys"].reshape(shape)[:, :, :count], at)
