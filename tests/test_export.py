@@ -1,6 +1,9 @@
+import contextlib
+
 import numpy as np
 import pytest
 import tensorflow as tf
+import tf_keras
 
 import tfopt
 from tfopt import keras_api
@@ -82,7 +85,7 @@ def test_a_converter_that_writes_nan_is_caught(tmp_path, monkeypatch):
     model = wide_bert("keras")
     with pytest.raises(VerificationError) as caught:
         tfopt.export(model, tmp_path / "m.tflite", "tflite", lengths=[16])
-    assert caught.value.check in ("finite", "max_abs_error") and not list(tmp_path.iterdir())
+    assert caught.value.check in ("state", "finite", "max_abs_error") and not list(tmp_path.iterdir())
 
 
 def test_a_quantization_that_does_nothing_is_caught(tmp_path, monkeypatch):
@@ -132,6 +135,67 @@ def test_an_artifact_that_swaps_classes_is_caught(tokens, tmp_path, monkeypatch)
             representative=tokens,
             lengths=[16],
         )
+
+
+RECURRENT = {
+    "LSTM": lambda layers: layers.LSTM(16),
+    "Bidirectional": lambda layers: layers.Bidirectional(layers.LSTM(12, return_sequences=True)),
+    "stacked": lambda layers: layers.RNN([layers.LSTMCell(8), layers.GRUCell(8)]),
+    "GRU": lambda layers: layers.GRU(16),
+}
+
+
+@pytest.mark.parametrize("kind", RECURRENT)
+@pytest.mark.parametrize("quantization", [None, "dynamic_int8"])
+def test_recurrent_layers_start_anew_at_every_call(keras, tmp_path, kind, quantization):
+    """tf_keras' LSTM becomes an operator whose state is a variable of the file, unless it is kept from it."""
+    keras.utils.set_random_seed(0)
+    layers = [keras.layers.Input((6, 8)), RECURRENT[kind](keras.layers), keras.layers.Flatten()]
+    model = keras.Sequential([*layers, keras.layers.Dense(3)])
+    x = np.random.default_rng(0).standard_normal((4, 6, 8)).astype(np.float32)
+    expected = np.asarray(model(x))
+    tfopt.export(model, tmp_path / "m.tflite", "tflite", quantization)
+    tfopt.export(model, tmp_path / "m")
+    for path, tolerance in (
+        (tmp_path / "m", 1e-5),
+        (tmp_path / "m.tflite", 1e-5 if quantization is None else 0.03),
+    ):
+        predictor = tfopt.Predictor.load(path)
+        for rows in (x, x, x[::-1]):
+            (found,) = predictor.predict(rows).values()
+            reference = expected if rows is x else expected[::-1]
+            np.testing.assert_allclose(found, reference, atol=tolerance * np.abs(expected).max())
+
+
+def test_a_file_that_keeps_state_between_calls_is_caught(tmp_path, monkeypatch):
+    monkeypatch.setattr(tflite_export, "unfused", lambda model: contextlib.nullcontext())
+    layers = [tf_keras.layers.Input((6, 8)), tf_keras.layers.LSTM(16), tf_keras.layers.Dense(3)]
+    for quantization in (None, "dynamic_int8"):
+        with pytest.raises(VerificationError, match="'state' failed: .* keeps its value from call to call"):
+            tfopt.export(tf_keras.Sequential(layers), tmp_path / "m.tflite", "tflite", quantization)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_layer_that_keeps_state_by_itself_is_refused(keras, tmp_path):
+    layers = [keras.layers.Input((6, 8), batch_size=1), keras.layers.LSTM(16, stateful=True, name="memory")]
+    with pytest.raises(InputError, match=r"layer 'memory' keeps its state between calls"):
+        tfopt.export(keras.Sequential(layers), tmp_path / "m.tflite", "tflite")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_model_that_computes_nan_is_no_reference(keras, tmp_path):
+    """NaN in the model and in the file are no agreement, whatever comparing numbers says."""
+    model = keras.Sequential([keras.layers.Input((4,)), keras.layers.Dense(3)])
+    model.layers[-1].kernel.assign(np.full((4, 3), np.nan))
+    for path, format in ((tmp_path / "m", "saved_model"), (tmp_path / "m.tflite", "tflite")):
+        with pytest.raises(VerificationError, match="NaN") as caught:
+            tfopt.export(model, path, format)
+        assert caught.value.check == "finite" and not list(tmp_path.iterdir())
+    zeros = np.zeros((2, 3))
+    with pytest.raises(VerificationError, match="the model itself gives NaN"):
+        export_verify._compare("y", zeros, zeros * np.nan, "max_abs_error", 1e9)
+    with pytest.raises(VerificationError, match="differs by 0"):
+        export_verify._compare("y", zeros, zeros, "max_abs_error", float("nan"))
 
 
 def test_models_with_a_list_of_inputs(keras, tmp_path):

@@ -44,7 +44,9 @@ def test_threads_that_share_a_predictor_get_their_own_answers(artifacts):
     model, paths = artifacts
     rng = np.random.default_rng(0)
     rows = [{"input_ids": rng.integers(1, 300, (1, 16)), "attention_mask": np.ones((1, 16), int)} for _ in range(8)]
-    expected = [np.asarray(model({k: v.astype(np.int32) for k, v in row.items()})["last_hidden_state"]) for row in rows]
+    expected = [
+        np.asarray(model({k: v.astype(np.int32) for k, v in row.items()})["last_hidden_state"]) for row in rows
+    ]
     for path in paths:
         predictor = tfopt.Predictor.load(path)
 

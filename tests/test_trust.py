@@ -79,7 +79,9 @@ def test_every_trusted_function_exists():
 
     missing = [name for name in TRUSTED_FUNCTIONS if get_symbol_from_name(name) is None]
     assert not missing
-    assert not {n for n in TRUSTED_FUNCTIONS if n.split(".")[0] in ("io", "data", "saved_model", "train", "summary")}
+    assert not {
+        n for n in TRUSTED_FUNCTIONS if n.split(".")[0] in ("io", "data", "saved_model", "train", "summary")
+    }
 
 
 @pytest.mark.parametrize(

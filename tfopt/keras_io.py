@@ -27,12 +27,13 @@ class Inputs:
         return any(None in tuple(spec.shape)[1:] for spec in self.specs.values())
 
     def with_sizes(self, batch: int | None, length: int | None) -> dict[str, tf.TensorSpec]:
-        """The same inputs with the batch and, if given, every unknown later axis fixed."""
-        return {
-            name: tf.TensorSpec([batch, *(d if d is not None else length for d in tuple(spec.shape)[1:])],
-                                spec.dtype, name=name)
-            for name, spec in self.specs.items()
-        }  # fmt: skip
+        """The same inputs with an unknown batch and, if given, every unknown later axis fixed."""
+        fixed = {}
+        for name, spec in self.specs.items():
+            rows, *sizes = tuple(spec.shape)
+            shape = [batch if rows is None else rows, *(length if size is None else size for size in sizes)]
+            fixed[name] = tf.TensorSpec(shape, spec.dtype, name=name)
+        return fixed
 
     def arguments(self, named: dict[str, Any]) -> Any:
         """What the model is called with, from values by name."""

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -87,11 +88,13 @@ class TFLiteFile:
         constants: every constant tensor once, however many signatures share it.
         operators: how often each operator occurs in the first signature's graph.
         dequantized_tables: names of lookup tables that are widened as a whole before the lookup.
+        variables: names of tensors and resources whose values survive a call.
     """
 
     constants: tuple[Constant, ...]
     operators: dict[str, int]
     dequantized_tables: tuple[str, ...]
+    variables: tuple[str, ...]
 
 
 def read_tflite(path: str | Path) -> TFLiteFile:
@@ -208,7 +211,15 @@ def _describe(model: Any) -> TFLiteFile:
         for buffer, tensor in sorted(first.items())
     )
     operators = Counter(codes[op.opcodeIndex] for op in model.subgraphs[0].operators)
-    return TFLiteFile(constants, dict(operators), tuple(sorted(widened)))
+    return TFLiteFile(constants, dict(operators), tuple(sorted(widened)), tuple(sorted(_variables(model, codes))))
+
+
+def _variables(model: Any, codes: list[str]) -> Iterator[str]:
+    for graph in model.subgraphs:
+        yield from (_text(tensor.name) for tensor in graph.tensors if tensor.isVariable)
+        for op in graph.operators:
+            if codes[op.opcodeIndex] == "VAR_HANDLE":
+                yield _text(graph.tensors[int(op.outputs[0])].name)
 
 
 def _has_data(model: Any, tensor: Any) -> bool:

@@ -114,11 +114,11 @@ _FUNCTIONS = {
         elu exponential gelu hard_sigmoid linear mish relu selu sigmoid softmax softplus softsign swish tanh
     """,
     "keras.backend": """
-        abs all any argmax argmin batch_dot batch_flatten bias_add cast clip concatenate cos cumprod cumsum dot elu
-        equal exp expand_dims flatten gather greater greater_equal hard_sigmoid l2_normalize less less_equal log max
-        maximum mean min minimum not_equal one_hot permute_dimensions pow prod relu repeat repeat_elements reshape
-        resize_images reverse round sigmoid sign sin softmax softplus softsign sqrt square squeeze stack std sum tanh
-        tile transpose var
+        abs all any argmax argmin batch_dot batch_flatten bias_add cast clip concatenate cos cumprod cumsum dot
+        elu equal exp expand_dims flatten gather greater greater_equal hard_sigmoid l2_normalize less less_equal
+        log max maximum mean min minimum not_equal one_hot permute_dimensions pow prod relu repeat
+        repeat_elements reshape resize_images reverse round sigmoid sign sin softmax softplus softsign sqrt
+        square squeeze stack std sum tanh tile transpose var
     """,
 }
 
@@ -126,16 +126,18 @@ TRUSTED_FUNCTIONS = frozenset(
     f"{module}.{name}".lstrip(".") for module, names in _FUNCTIONS.items() for name in names.split()
 )
 # Attributes of ragged and sparse tensors, which tf_keras turns into layers as well.
-_ATTRIBUTES = frozenset(
-    "bounding_shape dense_shape dtype flat_values indices nested_row_splits nrows row_lengths row_limits row_splits "
-    "row_starts shape to_sparse to_tensor value_rowids values with_flat_values with_values".split()
-)
+_ATTRIBUTES = frozenset({
+    "bounding_shape", "dense_shape", "dtype", "flat_values", "indices", "nested_row_splits", "nrows", "row_lengths",
+    "row_limits", "row_splits", "row_starts", "shape", "to_sparse", "to_tensor", "value_rowids", "values",
+    "with_flat_values", "with_values",
+})  # fmt: skip
 _TENSOR_CLASSES = frozenset({"RaggedTensor", "sparse.SparseTensor", "SparseTensor"})
 # Modules of Keras and KerasHub whose classes and functions compute; not those that read files or fetch them.
-_MODULES = frozenset(
-    "activations applications constraints dtype_policies initializers layers losses metrics mixed_precision models "
-    "ops optimizers quantizers random regularizers tokenizers samplers".split()
-)
+_MODULES = frozenset({
+    "activations", "applications", "constraints", "dtype_policies", "initializers", "layers", "losses", "metrics",
+    "mixed_precision", "models", "ops", "optimizers", "quantizers", "random", "regularizers", "samplers",
+    "tokenizers",
+})  # fmt: skip
 _PACKAGES = frozenset({"keras", "tf_keras", "keras_hub"})
 _INNER = _MODULES | {"engine", "backend", "legacy"}  # below `src`, where classes without a public name stand
 

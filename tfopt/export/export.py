@@ -13,6 +13,7 @@ from tfopt.errors import InputError
 from tfopt.export.artifact import Artifact, Check, LayerBits
 from tfopt.export.decoder import check_slots, compared_length, convert_decoder
 from tfopt.export.quantization import as_written, make_record, resolve, smoother, write_quantized
+from tfopt.export.recurrent import refuse_stateful
 from tfopt.export.saved_model import write_saved_model
 from tfopt.export.signatures import MASK, check_lengths
 from tfopt.export.tflite import convert
@@ -75,6 +76,7 @@ def export(
     keras_api.check_model(model)
     path = Path(path).resolve()
     _check_arguments(path, format, quantization, jit_compile, batch_size)
+    refuse_stateful(model)
     name, config = resolve(quantization, model)
     inputs = inputs_of(model, input_signature)
     generates, narrow = format == "tflite" and is_causal_lm(model), cache == "int8"

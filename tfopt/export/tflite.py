@@ -9,6 +9,7 @@ import tensorflow as tf
 from tfopt.errors import WorkFailedError
 from tfopt.export.layer_norm import few_passes
 from tfopt.export.lookups import widen_after_lookup
+from tfopt.export.recurrent import unfused
 from tfopt.export.saved_model import DEFAULT_SIGNATURE, length_signature, write_saved_model
 from tfopt.keras_io import Inputs
 
@@ -33,7 +34,7 @@ def convert(model: Any, inputs: Inputs, lengths: tuple[int, ...], batch: int, fl
     """
     with tempfile.TemporaryDirectory(prefix="tfopt-") as folder:
         saved = Path(folder, "model")
-        with few_passes(model):
+        with few_passes(model), unfused(model):
             write_saved_model(model, saved, inputs, lengths, batch)
         return convert_saved_model(saved, [signature_of(n) for n in lengths or (None,)], float16)
 

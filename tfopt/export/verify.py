@@ -28,7 +28,7 @@ def check_contents(path: Path, format: str, quantization: str | None, jit_compil
     """Checks that the weights have the asked-for types and that no table is widened as a whole.
 
     Raises:
-        VerificationError: named "dtypes", "table_lookup" or "xla".
+        VerificationError: named "dtypes", "table_lookup", "state" or "xla".
     """
     if format == "saved_model":
         if must_compile(path) != jit_compile:
@@ -47,7 +47,11 @@ def check_contents(path: Path, format: str, quantization: str | None, jit_compil
         raise VerificationError(
             "table_lookup", f"table {file.dequantized_tables[0]!r} is widened as a whole on every call"
         )
-    return [*checks, Check("table_lookup", "rows only", "rows only")]
+    if file.variables:
+        raise VerificationError(
+            "state", f"{file.variables[0]!r} keeps its value from call to call, so answers depend on earlier ones"
+        )
+    return [*checks, Check("table_lookup", "rows only", "rows only"), Check("state", "none", "none")]
 
 
 def check_outputs(
@@ -119,12 +123,14 @@ def class_agreement(found: np.ndarray, expected: np.ndarray) -> float:
 
 def _compare(name: str, found: np.ndarray, expected: np.ndarray, measure: str, limit: float) -> float:
     """The error of one output, which must not be above its limit."""
+    if not np.isfinite(expected).all():
+        raise VerificationError("finite", f"the model itself gives NaN or infinity in output {name!r}")
     if found.shape != expected.shape:
         raise VerificationError("outputs", f"{name!r} has shape {found.shape}, not {expected.shape}")
     if not np.isfinite(found).all():
         raise VerificationError("finite", f"output {name!r} holds NaN or infinity")
     difference = found.astype(np.float64) - expected
     error = float(np.sqrt((difference**2).mean()) if measure == "rms_error" else np.abs(difference).max())
-    if error > limit:
+    if not error <= limit:  # an error that is no number is above every limit
         raise VerificationError(measure, f"output {name!r} differs by {error:.4g}, allowed are {limit:.4g}")
     return error

@@ -7,7 +7,7 @@ from typing import Any
 from tfopt.errors import ModelFileError
 from tfopt.runtime.trusted_operations import TRUSTED_OPERATIONS
 
-_INITIALIZERS = frozenset({"saved_model_main_op", "legacy_init_op", "__saved_model_init_op", "__saved_model_train_op"})
+_INITIALIZERS = frozenset({"saved_model_main_op", "legacy_init_op", "saved_model_train_op"})
 _RESTORE = frozenset({"RestoreV2"})
 
 

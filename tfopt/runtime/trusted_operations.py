@@ -1,11 +1,10 @@
-"""The operations that a SavedModel may hold: they compute on tensors, and touch neither files nor other processes.
+"""The operations that a SavedModel may hold: they compute, and touch neither files nor other processes.
 
-From TensorFlow's own list of operations, those that it declares free of side effects less the ones that read files or
-run Python all the same, and those that keep a model's variables, tables, loops and random numbers.
+From TensorFlow's own list of operations, those that it declares free of side effects, less the ones that read
+files or run Python all the same, and those that keep a model's variables, tables, loops and random numbers.
 """
 
-TRUSTED_OPERATIONS = frozenset(
-    """
+_NAMES = """
     Abs AccumulateNV2 Acos Acosh Add AddN AddV2 AdjustContrast AdjustContrastv2 AdjustHue AdjustSaturation All Angle
     AnonymousHashTable AnonymousMutableHashTable Any ApproxTopK ApproximateEqual ArgMax ArgMin AsString Asin Asinh
     Assert AssignAddVariableOp AssignSubVariableOp AssignVariableOp Atan Atan2 Atanh AudioSpectrogram AvgPool
@@ -109,5 +108,5 @@ TRUSTED_OPERATIONS = frozenset(
     UniqueV2 UniqueWithCounts UniqueWithCountsV2 Unpack UnravelIndex UnsortedSegmentJoin UnsortedSegmentMax
     UnsortedSegmentMin UnsortedSegmentProd UnsortedSegmentSum UpperBound VarHandleOp VarIsInitializedOp Variable
     VariableShape VariableV2 Where While Xdivy XlaCallModule Xlog1py Xlogy ZerosLike Zeta
-    """.split()
-)
+"""
+TRUSTED_OPERATIONS = frozenset(_NAMES.split())

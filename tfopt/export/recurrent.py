@@ -1,0 +1,39 @@
+"""Traces recurrent layers so that nothing of one call is left for the next.
+
+tf_keras marks its LSTM for a fused operator, whose state the TFLite converter makes a variable of the file: it
+survives the call, and the same input gets another answer the second time. A plain loop keeps it in the call.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+from tfopt import keras_api
+from tfopt.errors import InputError
+from tfopt.layer_calls import swapped
+
+_FUSED = "_could_use_gpu_kernel"
+
+
+def refuse_stateful(model: Any) -> None:
+    """Refuses layers that are meant to go on where the last call ended.
+
+    Raises:
+        InputError: such a layer; it is named.
+    """
+    for path, layer in keras_api.walk(model):
+        if getattr(layer, "stateful", False) and not keras_api.is_model(layer):
+            raise InputError(
+                f"layer {path!r} keeps its state between calls (stateful=True), and artifacts start anew at every "
+                "call: make it with stateful=False and give it whole sequences"
+            )
+
+
+@contextlib.contextmanager
+def unfused(model: Any) -> Iterator[None]:
+    """While entered, calls of the model's recurrent layers are traced as plain loops."""
+    with contextlib.ExitStack() as stack:
+        for _, layer in keras_api.walk(model):
+            if vars(layer).get(_FUSED):
+                stack.enter_context(swapped(layer, {_FUSED: False}))
+        yield
