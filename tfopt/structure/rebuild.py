@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from tfopt import keras_api
+from tfopt.errors import InputError
 from tfopt.structure.nodes import flat, free_name, functional, nodes, struct_of
 from tfopt.structure.one_token import ATTENTION, EarlyPooling, one_token_target, without_length
 
@@ -54,19 +55,41 @@ class Changes:
 
 
 def rebuild(model: Any, changes: Changes) -> Any:
-    """A new model of the same class of layers; the old one is not changed."""
+    """A new model of the same class of layers; the old one is not changed.
+
+    Raises:
+        InputError: a layer that cannot be made anew from its configuration; it is named.
+    """
     values = {w.path: keras_api.to_numpy(w.variable) for w in keras_api.weights(model)}
+    paths = {id(w.variable): w.path for w in keras_api.weights(model)}
     values |= changes.values
-    made = _Maker(model, changes, values).make()
-    renamed = {_renamed(path, changes.rename): value for path, value in values.items()}
-    for weight in keras_api.weights(made):
-        weight.variable.assign(renamed[weight.path])
+    maker = _Maker(model, changes, values)
+    made = maker.make()
+    filled: set[int] = set()
+    for path, old, new in maker.pairs:
+        olds, news = _variables(old), _variables(new)
+        wanted = [values[paths[id(variable)]] for variable in olds]
+        shapes = [tuple(variable.shape) for variable in news]
+        if shapes != [value.shape for value in wanted]:
+            raise InputError(
+                f"layer {path!r} of class {type(old).__name__}, made anew from its get_config(), has weights of "
+                f"shapes {shapes} instead of {[v.shape for v in wanted]}: let get_config() give every argument of __init__"
+            )
+        for variable, value in zip(news, wanted, strict=True):
+            variable.assign(value)
+        filled.update(map(id, news))
+    for weight in keras_api.weights(made):  # of layers that take the place of others
+        if id(weight.variable) not in filled:
+            weight.variable.assign(values[weight.path])
     return made
 
 
-def _renamed(path: str, rename: Callable[[str], str]) -> str:
-    first, slash, rest = path.partition("/")
-    return rename(first) + slash + rest
+def _variables(layer: Any) -> list[Any]:
+    """Those of a layer and of the layers that it holds, in the order in which they were made.
+
+    Names do not tell them apart: Keras numbers sublayers without a name anew in every layer that is made.
+    """
+    return [w.variable for w in keras_api.weights(layer)]
 
 
 class _Maker:
@@ -77,6 +100,8 @@ class _Maker:
         self._values, self._prefix = values, prefix
         self._keras = keras_api.keras_module(keras_api.generation_of(model))
         self._layers: dict[int, Any] = {}
+        # Path of a layer, the layer, and the one that was made from its configuration.
+        self.pairs: list[tuple[str, Any, Any]] = []
 
     def make(self) -> Any:
         tensors: dict[int, Any] = {}
@@ -144,12 +169,27 @@ class _Maker:
         if path in self._changes.replaced:
             return self._changes.replaced[path]()
         if keras_api.is_model(old) and keras_api.sublayers(old) and getattr(old, "get_config", None):
-            return _Maker(old, self._changes, self._values, f"{path}/").make()
-        config = old.get_config()
-        if "name" in config:
-            config["name"] = self._changes.rename(config["name"])
-        self._resize(old, path, config)
-        return type(old).from_config(config)
+            inner = _Maker(old, self._changes, self._values, f"{path}/")
+            made = inner.make()
+            self.pairs += inner.pairs
+            return made
+        new = self._from_config(old, path)
+        if hasattr(old, "_flatten_layers"):  # else an operation, which has no weights
+            self.pairs.append((path, old, new))
+        return new
+
+    def _from_config(self, old: Any, path: str) -> Any:
+        try:
+            config = old.get_config()
+            if "name" in config:
+                config["name"] = self._changes.rename(config["name"])
+            self._resize(old, path, config)
+            return type(old).from_config(config)
+        except (TypeError, NotImplementedError) as error:
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise InputError(
+                f"layer {path!r} of class {type(old).__name__} cannot be made anew from its get_config(): {reason}"
+            ) from error
 
     def _resize(self, old: Any, path: str, config: dict[str, Any]) -> None:
         """Writes new sizes into a layer's configuration."""
