@@ -1,3 +1,11 @@
+import hashlib
+import json
+import shutil
+import struct
+import subprocess
+import sys
+
+import google_crc32c
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -6,7 +14,7 @@ from hypothesis import strategies as st
 
 from tfopt.data import pack as packing
 from tfopt.data.batches import batches, samples
-from tfopt.data.pack import check_shards, read_manifest, verify
+from tfopt.data.pack import check_shards, describe, read_manifest, verify
 from tfopt.data.readers import label_ids, label_names, read_texts
 from tfopt.data.tfrecord import encode_records, scan_records
 from tfopt.data.tokenizers import encode, load_tokenizer, save_tokenizer, train_bpe
@@ -134,6 +142,55 @@ def test_a_shard_cut_at_a_record_boundary_is_found_and_named(packed):
     shard.unlink()
     with pytest.raises(DataError, match=f"{shard.name} is missing"):
         verify(folder)
+
+
+def forged(packed, tmp_path, change):
+    """A copy of the pack whose first shard and manifest an attacker has written to agree with each other."""
+    copy = tmp_path / "forged"
+    shutil.copytree(packed[0], copy)
+    manifest = json.loads((copy / "data.manifest.json").read_text())
+    entry = manifest["shards"][0]
+    shard = copy / entry["file"]
+    change(shard, entry)
+    if shard.exists():
+        entry |= {"bytes": shard.stat().st_size, "sha256": hashlib.sha256(shard.read_bytes()).hexdigest()}
+    (copy / "data.manifest.json").write_text(json.dumps(manifest))
+    return copy
+
+
+@pytest.mark.parametrize("length", [2**62, 2**40, 2**20])
+def test_a_record_length_that_is_forged_is_an_error_and_no_crash(packed, tmp_path, length):
+    """Its checksum is right: TensorFlow believes it and ends the process."""
+
+    def forge(shard, entry):
+        head = struct.pack("<Q", length)
+        crc = google_crc32c.value(head)
+        masked = (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
+        shard.write_bytes(head + struct.pack("<I", masked) + shard.read_bytes()[12:])
+
+    copy = forged(packed, tmp_path, forge)
+    command = [sys.executable, "-m", "tfopt", "data", "inspect", str(copy)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2 and f"it says it has {length} bytes" in done.stderr
+    with pytest.raises(DataError, match="is cut within the record at byte 0"):
+        batches(copy, 4)
+
+
+def test_records_that_are_none_of_ours_are_an_error(packed, tmp_path):
+    def forge(shard, entry):
+        with tf.io.TFRecordWriter(str(shard)) as writer:
+            writer.write(b"no example")
+
+    with pytest.raises(DataError, match="holds records without token ids"):
+        describe(forged(packed, tmp_path, forge))
+
+
+@pytest.mark.parametrize("name", ["../outside.tfrecord", "/dev/zero", "folder/x.tfrecord"])
+def test_shards_lie_in_the_folder_itself(packed, tmp_path, name):
+    copy = forged(packed, tmp_path, lambda shard, entry: entry.update(file=name))
+    for read in (describe, verify, lambda folder: batches(folder, 4)):
+        with pytest.raises(DataError, match="shards lie in the folder itself"):
+            read(copy)
 
 
 def test_bad_requests(packed, texts, tmp_path):

@@ -82,9 +82,16 @@ def batches(
 
 
 def record_lengths(folder: str | Path, manifest: Manifest) -> np.ndarray:
-    """Tokens of each record, in file order."""
+    """Tokens of each record, in file order.
+
+    Raises:
+        DataError: a record is none of ours.
+    """
     parsed = _serialized(folder, manifest, False, 0).batch(8192).map(lambda s: _parse(s, False))
-    return np.concatenate([f["input_ids"].row_lengths().numpy() for f in parsed])
+    try:
+        return np.concatenate([f["input_ids"].row_lengths().numpy() for f in parsed])
+    except tf.errors.OpError as error:
+        raise DataError(f"{folder} holds records without token ids: {error.message.splitlines()[0]}") from error
 
 
 def samples(folder: str | Path, count: int, split: str = SPLIT, balanced: bool = False) -> dict[str, np.ndarray]:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from tfopt.data.readers import Texts, label_ids
-from tfopt.data.tfrecord import encode_records, scan_records
+from tfopt.data.tfrecord import check_framing, encode_records, scan_records
 from tfopt.data.tokenizers import Encoded, OnLong, encode, save_tokenizer
 from tfopt.errors import DataError, InputError
 from tfopt.files import existing, replacing, sha256, write_json
@@ -214,13 +214,16 @@ def check_shards(folder: str | Path, manifest: Manifest) -> None:
     """
     for shard in manifest.shards:
         path = Path(folder) / shard.file
-        if not path.exists():
+        if Path(shard.file).name != shard.file:
+            raise DataError(f"{folder} has a manifest that names {shard.file!r}; shards lie in the folder itself")
+        if not path.is_file():
             raise DataError(f"shard {path} is missing; the manifest lists it with {shard.records} records")
         size = path.stat().st_size
         if size != shard.bytes:
             raise DataError(f"shard {path} is cut or changed: {size} bytes, the manifest says {shard.bytes}")
         if sha256(path) != shard.sha256:
             raise DataError(f"shard {path} is damaged: its SHA-256 differs from the manifest")
+        check_framing(path)
 
 
 def verify(path: str | Path) -> dict[str, int]:
@@ -252,12 +255,17 @@ def verify(path: str | Path) -> dict[str, int]:
 
 
 def describe(folder: str | Path) -> dict[str, Any]:
-    """The manifests of a packed folder as plain values, with a histogram of record lengths each."""
+    """The manifests of a packed folder as plain values, with a histogram of record lengths each.
+
+    Raises:
+        DataError: a shard disagrees with its manifest, or holds no records of ours.
+    """
     from tfopt.data.batches import record_lengths
 
     found = {}
     for split in splits(existing(folder, "packed data folder")):
         manifest = read_manifest(folder, split)
+        check_shards(folder, manifest)
         histogram = Counter(-(-int(n) // 16) * 16 for n in record_lengths(folder, manifest))
         found[split] = {
             **dataclasses.asdict(manifest),

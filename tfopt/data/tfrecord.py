@@ -9,7 +9,7 @@ masked CRC-32C of the data).
 import struct
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import google_crc32c
 import numpy as np
@@ -70,19 +70,41 @@ def scan_records(path: str | Path) -> Iterator[bytes]:
     size, offset = path.stat().st_size, 0
     with path.open("rb") as handle:
         while offset < size:
-            header = handle.read(_HEADER.size)
-            if len(header) < _HEADER.size:
-                raise DataError(f"{path} is cut within a record header at byte {offset}")
-            length, length_crc = _HEADER.unpack(header)
-            if _masked(google_crc32c.value(header[:8])) != length_crc:
-                raise DataError(f"{path} is damaged at byte {offset} (checksum of a record length)")
-            if offset + _HEADER.size + length + _FOOTER.size > size:
-                raise DataError(f"{path} is cut within the record at byte {offset}")
+            length = _record_size(handle, path, offset, size)
             record, footer = handle.read(length), handle.read(_FOOTER.size)
             if _masked(google_crc32c.value(record)) != _FOOTER.unpack(footer)[0]:
                 raise DataError(f"{path} is damaged at byte {offset} (checksum of a record)")
             yield record
             offset += _HEADER.size + length + _FOOTER.size
+
+
+def check_framing(path: str | Path) -> None:
+    """Checks the length of every record against its checksum and the size of the file; records are not read.
+
+    TensorFlow allocates whatever a length with a right checksum says, and ends the process.
+
+    Raises:
+        DataError: the file is cut or damaged; it is named with the offset.
+    """
+    path = Path(path)
+    size, offset = path.stat().st_size, 0
+    with path.open("rb") as handle:
+        while offset < size:
+            offset += _HEADER.size + _record_size(handle, path, offset, size) + _FOOTER.size
+            handle.seek(offset)
+
+
+def _record_size(handle: BinaryIO, path: Path, offset: int, size: int) -> int:
+    """Reads and checks the header of the record at an offset."""
+    header = handle.read(_HEADER.size)
+    if len(header) < _HEADER.size:
+        raise DataError(f"{path} is cut within a record header at byte {offset}")
+    length, length_crc = _HEADER.unpack(header)
+    if _masked(google_crc32c.value(header[:8])) != length_crc:
+        raise DataError(f"{path} is damaged at byte {offset} (checksum of a record length)")
+    if offset + _HEADER.size + length + _FOOTER.size > size:
+        raise DataError(f"{path} is cut within the record at byte {offset}: it says it has {length} bytes")
+    return int(length)
 
 
 def _masked(crc: Any) -> Any:
