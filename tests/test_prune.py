@@ -169,10 +169,67 @@ def test_zeros_stay_between_two_fits_however_rare_the_updates(keras, same_callba
             np.testing.assert_array_equal(keras_api.to_numpy(weight.variable) == 0, pattern[weight.path])
 
 
-def test_a_schedule_cut_short_is_said(keras, caplog):
+def said_by_tfopt(caplog):
+    return [record.getMessage() for record in caplog.records if record.name.startswith("tfopt")]
+
+
+@pytest.fixture
+def trained_file(keras, tmp_path):
+    """A model saved with its optimizer, which has counted 24 steps."""
     model = attention_model(keras)
-    train(keras, model, MagnitudePruning(PolynomialDecay(0.0, 0.8, 0, 1000, frequency=2)))
-    assert "before the schedule's end_step 1000" in caplog.text
+    model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    model.fit(DATA, LABELS, batch_size=4, epochs=2, verbose=0)
+    model.save(tmp_path / "m.keras")
+    return tmp_path / "m.keras"
+
+
+def test_steps_count_from_the_start_of_fit_also_for_a_model_from_a_file(keras, trained_file, caplog):
+    """The optimizer's own count is past the schedule's end, and nothing would be pruned, without a word."""
+    model = keras.models.load_model(trained_file)
+    assert keras_api.learning_step(model) == 24
+    callback = MagnitudePruning(PolynomialDecay(0.0, 0.8, 0, 10, frequency=2))
+    model.fit(DATA, LABELS, batch_size=4, callbacks=[callback], verbose=0)
+    assert zeros(model) == expected_zeros(model, 0.8) and not said_by_tfopt(caplog)
+
+
+def test_resume_counts_what_the_optimizer_counted_before(keras, trained_file, caplog):
+    model = keras.models.load_model(trained_file)
+    callback = MagnitudePruning(PolynomialDecay(0.0, 0.8, 0, 48, frequency=2), resume=True)
+    model.fit(DATA, LABELS, batch_size=4, callbacks=[callback], verbose=0)  # steps 24 to 36
+    assert callback._follower.done == 36 and sum(zeros(model).values()) == sum(
+        expected_zeros(model, 0.7875).values()
+    )
+    assert "below the schedule's 0.8000, which is reached at its end_step 48" in caplog.text
+    model.fit(DATA, LABELS, batch_size=4, callbacks=[callback], verbose=0)
+    assert zeros(model) == expected_zeros(model, 0.8)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "resume", "says"),
+    [
+        (PolynomialDecay(0.0, 0.8, 0, 10), True, "it ends at step 10, and this training goes on at step 24"),
+        (PolynomialDecay(0.0, 0.8, 100, 200), False, "it begins at step 100, and this training ends at step 12"),
+        (ConstantSparsity(0.8, 50), True, "it begins at step 50, and this training ends at step 36"),
+    ],
+)
+def test_a_schedule_that_cannot_act_says_so(keras, trained_file, caplog, schedule, resume, says):
+    model = keras.models.load_model(trained_file)
+    model.fit(DATA, LABELS, batch_size=4, callbacks=[MagnitudePruning(schedule, resume=resume)], verbose=0)
+    assert f"prunes nothing in this training: {says}" in caplog.text
+    assert "training ended at step" in caplog.text and "below the schedule's 0.8000" in caplog.text
+    assert not any(zeros(model).values())
+
+
+def test_a_schedule_cut_short_is_said(keras, caplog):
+    from tensorflow_model_optimization.python.core.sparsity.keras import pruning_schedule as toolkit
+
+    for schedule in (PolynomialDecay(0.0, 0.8, 0, 1000, frequency=2), toolkit.PolynomialDecay(0.0, 0.8, 0, 1000)):
+        caplog.clear()
+        train(keras, attention_model(keras), MagnitudePruning(schedule))
+        assert "below the schedule's 0.8000, which is reached at its end_step 1000" in caplog.text
+    caplog.clear()
+    train(keras, attention_model(keras), MagnitudePruning(PolynomialDecay(0.0, 0.8, 0, 12, frequency=5)))
+    assert not said_by_tfopt(caplog)
 
 
 @pytest.mark.parametrize("structure", ["unstructured", "2:4", "4x1", "1x8"])

@@ -198,6 +198,17 @@ def test_units_go_while_it_trains_and_are_cut_at_the_end(keras, strategy):
     np.testing.assert_allclose(outputs(smaller, named), expected, atol=1e-4)
 
 
+def test_units_go_from_the_start_of_fit_and_units_that_stay_are_said(keras, caplog):
+    model = randomized(encoder(keras))
+    model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    named, labels = samples(model, rows=16), np.arange(16) % 3
+    model.fit(named, labels, batch_size=4, epochs=2, verbose=0)  # eight steps that are none of the schedule's
+    for end, said in ((4, False), (40, True)):
+        config = technique.ShrinkConfig(neurons=0.25, schedule=PolynomialDecay(0.0, 0.9, 0, end, frequency=1))
+        model.fit(named, labels, batch_size=4, callbacks=technique.prepare(model, config).callbacks, verbose=0)
+        assert ("before all units were taken out" in caplog.text) == said
+
+
 @pytest.mark.parametrize("make", [encoder, llama, gpt2, attention])
 def test_hidden_width_goes_with_the_statistics_of_norms(keras, make, tmp_path):
     """That outputs are those with norms over the rest is checked inside; a norm over zeros would be another."""

@@ -44,24 +44,56 @@ def _is_update(step: int, begin_step: int, end_step: int, frequency: int) -> boo
 class Follower:
     """What a schedule asks for while a model trains, though nobody may look after every step.
 
+    Steps count from the first training that is followed, and go on in the next: an optimizer may come with a
+    count of its own, from a file or from what was trained before.
+
     Args:
         schedule: step, from 1 on -> (update now, sparsity).
-        done: optimizer steps taken so far.
+        resume: count what the optimizer has counted before as well, to go on with an earlier training.
 
     Attributes:
-        seen: the last step that was asked about.
+        done: steps taken so far.
+        reached: the last sparsity that was asked for, None before there is one.
     """
 
-    def __init__(self, schedule: SparsitySchedule, done: int) -> None:
-        self._schedule, self.seen = schedule, done - 1
+    def __init__(self, schedule: SparsitySchedule, resume: bool = False) -> None:
+        self._schedule, self._resume = schedule, resume
+        self._origin: int | None = None  # the optimizer's count at step 0
+        self._seen = -1  # the last step that was asked about
+        self.done = 0
+        self.reached: float | None = None
 
-    def due(self, done: int) -> float | None:
+    @property
+    def target(self) -> float | None:
+        """The sparsity that the schedule ends at, where it says so."""
+        found = getattr(self._schedule, "final_sparsity", getattr(self._schedule, "target_sparsity", None))
+        return None if found is None else float(found)
+
+    def begin(self, count: int) -> None:
+        """A training begins, the first one or a further one, at this count of the optimizer."""
+        if self._origin is None and self._resume:
+            self.done = count
+            self._seen = count - 1
+        self._origin = count - self.done
+
+    def due(self, count: int) -> float | None:
         """The sparsity to reach before the coming step, None where nothing was asked for since the last call."""
-        if done + 1 < self.seen:  # a new compile counts from 0 again
-            self.seen = done - 1
-        steps = [s for s in range(self.seen + 1, done + 2) if bool(self._schedule(s)[0])]
-        self.seen = done + 1
-        return float(self._schedule(steps[-1])[1]) if steps else None
+        self.done = count - (self._origin or 0)
+        steps = [s for s in range(self._seen + 1, self.done + 2) if bool(self._schedule(s)[0])]
+        self._seen = self.done + 1
+        if not steps:
+            return None
+        self.reached = float(self._schedule(steps[-1])[1])
+        return self.reached
+
+    def why_idle(self, steps: int | None) -> str | None:
+        """Why the schedule asks for nothing in a training of so many steps (None: unknown); None if it may."""
+        begin, end = getattr(self._schedule, "begin_step", 0), getattr(self._schedule, "end_step", -1)
+        if end != -1 and self.done > end and self.reached is None:
+            return f"it ends at step {end}, and this training goes on at step {self.done}"
+        if steps is not None and begin > self.done + steps:
+            return f"it begins at step {begin}, and this training ends at step {self.done + steps}"
+        return None
 
 
 @dataclasses.dataclass(frozen=True)

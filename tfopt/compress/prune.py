@@ -25,7 +25,7 @@ from tfopt.numerics.masks import (
     parse_structure,
     zero_share,
 )
-from tfopt.schedules import Follower, PolynomialDecay, SparsitySchedule, check_sparsity
+from tfopt.schedules import Follower, SparsitySchedule, check_sparsity
 from tfopt.selection import Patterns, Selection, Skipped
 
 _log = logging.getLogger(__name__)
@@ -191,9 +191,11 @@ class MagnitudePruning(keras_api.Callback):
 
     Masks are recomputed right before the schedule's steps, which count from 1 as in
     tensorflow-model-optimization, and applied after every optimizer step (after every execution where
-    `steps_per_execution` is above 1). Unlike there, a `begin_step` of 0 means before the first step. The
-    reached sparsity appears in `logs` as "sparsity" at the end of each epoch. Put it before callbacks that
-    save the model.
+    `steps_per_execution` is above 1). Unlike there, a `begin_step` of 0 means before the first step. Steps
+    count from the first `fit` that this callback sees, whatever the optimizer has counted before, and go on when
+    the callback is passed to the next `fit` of the same model. The log warns of a schedule that asks for nothing
+    in a `fit`, and of one whose sparsity is not reached by its end. The reached sparsity appears in `logs` as
+    "sparsity" at the end of each epoch. Put the callback before those that save the model.
 
     Args:
         schedule: `schedules.PolynomialDecay`, `schedules.ConstantSparsity`, an object of
@@ -203,6 +205,8 @@ class MagnitudePruning(keras_api.Callback):
         scope: "layer" or "global".
         include: name patterns, layer class names or classes; only what matches is pruned.
         exclude: likewise; what matches is left alone.
+        resume: count the optimizer's earlier steps as well, to go on with a training whose model and optimizer were
+            loaded from a file.
 
     Raises:
         InputError: a bad argument; while training, a pruned weight that is not finite.
@@ -215,25 +219,31 @@ class MagnitudePruning(keras_api.Callback):
         scope: str = "layer",
         include: Patterns = None,
         exclude: Patterns = None,
+        resume: bool = False,
     ) -> None:
         if not callable(schedule):
             raise InputError(f"schedule must be a sparsity schedule, got {schedule!r}")
         parsed = parse_structure(structure)
         _check_scope(scope, parsed)
-        final = getattr(schedule, "final_sparsity", getattr(schedule, "target_sparsity", None))
-        if final is not None:
-            check_pattern_sparsity(parsed, float(final))
-        self._schedule = schedule
+        self._schedule, self._resume = schedule, resume
+        self._target = Follower(schedule).target
+        if self._target is not None:
+            check_pattern_sparsity(parsed, self._target)
         self._settings = (structure, scope, include, exclude)
         self._supports_tf_logs = True  # tf_keras then does not wait for the loss at every step
+        self._owner: Any = None
         self._pruner: Pruner | None = None
-        self._follower: Follower | None = None
+        self._follower = Follower(schedule, resume)
 
     def on_train_begin(self, logs: Any = None) -> None:
-        if self._pruner is not None and self._pruner.model is not self.model:
-            self._pruner = None
+        if self._owner is not self.model:
+            self._owner, self._pruner, self._follower = self.model, None, Follower(self._schedule, self._resume)
+        self._follower.begin(keras_api.learning_step(self.model))
         if self.model.built:
             self._catch_up()
+        idle = self._follower.why_idle(self._steps())
+        if idle is not None:
+            _log.warning("the schedule prunes nothing in this training: %s", idle)
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         self._catch_up()
@@ -243,33 +253,34 @@ class MagnitudePruning(keras_api.Callback):
             logs["sparsity"] = self._pruner.sparsity()
 
     def on_train_end(self, logs: Any = None) -> None:
-        if self._pruner is None or self._follower is None:
+        if self._pruner is None:
             return
         self._pruner.apply()  # another callback may have restored earlier weights
-        end = getattr(self._schedule, "end_step", None)
-        if isinstance(self._schedule, PolynomialDecay) and end is not None and self._follower.seen < end:
+        found = self._pruner.sparsity()
+        reached = found if self._follower.reached is None else self._follower.reached
+        if self._target is not None and reached < self._target - PRUNED_SHARE:
+            end = getattr(self._schedule, "end_step", -1)
             _log.warning(
-                "training ended at step %d, before the schedule's end_step %d: sparsity is %.4f, not %.4f",
-                self._follower.seen - 1, end, self._pruner.sparsity(), self._schedule.final_sparsity,
+                "training ended at step %d with a sparsity of %.4f, below the schedule's %.4f%s", self._follower.done,
+                found, self._target, f", which is reached at its end_step {end}" if end != -1 else "",
             )  # fmt: skip
+
+    def _steps(self) -> int | None:
+        """Optimizer steps of this `fit`, where Keras knows them."""
+        epochs, steps = self.params.get("epochs"), self.params.get("steps")
+        return epochs * steps if epochs and steps else None
 
     def _catch_up(self) -> None:
         """Does what the schedule asks for up to the coming step, at most once for all steps since the last call."""
-        done = keras_api.learning_step(self.model)
-        if self._pruner is None or self._follower is None:
+        if self._pruner is None:
             self._pruner = Pruner(self.model, *self._settings)
-            self._follower = Follower(self._schedule, done)
-            self._resume()
-        sparsity = self._follower.due(done)
+            # Zeros of a model that was trained before stay until the schedule asks for others.
+            if keras_api.learning_step(self.model) and self._pruner.sparsity() > PRUNED_SHARE:
+                self._pruner.adopt_zeros()
+        sparsity = self._follower.due(keras_api.learning_step(self.model))
         if sparsity is not None:
             self._pruner.update(sparsity)
         self._pruner.apply()
-
-    def _resume(self) -> None:
-        """Goes on with the zeros of a model that was pruned before; new masks come at the schedule's steps."""
-        assert self._pruner is not None
-        if keras_api.learning_step(self.model) and self._pruner.sparsity() > PRUNED_SHARE:
-            self._pruner.adopt_zeros()
 
 
 def _check_scope(scope: str, structure: Structure) -> None:

@@ -8,6 +8,7 @@ Michel et al., https://arxiv.org/abs/1905.10650). While a model trains, whole un
 
 import dataclasses
 import difflib
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -26,6 +27,7 @@ from tfopt.structure.groups import Group, Structure, structure_of
 from tfopt.structure.importance import importance, magnitude
 from tfopt.structure.masked import alive, clear, compare, touched
 
+_log = logging.getLogger(__name__)
 KINDS = ("heads", "neurons", "channels", "width")
 _GRADUAL = KINDS[:3]  # a norm would see the zeros of a width that is not cut yet
 
@@ -176,18 +178,20 @@ class StructuredPruning(keras_api.Callback):
     schedule goes on.
 
     Args:
-        config: what to take out; its schedule gives the share of it by step.
+        config: what to take out; its schedule gives the share of it by step, counted as by `MagnitudePruning`.
+        resume: count the optimizer's earlier steps as well, to go on with a training that was interrupted.
     """
 
-    def __init__(self, config: ShrinkConfig) -> None:
+    def __init__(self, config: ShrinkConfig, resume: bool = False) -> None:
         _check_gradual(config)
         self._config = config
         self._schedule = config.schedule or PolynomialDecay(0.0, 0.999, 0, 1, frequency=1)  # stays below 1
+        self._resume = resume
         self._supports_tf_logs = True
         self._groups: list[Group] = []
         self._assign: MaskedAssign | None = None
         self._owner: Any = None
-        self._follower: Follower | None = None
+        self._follower = Follower(self._schedule, resume)
 
     def on_train_begin(self, logs: Any = None) -> None:
         if self._owner is not self.model:
@@ -195,7 +199,8 @@ class StructuredPruning(keras_api.Callback):
             self._groups = _chosen(self.model, structure_of(self.model), self._config)
             self._weights = [w for w in keras_api.weights(self.model) if w.path in touched(self._groups)]
             self._assign = MaskedAssign([keras_api.tf_variable(w.variable) for w in self._weights])
-            self._follower = Follower(self._schedule, keras_api.learning_step(self.model))
+            self._follower = Follower(self._schedule, self._resume)
+        self._follower.begin(keras_api.learning_step(self.model))
         self._catch_up()
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
@@ -208,22 +213,23 @@ class StructuredPruning(keras_api.Callback):
             logs["units_cut"] = gone / sum(g.units for g in self._groups)
 
     def on_train_end(self, logs: Any = None) -> None:
-        if self._assign is not None:
-            self._assign()  # another callback may have restored earlier weights
+        if self._assign is None:
+            return
+        self._assign()  # another callback may have restored earlier weights
+        target = self._follower.target
+        if target is not None and (self._follower.reached or 0.0) < target:
+            _log.warning(
+                "training ended at step %d, before all units were taken out: the schedule was at %.4f of %.4f",
+                self._follower.done, self._follower.reached or 0.0, target,
+            )  # fmt: skip
 
     def _catch_up(self) -> None:
-        assert self._assign is not None and self._follower is not None
+        assert self._assign is not None
         share = self._follower.due(keras_api.learning_step(self.model))
         if share is not None:
-            self._update(min(1.0, share / self._final))
+            # What the schedule ends at stands for everything that is to go.
+            self._update(min(1.0, share / (self._follower.target or 1.0)))
         self._assign()
-
-    @property
-    def _final(self) -> float:
-        """What the schedule ends at, which stands for everything that is to go."""
-        schedule = self._schedule
-        found = getattr(schedule, "final_sparsity", getattr(schedule, "target_sparsity", None))
-        return float(found) if found else 1.0
 
     def _values(self) -> dict[str, np.ndarray]:
         return {w.path: keras_api.to_numpy(w.variable) for w in self._weights}

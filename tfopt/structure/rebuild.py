@@ -73,7 +73,7 @@ def rebuild(model: Any, changes: Changes) -> Any:
         if shapes != [value.shape for value in wanted]:
             raise InputError(
                 f"layer {path!r} of class {type(old).__name__}, made anew from its get_config(), has weights of "
-                f"shapes {shapes} instead of {[v.shape for v in wanted]}: let get_config() give every argument of __init__"
+                f"shapes {shapes} instead of {[v.shape for v in wanted]}: let it give every argument of __init__"
             )
         for variable, value in zip(news, wanted, strict=True):
             variable.assign(value)
