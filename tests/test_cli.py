@@ -158,8 +158,9 @@ def test_json_of_every_command(tfopt_main, run_copy, labelled_tsv, tiny_recipe, 
     code, out, _ = tfopt_main("run", tiny_recipe(), "--out", run_copy, "--resume", "--json")
     assert code == 0 and one_json(out)["schema"] == 1
     lite = run_copy / "half_tflite_int8"
-    code, out, _ = tfopt_main("bench", run_copy / "baseline", lite, "--length", 16, "--rounds", 3, "--json",
-                              "--data", run_copy / "data")  # fmt: skip
+    code, out, err = tfopt_main("bench", run_copy / "baseline", lite, "--rounds", 3, "--json",
+                                "--data", run_copy / "data")  # fmt: skip
+    assert "timed with 16 tokens, the most that all artifacts take; 128 were asked for" in err
     values = {a["name"]: a for a in one_json(out)["artifacts"]}
     assert code == 0 and values["half_tflite_int8"]["quality"]["accuracy"] > 0.9
     assert set(values) == {"baseline", "half_tflite_int8"}

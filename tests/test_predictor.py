@@ -7,6 +7,7 @@ import pytest
 
 import tfopt
 from tfopt import keras_api
+from tfopt.benchmark import common_inputs
 from tfopt.errors import InputError, MissingFileError, ModelFileError
 
 from .conftest import TINY
@@ -87,6 +88,26 @@ def test_errors_say_what_the_artifact_takes(artifacts):
         predictor.predict({"input_ids": ids, "attention_mask": np.ones((2, 20), int)})
     with pytest.raises(InputError, match="batch_size must be 1 or more, got 0"):
         predictor.predict({"input_ids": ids, "attention_mask": ids}, batch_size=0)
+
+
+def test_token_ids_and_lengths_beyond_the_tables_are_said(artifacts):
+    _, paths = artifacts
+    for path in paths[:2] + paths[3:]:  # what XLA compiles takes the last row of a table for any id beyond it
+        predictor = tfopt.Predictor.load(path)
+        with pytest.raises(InputError, match=r"does not take these inputs .*(5000|out of bounds)"):
+            predictor.predict({"input_ids": np.full((1, 8), 5000), "attention_mask": np.ones((1, 8), int)})
+    ids = np.ones((1, 49), int)
+    for path in paths[:2]:
+        with pytest.raises(InputError, match=r"does not take these inputs .*48 is not in \[0, 48\)"):
+            tfopt.Predictor.load(path).predict({"input_ids": ids, "attention_mask": ids})
+
+
+def test_bench_times_what_all_artifacts_take(artifacts):
+    _, paths = artifacts
+    predictors = [tfopt.Predictor.load(path) for path in paths[:3]]
+    assert [common_inputs(p, 128)["input_ids"].shape[1] for p in (predictors[:1], predictors[:2])] == [48, 48]
+    assert common_inputs(predictors[:2], 37)["input_ids"].shape[1] == 37
+    assert common_inputs(predictors, 128)["input_ids"].shape[1] == 16
 
 
 def test_files_that_are_no_artifacts(tmp_path, artifacts):

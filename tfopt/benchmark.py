@@ -30,20 +30,63 @@ def bench(
 
     Args:
         artifacts: paths; a folder that holds `saved_model/` or `model.tflite` stands for that.
-        length: sequence length of the timed inputs, where the first artifact takes any.
+        length: most tokens of the timed inputs; fewer where an artifact takes no more.
         data: packed data; its "validation" split, or its only one, gives the accuracy.
         rounds: timed calls of each artifact.
         threads: threads of each runtime.
         log: told what is being measured.
+
+    Raises:
+        InputError: an artifact that takes no inputs of the first one's kind.
     """
     names = _names([_resolve(path) for path in artifacts])
     predictors = {name: Predictor.load(path, threads) for name, path in names.items()}
     first = next(iter(predictors.values()))
-    return compare(predictors, _held_out(data), random_inputs(first, length), threads, rounds, log)
+    inputs = common_inputs(list(predictors.values()), length)
+    taken = {value.shape[1] for value in inputs.values() if value.ndim > 1}
+    if (
+        taken
+        and length not in taken
+        and any(None in shape[1:] for shape, _ in first.signatures[-1].inputs.values())
+    ):
+        log(f"timed with {max(taken)} tokens, the most that all artifacts take; {length} were asked for")
+    return compare(predictors, _held_out(data), inputs, threads, rounds, log)
+
+
+def common_inputs(predictors: Sequence[Predictor], length: int) -> dict[str, np.ndarray]:
+    """Inputs for the first artifact as long as all of them take, at most `length`.
+
+    Raises:
+        InputError: an artifact that takes none.
+    """
+    first = predictors[0]
+    for predictor in predictors:
+        length = min([length, *([max(predictor.lengths)] if predictor.lengths else [])])
+    for predictor in predictors:
+        length = _longest(predictor, first, length)
+    return random_inputs(first, length)
+
+
+def _longest(predictor: Predictor, first: Predictor, length: int) -> int:
+    """The longest inputs of the first artifact's kind that another one takes; position tables have an end."""
+    low, high = 1, length  # a length that is taken, if any is, and the longest that may be
+    while low < high:
+        middle = high if low == 1 and high == length else (low + high + 1) // 2
+        low, high = (middle, high) if _takes(predictor, first, middle) else (low, middle - 1)
+    predictor.predict({name: value[:1] for name, value in random_inputs(first, low).items()})
+    return low
+
+
+def _takes(predictor: Predictor, first: Predictor, length: int) -> bool:
+    try:
+        predictor.predict({name: value[:1] for name, value in random_inputs(first, length).items()})
+    except InputError:
+        return False
+    return True
 
 
 def random_inputs(predictor: Predictor, length: int) -> dict[str, np.ndarray]:
-    """Inputs that an artifact takes: small ids, masks of ones, normal values; unknown axes get `length`."""
+    """Inputs that an artifact takes: ids of 0 and 1, masks of ones, normal values; unknown axes get `length`."""
     signature = predictor.signatures[-1]
     rng = np.random.default_rng(0)
     found: dict[str, Any] = {}
@@ -52,7 +95,7 @@ def random_inputs(predictor: Predictor, length: int) -> dict[str, np.ndarray]:
         if name == "attention_mask":
             found[name] = np.ones(sizes, dtype)
         elif np.issubdtype(dtype, np.integer):
-            found[name] = rng.integers(0, 100, sizes).astype(dtype)
+            found[name] = rng.integers(0, 2, sizes).astype(dtype)
         else:
             found[name] = rng.standard_normal(sizes).astype(dtype)
     if predictor.lengths and length <= max(predictor.lengths):

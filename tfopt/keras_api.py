@@ -199,6 +199,7 @@ class Callback:
     only known in `fit`.
     """
 
+    params: dict[str, Any]  # set by Keras: "epochs", "steps" (None where it does not know) and "verbose"
     _model: Any = None
 
     @property

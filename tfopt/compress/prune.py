@@ -260,9 +260,10 @@ class MagnitudePruning(keras_api.Callback):
         reached = found if self._follower.reached is None else self._follower.reached
         if self._target is not None and reached < self._target - PRUNED_SHARE:
             end = getattr(self._schedule, "end_step", -1)
+            when = f", which is reached at its end_step {end}" if end != -1 else ""
             _log.warning(
-                "training ended at step %d with a sparsity of %.4f, below the schedule's %.4f%s", self._follower.done,
-                found, self._target, f", which is reached at its end_step {end}" if end != -1 else "",
+                "training ended at step %d with a sparsity of %.4f, below the schedule's %.4f%s",
+                self._follower.done, found, self._target, when,
             )  # fmt: skip
 
     def _steps(self) -> int | None:

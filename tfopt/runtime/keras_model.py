@@ -3,6 +3,7 @@
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 
 from tfopt import keras_api
 from tfopt.decoding.weights import is_causal_lm
@@ -16,6 +17,7 @@ class KerasPredictor(Predictor):
     """A `.keras` or `.h5` file of either generation."""
 
     format = "keras"
+    _refusals = (tf.errors.InvalidArgumentError, ValueError)
 
     def _open(self, threads: int | None) -> list[Signature]:
         set_threads(threads)

@@ -70,6 +70,7 @@ class Predictor(abc.ABC):
     """
 
     format: str
+    _refusals: tuple[type[Exception], ...] = ()  # what the runtime raises for values that the model does not take
     _in_parallel = False  # whether the runtime itself may be called by several threads at once
 
     def __init__(self, path: str | Path, threads: int | None = None) -> None:
@@ -145,8 +146,8 @@ class Predictor(abc.ABC):
             length is cut off again.
 
         Raises:
-            InputError: a missing or unknown input, rows that differ, a shape the artifact does not take,
-                or a sequence longer than the longest exported length.
+            InputError: a missing or unknown input, rows that differ, a shape or token id the artifact does not
+                take, or a sequence longer than the longest exported length.
         """
         if batch_size is not None and batch_size < 1:
             raise InputError(f"batch_size must be 1 or more, got {batch_size}")
@@ -161,10 +162,17 @@ class Predictor(abc.ABC):
             missing = (signature.batch or 0) - len(next(iter(part.values())))
             if missing > 0:  # the last rows are repeated to fill a fixed batch
                 part = {name: np.concatenate([v, np.repeat(v[-1:], missing, 0)]) for name, v in part.items()}
-            with self._turn:
-                parts.append(self._run(signature, part))
+            parts.append(self._answer(signature, part))
         joined = {name: np.concatenate([p[name] for p in parts])[:rows] for name in parts[0]}
         return self._cut(joined, signature, length)
+
+    def _answer(self, signature: Signature, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        try:
+            with self._turn:
+                return self._run(signature, inputs)
+        except self._refusals as error:
+            shapes = ", ".join(f"{name} {value.shape}" for name, value in inputs.items())
+            raise InputError(f"{self.path} does not take these inputs ({shapes}): {_reason(error)}") from error
 
     def stream(self, ids: Sequence[int], config: Any = None) -> Iterator[int]:
         """Continues a text, token by token, where the artifact generates; `tfopt.Generator` does so with text.
@@ -253,6 +261,13 @@ class Predictor(abc.ABC):
     @abc.abstractmethod
     def weights(self) -> list[StoredWeight]:
         """The weight tensors as the artifact stores them."""
+
+
+def _reason(error: Exception) -> str:
+    """The line of a runtime's message that says what was wrong: TensorFlow puts it before the name of the node."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    place = next((i for i, line in enumerate(lines) if line.startswith("[[{{node")), 1)
+    return lines[max(place - 1, 0)]
 
 
 def _holds(want: tuple[int | None, ...], have: tuple[int, ...], can_pad: bool) -> bool:

@@ -33,6 +33,7 @@ class SavedModelPredictor(Predictor):
 
     format = "saved_model"
     _in_parallel = True
+    _refusals = (tf.errors.InvalidArgumentError,)
 
     def _open(self, threads: int | None) -> list[Signature]:
         refuse_operations(self.path)

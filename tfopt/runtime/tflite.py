@@ -18,6 +18,7 @@ class TFLitePredictor(Predictor):
     """A `.tflite` file; every signature is allocated when it is first used."""
 
     format = "tflite"
+    _refusals = (ValueError, RuntimeError)
 
     def _open(self, threads: int | None) -> list[Signature]:
         from ai_edge_litert.interpreter import Interpreter
