@@ -245,7 +245,7 @@ def test_bad_settings_leave_the_model_alone(settings, message, keras):
 
 def test_bad_models_are_refused(keras):
     model, _ = KINDS["dense"](keras)
-    with pytest.raises(InputError, match="is not being quantized; call quantize_aware"):
+    with pytest.raises(InputError, match="is plain already, there is nothing to finish"):
         tfopt.finish(model)
     with pytest.raises(InputError, match="needs a model that finish"):
         tfopt.export(model, "never.tflite", "tflite", "trained")

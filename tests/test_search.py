@@ -7,11 +7,12 @@ import pytest
 
 import tfopt
 from tfopt import keras_api
+from tfopt.compress.base import Option
 from tfopt.errors import InputError
 from tfopt.models import BertConfig, bert
 from tfopt.search import plan as planning
 from tfopt.search.front import Point, choose, front_of
-from tfopt.search.options import Option, matrices_of, options_of
+from tfopt.search.options import matrices_of, options_of
 from tfopt.search.plan import Plan
 from tfopt.search.table import sensitivity
 from tfopt.structure.blocks import blocks_of
@@ -44,7 +45,7 @@ def measured(request, tmp_path_factory):
     data = [(samples(), np.arange(8) % 3)]
     before = {w.path: keras_api.to_numpy(w.variable).copy() for w in keras_api.weights(model)}
     structure, given = structure_of(model), samples()
-    options = options_of(model, structure)
+    options = options_of(model)
     losses = sensitivity(model, structure, options, given, data, path, quiet)
     for weight in keras_api.weights(model):
         np.testing.assert_array_equal(keras_api.to_numpy(weight.variable), before[weight.path])
@@ -77,7 +78,7 @@ def test_pooling_early_costs_nothing_where_one_token_is_taken(keras, tmp_path):
     config = BertConfig(60, 32, 3, 4, 64, max_position_embeddings=24, hidden_dropout_prob=0.0)
     model = bert(config, 3, "cls", keras.__name__)
     structure, data = structure_of(model), [(samples(), np.arange(8) % 3)]
-    matrices, options = matrices_of(model), options_of(model, structure)
+    matrices, options = matrices_of(model), options_of(model)
     losses = sensitivity(model, structure, options, samples(), data, tmp_path / "t.json", quiet)
     assert losses["pooling|2|1"] < 1e-9
     pooling = next(o for o in options if o.kind == "pooling")

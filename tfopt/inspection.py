@@ -1,5 +1,6 @@
 """`inspect`: what is inside a model, layer by layer, and what each technique would do to it."""
 
+import contextlib
 import dataclasses
 import math
 import time
@@ -10,8 +11,8 @@ import numpy as np
 import tensorflow as tf
 
 from tfopt import keras_api
-from tfopt.compress import prune
-from tfopt.errors import InputError
+from tfopt.compress.techniques import TECHNIQUES
+from tfopt.errors import InputError, TfoptError
 from tfopt.files import existing, size_of
 from tfopt.keras_io import call, inputs_of, takes_length
 from tfopt.models.source import load_any
@@ -82,9 +83,7 @@ def inspect(model: Any, length: int = 128) -> Inspection:
     keras_api.check_model(model)
     calls = _observe(model, length)
     total_time = sum(seconds for _, seconds in calls.values()) or None
-    chosen, skipped = prune.prunable(model)
-    pruned = {w.path for w in chosen}
-    reasons = {s.path: s.reason for s in skipped}
+    explained = _explained(model)
     by_layer: dict[str, list[Any]] = {}
     for weight in keras_api.weights(model):
         by_layer.setdefault(weight.layer_path, []).append(weight)
@@ -97,7 +96,7 @@ def inspect(model: Any, length: int = 128) -> Inspection:
             sparsity=_sparsity(list(arrays.values())),
             multiply_adds=multiply_adds(owned[0].layer, owned, shape),
             time_share=seconds / total_time if total_time and seconds is not None else None,
-            techniques=_techniques(arrays, pruned, reasons),
+            techniques=_techniques(arrays, explained),
         ))  # fmt: skip
     counted = [layer.multiply_adds for layer in layers if layer.multiply_adds is not None]
     return Inspection(
@@ -216,11 +215,22 @@ def _sparsity(arrays: list[np.ndarray]) -> float | None:
     return zero_share([a for a in arrays if a.ndim >= 2])
 
 
-def _techniques(arrays: dict[str, np.ndarray], pruned: set[str], reasons: dict[str, str]) -> dict[str, str]:
-    matrices = {path: a for path, a in arrays.items() if a.ndim >= 2}
-    if not matrices:
+def _explained(model: Any) -> dict[str, dict[str, str]]:
+    """Technique -> path of a weight -> what it would do to it, or why it does nothing."""
+    found = {}
+    for technique in TECHNIQUES:
+        with contextlib.suppress(TfoptError):  # of a model that it does not take at all there is nothing to say
+            found[technique.name] = technique.load().explain(model)
+    return found
+
+
+def _techniques(arrays: dict[str, np.ndarray], explained: dict[str, dict[str, str]]) -> dict[str, str]:
+    if not any(a.ndim >= 2 for a in arrays.values()):
         return {"prune": "no matrix", "dynamic_int8": "no matrix"}
-    found = [f"{path.rpartition('/')[2]}: prunable" for path in matrices if path in pruned]
-    found += [f"{path.rpartition('/')[2]}: {reasons[path]}" for path in matrices if path in reasons]
-    small = all(a.size < 1024 for a in matrices.values())
-    return {"prune": "; ".join(found), "dynamic_int8": "stays float, too small" if small else "int8 weights"}
+    found = {}
+    for name, reasons in explained.items():
+        said = [f"{path.rpartition('/')[2]}: {reasons[path]}" for path in arrays if path in reasons]
+        if said:
+            found[name] = "; ".join(said)
+    small = all(a.size < 1024 for a in arrays.values() if a.ndim >= 2)
+    return {**found, "dynamic_int8": "stays float, too small" if small else "int8 weights"}

@@ -8,14 +8,13 @@ import dataclasses
 import functools
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from tfopt import keras_api
-from tfopt.compress import cluster, lora, prune, quantize, shrink
-from tfopt.compress.distill import Distiller
-from tfopt.compress.low_rank import factorize
+from tfopt.compress.base import Lessons
+from tfopt.compress.finish import finish_all
 from tfopt.compress.vocabulary import cut_rows
 from tfopt.export import export
 from tfopt.files import replacing, write_bytes, write_text
@@ -25,20 +24,12 @@ from tfopt.measure.results import Measurement
 from tfopt.quantization import NAMED
 from tfopt.quantization.sensitivity import choose_bits
 from tfopt.recipe import BASELINE, PlannedArtifact, Recipe
-from tfopt.recipe_sections import (
-    DistillSection,
-    ExportSection,
-    FactorizeSection,
-    PruneSection,
-    ShrinkSection,
-    TrainSection,
-    VariantSection,
-)
+from tfopt.recipe.sections import ExportSection, TrainSection
+from tfopt.recipe.techniques import VariantSection
 from tfopt.report import Report, machine_info
 from tfopt.report.html import page
 from tfopt.report.plots import plots
 from tfopt.run_folder import RunFolder
-from tfopt.schedules import ConstantSparsity, PolynomialDecay
 from tfopt.tasks import task_of
 from tfopt.train import TrainConfig, fit, make_strategy
 from tfopt.train.fit import seed_everything, total_steps
@@ -47,7 +38,6 @@ from tfopt.train.strategy import scope
 Log = Callable[[str], None]
 _DATA = "data"
 _VALIDATION_BATCH = 64
-_ALL = 0.999  # a schedule stays below 1; its end stands for everything that is to go
 _IMPORTANCE_BATCH, _IMPORTANCE_BATCHES = 32, 32
 
 
@@ -134,51 +124,31 @@ class _Run:
 
     def _train_variant(self, variant: VariantSection, data: dict[str, Any]) -> dict[str, Any]:
         seed_everything(self.recipe.generation, self.recipe.seed + 1)
-        distiller, cut = None, variant.shrink if variant.shrink and variant.shrink.when == "before" else None
+        config, epochs = variant.train, variant.train.epochs
+        steps = total_steps(data["train_records"], _train_config(config, self.recipe.seed)) if epochs else 0
+        material = _Material(steps, self.task, self.path / _keras_file(BASELINE))
         with scope(self._strategy):
-            student = keras_api.load_model(self.path / _keras_file(variant.start))
-            if cut is not None:
-                student = shrink.shrink(student, **self._cut(cut))
-            if variant.factorize is not None:
-                student = factorize(student, **self._split(variant.factorize))
-            if variant.distill is not None:
-                teacher = keras_api.load_model(self.path / _keras_file(BASELINE))
-                distiller = Distiller(student, teacher, **variant.distill.model_dump(exclude={"cache"}))
-        model = student if distiller is None else distiller.model
-        if not variant.train.epochs:
-            keras_api.save_model(_at_once(model, variant), self.path / _keras_file(variant.name))
-            return {}
-        steps = total_steps(data["train_records"], _train_config(variant.train, self.recipe.seed))
-        callbacks = []
-        techniques = list(_techniques(variant, cut is not None))
-        for section, configure, technique in techniques:
-            meant = section if distiller is None else _without(section, distiller.projections)
-            callbacks += technique.prepare(model, configure(meant, steps)).callbacks
-        history = self._fit(model, variant.train, data, callbacks, variant.name, distiller, variant.distill)
-        for technique in dict.fromkeys(technique for _, _, technique in techniques):
-            # Quantization is put into the model that is trained; units are cut from the student alone.
-            if technique is not shrink:
-                model = technique.finish(model)
-        model = model if distiller is None else distiller.finish()
-        if variant.shrink is not None and cut is None:
-            model = shrink.finish(model, variant.shrink.include, variant.shrink.exclude)
-        keras_api.save_model(model, self.path / _keras_file(variant.name))
+            model = keras_api.load_model(self.path / _keras_file(variant.start))
+        callbacks: list[Any] = []
+        helpers: list[str] = []
+        lessons = None
+        for technique, section in variant.techniques():
+            module = technique.load()
+            settings = _without(section, helpers).settings(material)
+            if technique.stage(getattr(section, "when", None), epochs) == "at once":
+                model = module.at_once(model, module.Config(**settings))
+                continue
+            with scope(self._strategy):
+                prepared = module.prepare(model, module.Config(**settings))
+            model, callbacks = prepared.model, callbacks + prepared.callbacks
+            helpers += prepared.helpers
+            lessons = prepared.lessons or lessons
+        history = {}
+        if epochs:
+            cache = variant.distill is not None and variant.distill.cache
+            history = self._fit(model, config, data, callbacks, variant.name, lessons, cache)
+        keras_api.save_model(finish_all(model), self.path / _keras_file(variant.name))
         return history
-
-    def _cut(self, section: ShrinkSection) -> dict[str, Any]:
-        """Arguments of `shrink`."""
-        values = section.model_dump(include={*shrink.KINDS, "layers", "pool_early", "include", "exclude"})
-        if section.importance == "first_order":
-            values["data"] = self.task.batches(_IMPORTANCE_BATCH, "train").take(_IMPORTANCE_BATCHES)
-        return values
-
-    def _split(self, section: FactorizeSection) -> dict[str, Any]:
-        """Arguments of `factorize`."""
-        values = section.model_dump(exclude={"weighted"})
-        if section.weighted:
-            samples = self.task.calibration()
-            values["representative"] = {name: samples[name] for name in ("input_ids", "attention_mask")}
-        return values
 
     def _fit(
         self,
@@ -187,20 +157,20 @@ class _Run:
         data: dict[str, Any],
         callbacks: list[Any],
         title: str,
-        distiller: Distiller | None = None,
-        lessons: DistillSection | None = None,
+        lessons: Lessons | None = None,
+        cache: bool = False,
     ) -> dict[str, Any]:
         config = _train_config(section, self.recipe.seed)
         train = self.task.batches(config.batch_size, "train", shuffle=True)
         steps = total_steps(data["train_records"], config)
         validation = self.task.batches(_VALIDATION_BATCH, "validation")
-        if distiller is None or lessons is None:
+        if lessons is None:
             return fit(model, train, config, steps, callbacks, validation, self._strategy, title)
         with tempfile.TemporaryDirectory(prefix="tfopt-") as folder:
-            cache = Path(folder, "lessons") if lessons.cache else None
+            kept = Path(folder, "lessons") if cache else None
             return fit(
-                model, distiller.teach(train, cache), config, steps, callbacks, distiller.teach(validation),
-                self._strategy, title, distiller.compile,
+                model, lessons.teach(train, kept), config, steps, callbacks, lessons.teach(validation),
+                self._strategy, title, lessons.compile,
             )  # fmt: skip
 
     # export
@@ -266,58 +236,28 @@ class _Run:
         report.save(self.path / "report.json")
 
 
-def prune_config(section: PruneSection, steps: int) -> prune.PruneConfig:
-    """The technique's configuration for a training of so many steps."""
-    begin, end = round(section.begin * steps), max(round(section.end * steps), 1)
-    schedule: Any
-    if section.schedule == "polynomial":
-        schedule = PolynomialDecay(
-            section.initial_sparsity, section.sparsity, begin, end, frequency=section.frequency
-        )
-    else:
-        schedule = ConstantSparsity(section.sparsity, begin, end, section.frequency)
-    return prune.PruneConfig(schedule, section.structure, section.scope, section.include, section.exclude)
+class _Material:
+    """What the techniques of a variant take from the run; see `recipe.techniques.Material`."""
 
+    def __init__(self, steps: int, task: Any, baseline: Path) -> None:
+        self.steps, self._task, self._baseline = steps, task, baseline
 
-def shrink_config(section: ShrinkSection, steps: int) -> shrink.ShrinkConfig:
-    """Likewise, for units that go during the training."""
-    begin, end = round(section.begin * steps), max(round(section.end * steps), 1)
-    schedule = PolynomialDecay(0.0, _ALL, begin, end, frequency=section.frequency)
-    return shrink.ShrinkConfig(
-        section.heads, section.neurons, section.channels, 0.0, schedule, section.include, section.exclude
-    )
+    def batches(self) -> Any:
+        return self._task.batches(_IMPORTANCE_BATCH, "train").take(_IMPORTANCE_BATCHES)
 
+    def samples(self) -> dict[str, Any]:
+        samples = self._task.calibration()
+        return {name: samples[name] for name in ("input_ids", "attention_mask")}
 
-def _techniques(variant: VariantSection, is_cut: bool) -> Iterator[tuple[Any, Callable[[Any, int], Any], Any]]:
-    """Section, configuration and module of everything that works while a variant is trained."""
-    for key, (configure, technique) in TECHNIQUES.items():
-        sections = getattr(variant, key)
-        for section in sections if isinstance(sections, list) else [sections]:
-            if section is not None and not (key == "shrink" and is_cut):
-                yield section, configure, technique
+    def teacher(self) -> Any:
+        return keras_api.load_model(self._baseline)
 
 
 def _without(section: Any, layers: list[str]) -> Any:
     """A technique's section that leaves layers out which do not stay."""
-    return section.model_copy(update={"exclude": [*(section.exclude or []), *layers]}) if layers else section
-
-
-def _at_once(model: Any, variant: VariantSection) -> Any:
-    """What works without training."""
-    for section in variant.prune or ():
-        prune.prune(model, section.sparsity, section.structure, section.scope, section.include, section.exclude)
-    return model if variant.cluster is None else cluster.cluster(model, **variant.cluster.model_dump())
-
-
-# Section of a variant -> how its configuration is made, and the technique's module; in the order in which their
-# callbacks run. Rounding comes last: it sees the weights as the others leave them.
-TECHNIQUES: dict[str, tuple[Callable[[Any, int], Any], Any]] = {
-    "shrink": (shrink_config, shrink),
-    "lora": (lambda section, steps: lora.LoraConfig(**section.model_dump()), lora),
-    "prune": (prune_config, prune),
-    "cluster": (lambda section, steps: cluster.ClusterConfig(**section.model_dump()), cluster),
-    "quantize": (lambda section, steps: section.config(steps), quantize),
-}
+    if not layers or "exclude" not in type(section).model_fields:
+        return section
+    return section.model_copy(update={"exclude": [*(section.exclude or []), *layers]})
 
 
 def _train_config(section: TrainSection, seed: int) -> TrainConfig:

@@ -14,7 +14,7 @@ from tfopt.files import existing, sha256
 from tfopt.keras_io import call, inputs_of
 from tfopt.measure.measure import Log
 from tfopt.recipe import Recipe
-from tfopt.recipe_sections import ExportSection
+from tfopt.recipe.sections import ExportSection
 from tfopt.report import Report
 from tfopt.run_folder import MANIFEST
 from tfopt.tasks import task_of

@@ -6,13 +6,14 @@ cluster get their mean, which is what averaging their gradients would have done;
 
 import dataclasses
 import logging
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from tfopt import keras_api
-from tfopt.compress.base import Prepared
+from tfopt.compress.base import Option, Prepared, attach, attached, detach
 from tfopt.errors import InputError
 from tfopt.keras_api import Weight
 from tfopt.numerics.clusters import kmeans, nearest
@@ -20,6 +21,7 @@ from tfopt.numerics.masks import PRUNED_SHARE
 from tfopt.selection import Patterns, Selection, Skipped
 
 _log = logging.getLogger(__name__)
+_NAME = "cluster"
 # As in tensorflow-model-optimization: kernels; lookup tables only when asked for.
 _KERNELS = frozenset({"kernel", "depthwise_kernel", "pointwise_kernel"})
 
@@ -38,6 +40,9 @@ class ClusterConfig:
             raise InputError(f"clusters must be 2 or more, got {self.clusters!r}")
 
 
+Config = ClusterConfig
+
+
 def prepare(model: Any, config: ClusterConfig) -> Prepared:
     """The model unchanged, with the callback that clusters it during `fit`."""
     keras_api.check_model(model)
@@ -47,7 +52,29 @@ def prepare(model: Any, config: ClusterConfig) -> Prepared:
 
 def finish(model: Any) -> Any:
     """The model as it is: clustering leaves nothing behind but equal values."""
+    detach(model, _NAME)
     return model
+
+
+def is_attached(model: Any) -> bool:
+    return _NAME in attached(model)
+
+
+def at_once(model: Any, config: ClusterConfig) -> Any:
+    """The model with its kernels clustered, in place."""
+    _Clusters(model, config).apply()
+    return model
+
+
+def explain(model: Any) -> dict[str, str]:
+    """Path of a matrix -> "clusterable", or the reason why it is left alone."""
+    kernels, skipped = _kernels(model, ClusterConfig())
+    return {**{w.path: "clusterable" for w in kernels}, **{s.path: s.reason for s in skipped}}
+
+
+def options(model: Any) -> Iterator[Option]:
+    """None: nothing of a file is smaller for it until it is packed, and bits do more there."""
+    yield from ()
 
 
 def cluster(
@@ -59,8 +86,7 @@ def cluster(
 ) -> Any:
     """Clusters the model's kernels once, in place, and returns the model; see `WeightClustering`."""
     keras_api.check_model(model)
-    _Clusters(model, ClusterConfig(clusters, preserve_sparsity, include, exclude)).apply()
-    return model
+    return at_once(model, ClusterConfig(clusters, preserve_sparsity, include, exclude))
 
 
 def clusterable(model: Any, config: ClusterConfig) -> tuple[list[Weight], list[Skipped]]:
@@ -69,6 +95,17 @@ def clusterable(model: Any, config: ClusterConfig) -> tuple[list[Weight], list[S
     Raises:
         InputError: nothing to cluster, or a kernel that is not finite (named).
     """
+    chosen, skipped = _kernels(model, config)
+    if not chosen:
+        reasons = "; ".join(f"{s.path}: {s.reason}" for s in skipped[:3]) or "it has no matrices"
+        raise InputError(f"nothing to cluster in model {model.name!r} ({reasons})")
+    for weight in chosen:
+        if not np.isfinite(keras_api.to_numpy(weight.variable)).all():
+            raise InputError(f"weight {weight.path!r} holds NaN or infinity; it cannot be clustered")
+    return chosen, skipped
+
+
+def _kernels(model: Any, config: ClusterConfig) -> tuple[list[Weight], list[Skipped]]:
     selection = Selection(model, config.include, config.exclude)
     chosen, skipped = [], []
     for weight in selection.weights:
@@ -81,12 +118,6 @@ def clusterable(model: Any, config: ClusterConfig) -> tuple[list[Weight], list[S
             chosen.append(weight)
         else:
             skipped.append(Skipped(weight.path, reason))
-    if not chosen:
-        reasons = "; ".join(f"{s.path}: {s.reason}" for s in skipped[:3]) or "it has no matrices"
-        raise InputError(f"nothing to cluster in model {model.name!r} ({reasons})")
-    for weight in chosen:
-        if not np.isfinite(keras_api.to_numpy(weight.variable)).all():
-            raise InputError(f"weight {weight.path!r} holds NaN or infinity; it cannot be clustered")
     return chosen, skipped
 
 
@@ -147,6 +178,7 @@ class WeightClustering(keras_api.Callback):
 
     def on_train_begin(self, logs: Any = None) -> None:
         self._clusters = None
+        attach(self.model, _NAME, self)
         if self.model.built:
             self._apply()
 

@@ -10,13 +10,14 @@ inside, so pruning, quantization and callbacks work on it as on any other.
 import dataclasses
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import tensorflow as tf
 
 from tfopt import keras_api
+from tfopt.compress.base import Option, Prepared, attach, attached, detach
 from tfopt.data.cache import cached
 from tfopt.decoding.signatures import TOKENIZER_MEMBERS
 from tfopt.errors import InputError
@@ -25,6 +26,7 @@ from tfopt.numerics.distillation import divergence, hidden_error, relation_diver
 from tfopt.structure.features import Features, features_of
 from tfopt.structure.nodes import flat, functional, nodes, struct_of
 
+_NAME = "distill"
 _KINDS = ("logits", "labels", "hidden", "attention", "embeddings", "relations")
 _MASK = "attention_mask"
 _NO_WORD = re.compile(r"\W")
@@ -43,6 +45,7 @@ class DistillConfig:
         relations: divergence of MiniLM's relations between the values of the last mapped layer.
         temperature: softens logits, above 0.
         layers: student's layer -> teacher's; by default spread evenly, the last one from the last one.
+        teacher: the model to learn from, for `prepare`.
     """
 
     logits: float = 1.0
@@ -53,6 +56,7 @@ class DistillConfig:
     relations: float = 0.0
     temperature: float = 1.0
     layers: Mapping[int, int] | None = None
+    teacher: Any = dataclasses.field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         for name in _KINDS:
@@ -67,6 +71,44 @@ class DistillConfig:
     def looks_inside(self) -> bool:
         """Whether more than outputs count."""
         return any((self.hidden, self.attention, self.embeddings, self.relations))
+
+
+Config = DistillConfig
+
+
+def prepare(model: Any, config: DistillConfig) -> Prepared:
+    """What is trained in the student's place, and what makes its lessons.
+
+    Raises:
+        InputError: no teacher, or one that does not fit.
+    """
+    if config.teacher is None:
+        raise InputError("distillation needs a teacher: DistillConfig(teacher=model, ...)")
+    settings = {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.name != "teacher"}
+    distiller = Distiller(model, config.teacher, **settings)
+    return Prepared(distiller.model, [], helpers=distiller.projections, lessons=distiller)
+
+
+def finish(model: Any) -> Any:
+    """The student of the model that was trained."""
+    if not is_attached(model):
+        raise InputError(f"model {model.name!r} learns from no teacher; make a Distiller and train its model")
+    distiller: Distiller = detach(model, _NAME)
+    return distiller.finish()
+
+
+def is_attached(model: Any) -> bool:
+    return _NAME in attached(model)
+
+
+def explain(model: Any) -> dict[str, str]:
+    """Nothing of single matrices."""
+    return {}
+
+
+def options(model: Any) -> Iterator[Option]:
+    """None: a student is made by other means, and learns then."""
+    yield from ()
 
 
 class Distiller:
@@ -114,6 +156,7 @@ class Distiller:
             found["labels"] = self._keras.layers.Activation("linear", name="labels")(logits)
         self._outputs = tuple(found)
         self.model = _model(self._keras, student, found)
+        attach(self.model, _NAME, self)
 
     def compile(self, optimizer: Any, **settings: Any) -> None:
         """Compiles `model` with the losses; further arguments go to Keras's `compile`."""
@@ -162,11 +205,14 @@ class Distiller:
         return cached(lessons, cache, self._fingerprint(lessons.element_spec, int(lessons.cardinality())))
 
     def finish(self) -> Any:
-        """The student, with whatever techniques attached to the model that was trained."""
+        """The student, with what other techniques attached to `model`; `tfopt.finish` ends all of them."""
         ours = getattr(self.student, keras_api.EXTRA, {})
         members = {**ours, **getattr(self.model, keras_api.EXTRA, {})}
         if members:
             object.__setattr__(self.student, keras_api.EXTRA, members)
+        for technique, what in attached(self.model).items():
+            if technique != _NAME:
+                attach(self.student, technique, what)
         return self.student
 
     def _fitted(self, name: str, tensor: Any, wanted: Any) -> Any:

@@ -8,14 +8,14 @@ import contextlib
 import dataclasses
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from tfopt import keras_api
-from tfopt.compress.base import Prepared
+from tfopt.compress.base import Option, Prepared
 from tfopt.errors import InputError
 from tfopt.keras_api import Weight
 from tfopt.layer_calls import Call, Replaced, attribute_of, forget_traces, freeze, original_call, swapped
@@ -53,6 +53,9 @@ class LoraConfig:
             raise InputError(f"alpha must be above 0, got {self.alpha}")
 
 
+Config = LoraConfig
+
+
 def prepare(model: Any, config: LoraConfig) -> Prepared:
     """The same model, frozen, with adapters that `fit` trains; compile it after this.
 
@@ -67,7 +70,7 @@ def prepare(model: Any, config: LoraConfig) -> Prepared:
             adapters or is being quantized; the model is then unchanged.
     """
     keras_api.check_model(model)
-    if getattr(model, _ATTRIBUTE, None) is not None:
+    if is_attached(model):
         raise InputError(f"model {model.name!r} has adapters already; call finish(model) first")
     if any(simulation_of(one) is not None for one in (model, *(layer for _, layer in keras_api.walk(model)))):
         raise InputError(f"model {model.name!r} is being quantized; finish that first, then add adapters")
@@ -96,12 +99,42 @@ def finish(model: Any) -> Any:
     return model
 
 
+def is_attached(model: Any) -> bool:
+    return getattr(model, _ATTRIBUTE, None) is not None
+
+
+def explain(model: Any) -> dict[str, str]:
+    """Path of a matrix -> "takes an adapter", or the reason why it gets none."""
+    chosen, skipped = _matrices(model, LoraConfig())
+    return {**{w.path: "takes an adapter" for w in chosen}, **{s.path: s.reason for s in skipped}}
+
+
+def options(model: Any) -> Iterator[Option]:
+    """None: adapters make nothing smaller."""
+    yield from ()
+
+
 def adaptable(model: Any, config: LoraConfig) -> tuple[list[Weight], list[Skipped]]:
     """The matrices that get adapters, and the others with the reason why not.
 
     Raises:
         InputError: there are none.
     """
+    chosen, skipped = _matrices(model, config)
+    if not chosen:
+        telling = [s for s in skipped if s.reason.startswith("rank")] or skipped
+        reasons = "; ".join(f"{s.path}: {s.reason}" for s in telling[:3]) or "it has no matrices"
+        raise InputError(f"nothing in model {model.name!r} takes adapters ({reasons})")
+    fixed = next((weight for weight in chosen if not weight.layer.trainable), None)
+    if fixed is not None:
+        raise InputError(
+            f"layer {fixed.layer_path!r} is not trainable, so its adapter would not learn; set trainable = True, "
+            "prepare freezes the weights by itself"
+        )
+    return chosen, skipped
+
+
+def _matrices(model: Any, config: LoraConfig) -> tuple[list[Weight], list[Skipped]]:
     selection = Selection(model, config.include, config.exclude)
     whole = Selection(model, config.whole)
     cells = {id(cell) for _, layer in keras_api.walk(model) for cell in _cells(layer)}
@@ -126,16 +159,6 @@ def adaptable(model: Any, config: LoraConfig) -> tuple[list[Weight], list[Skippe
             chosen.append(weight)
         else:
             skipped.append(Skipped(weight.path, reason))
-    if not chosen:
-        telling = [s for s in skipped if s.reason.startswith("rank")] or skipped
-        reasons = "; ".join(f"{s.path}: {s.reason}" for s in telling[:3]) or "it has no matrices"
-        raise InputError(f"nothing in model {model.name!r} takes adapters ({reasons})")
-    fixed = next((weight for weight in chosen if not weight.layer.trainable), None)
-    if fixed is not None:
-        raise InputError(
-            f"layer {fixed.layer_path!r} is not trainable, so its adapter would not learn; set trainable = True, "
-            "prepare freezes the weights by itself"
-        )
     return chosen, skipped
 
 

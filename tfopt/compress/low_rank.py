@@ -4,13 +4,15 @@ Denil et al., "Predicting Parameters in Deep Learning", https://arxiv.org/abs/13
 in Wang et al., "SVD-LLM", https://arxiv.org/abs/2403.07378.
 """
 
+import dataclasses
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from tfopt import keras_api
+from tfopt.compress.base import Option, Prepared
 from tfopt.decoding.signatures import CONFIG_MEMBER
 from tfopt.errors import InputError
 from tfopt.keras_io import call, check_samples, inputs_of
@@ -18,11 +20,60 @@ from tfopt.numerics.low_rank import Decomposition, decompose
 from tfopt.quantization.simulation import watched_inputs
 from tfopt.selection import Patterns, Selection, Skipped
 from tfopt.structure.factors import Factorable, factorable, two_layers
-from tfopt.structure.nodes import nodes
+from tfopt.structure.nodes import is_functional, nodes
 from tfopt.structure.rebuild import Changes, rebuild
 
 _log = logging.getLogger(__name__)
 _BATCH, _FLOAT = 8, 4  # rows at once; bytes of an element
+_SHARES = (0.5, 0.25)  # of a matrix's elements that both factors have, which a search tries
+
+
+@dataclasses.dataclass(frozen=True)
+class FactorizeConfig:
+    """What to split; see `factorize` for the meaning of each field."""
+
+    rank: int | Mapping[str, int] | None = None
+    energy: float | None = None
+    max_bytes: int | None = None
+    representative: Mapping[str, np.ndarray] | None = None
+    include: Patterns = None
+    exclude: Patterns = None
+
+
+Config = FactorizeConfig
+
+
+def prepare(model: Any, config: FactorizeConfig) -> Prepared:
+    """The model with its matrices split, to be trained on or not."""
+    settings = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    return Prepared(factorize(model, **settings), [], splittable(model, config.include, config.exclude)[1])
+
+
+def finish(model: Any) -> Any:
+    """The model as it is: two layers are all that is left."""
+    return model
+
+
+def is_attached(model: Any) -> bool:
+    return False
+
+
+def explain(model: Any) -> dict[str, str]:
+    """Path of a matrix -> the ranks at which it gets smaller, or the reason why it stays whole."""
+    if not is_functional(model):
+        return {}
+    found, skipped = splittable(model)
+    return {**{f.path: f"rank 1 to {f.largest}" for f in found}, **{s.path: s.reason for s in skipped}}
+
+
+def options(model: Any) -> Iterator[Option]:
+    """Ranks of each matrix."""
+    for found in splittable(model)[0]:
+        rows, columns = found.matrix.shape
+        for share in _SHARES:
+            rank = int(share * rows * columns / (rows + columns))
+            if rank:
+                yield Option("rank", found.path, rank, {found.path: rank * (rows + columns) / (rows * columns)})
 
 
 def factorize(

@@ -8,12 +8,13 @@ stays the plain Keras model it was, with nothing to strip.
 import dataclasses
 import logging
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from tfopt import keras_api
-from tfopt.compress.base import Prepared
+from tfopt.compress.base import Option, Prepared, attach, attached, detach
 from tfopt.errors import InputError
 from tfopt.keras_api import Weight
 from tfopt.numerics.masked_assign import MaskedAssign
@@ -30,6 +31,8 @@ from tfopt.selection import Patterns, Selection, Skipped
 
 _log = logging.getLogger(__name__)
 
+_NAME = "prune"
+_SHARES = (0.5, 0.8)  # of zeros, that a search tries
 # As in tensorflow-model-optimization: lookup tables and depthwise kernels only when asked for.
 KERNEL_NAMES = frozenset({"kernel", "recurrent_kernel", "pointwise_kernel"})
 
@@ -45,6 +48,9 @@ class PruneConfig:
     exclude: Patterns = None
 
 
+Config = PruneConfig
+
+
 def prepare(model: Any, config: PruneConfig) -> Prepared:
     """The model unchanged, with the callback that prunes it during `fit`."""
     keras_api.check_model(model)
@@ -55,7 +61,40 @@ def prepare(model: Any, config: PruneConfig) -> Prepared:
 
 def finish(model: Any) -> Any:
     """The model as it is: pruning leaves nothing behind but zeros."""
+    detach(model, _NAME)
     return model
+
+
+def is_attached(model: Any) -> bool:
+    return _NAME in attached(model)
+
+
+def at_once(model: Any, config: PruneConfig) -> Any:
+    """The model with what the schedule ends at, in place."""
+    target = Follower(config.schedule).target
+    if target is None:
+        raise InputError("pruning at once needs a schedule with a final_sparsity or target_sparsity")
+    return prune(
+        model,
+        target,
+        structure=config.structure,
+        scope=config.scope,
+        include=config.include,
+        exclude=config.exclude,
+    )
+
+
+def explain(model: Any) -> dict[str, str]:
+    """Path of a matrix -> "prunable", or the reason why it is left alone."""
+    kernels, skipped = prunable(model)
+    return {**{w.path: "prunable" for w in kernels}, **{s.path: s.reason for s in skipped}}
+
+
+def options(model: Any) -> Iterator[Option]:
+    """Shares of zeros for each kernel."""
+    for weight in prunable(model)[0]:
+        for share in _SHARES:
+            yield Option("zeros", weight.path, share)
 
 
 def prune(
@@ -238,6 +277,7 @@ class MagnitudePruning(keras_api.Callback):
     def on_train_begin(self, logs: Any = None) -> None:
         if self._owner is not self.model:
             self._owner, self._pruner, self._follower = self.model, None, Follower(self._schedule, self._resume)
+        attach(self.model, _NAME, self)
         self._follower.begin(keras_api.learning_step(self.model))
         if self.model.built:
             self._catch_up()

@@ -6,12 +6,13 @@ are replaced while it trains, and `finish` gives them back with the weights on t
 
 import dataclasses
 import logging
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from tfopt import keras_api
-from tfopt.compress.base import Prepared
+from tfopt.compress.base import Option, Prepared
 from tfopt.errors import InputError
 from tfopt.numerics.fake_quant import scale_and_zero
 from tfopt.quantization.config import QuantizeConfig
@@ -21,6 +22,8 @@ from tfopt.quantization.simulation import Simulation, simulation_of
 from tfopt.quantization.weights import assign, make_grid
 
 _log = logging.getLogger(__name__)
+_FEW_BITS = 4  # that a search tries
+Config = QuantizeConfig
 
 
 def prepare(model: Any, config: QuantizeConfig) -> Prepared:
@@ -85,6 +88,23 @@ def finish(model: Any) -> Any:
         assign(planned, grids[planned.path])
     attach(model, record)
     return model
+
+
+def is_attached(model: Any) -> bool:
+    found = simulation_of(model)
+    return found is not None and found.mode == "train"
+
+
+def explain(model: Any) -> dict[str, str]:
+    """Path of a matrix -> "8 bits or fewer", or the reason why it stays in float."""
+    plan = plan_weights(model, Config())
+    return {**{p.path: "8 bits or fewer" for p in plan.weights}, **{s.path: s.reason for s in plan.skipped}}
+
+
+def options(model: Any) -> Iterator[Option]:
+    """Few bits for each matrix."""
+    for planned in plan_weights(model, Config(weight_bits=_FEW_BITS)).weights:
+        yield Option("bits", planned.path, _FEW_BITS)
 
 
 def _trained_grid(simulation: Simulation, planned: PlannedWeight) -> Grid:

@@ -6,29 +6,34 @@ Michel et al., https://arxiv.org/abs/1905.10650). While a model trains, whole un
 `finish` then cuts them out, which changes no output.
 """
 
+import contextlib
 import dataclasses
 import difflib
 import logging
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Literal
 
 import numpy as np
 
 from tfopt import keras_api
-from tfopt.compress.base import Prepared
-from tfopt.errors import InputError
+from tfopt.compress.base import Option, Prepared, attach, attached, detach
+from tfopt.errors import InputError, TfoptError
 from tfopt.numerics.masked_assign import MaskedAssign
 from tfopt.schedules import Follower, PolynomialDecay, SparsitySchedule
 from tfopt.selection import Patterns, Selection, Skipped
-from tfopt.structure.blocks import Block, blocks_of
+from tfopt.structure.blocks import blocks_of, chosen_blocks
 from tfopt.structure.cut import Kept, cut, pooled_early
-from tfopt.structure.early_pooling import early_pooling
+from tfopt.structure.early_pooling import cheaper, early_pooling
 from tfopt.structure.groups import Group, Structure, structure_of
 from tfopt.structure.importance import importance, magnitude
 from tfopt.structure.masked import alive, clear, compare, touched
+from tfopt.structure.nodes import is_functional
 
 _log = logging.getLogger(__name__)
+_NAME = "shrink"
 KINDS = ("heads", "neurons", "channels", "width")
+# Shares of units that a search tries.
+SHARES = dict.fromkeys(KINDS[:3], (0.25, 0.5, 0.75)) | {"width": (0.125, 0.25, 0.5)}
 _GRADUAL = KINDS[:3]  # a norm would see the zeros of a width that is not cut yet
 
 
@@ -43,6 +48,8 @@ class ShrinkConfig:
             training, since a norm over zeros is another one than a norm without them.
         schedule: for training: step -> share of that share, so that units go gradually; by default all at once.
         include, exclude: name patterns, layer class names or classes of the layers that make the units.
+        layers, pool_early, data, loss: before training, as for `shrink`.
+        when: "during" training, or "before" it.
     """
 
     heads: float | Mapping[str, float] = 0.0
@@ -52,6 +59,11 @@ class ShrinkConfig:
     schedule: SparsitySchedule | None = None
     include: Patterns = None
     exclude: Patterns = None
+    layers: int | Sequence[int] | None = None
+    pool_early: bool = False
+    data: Iterable[Any] | None = dataclasses.field(default=None, repr=False)
+    loss: Any = None
+    when: Literal["before", "during"] = "during"
 
     def __post_init__(self) -> None:
         for kind in KINDS:
@@ -64,6 +76,9 @@ class ShrinkConfig:
         """The share of a group's units to take out."""
         given = getattr(self, group.kind) if group.kind in KINDS else 0.0
         return float(given.get(group.name, 0.0) if isinstance(given, Mapping) else given)
+
+
+Config = ShrinkConfig
 
 
 def shrink(
@@ -106,28 +121,36 @@ def shrink(
         InputError: a share out of range, no such units, layers that do not exist, a model that is not functional.
         VerificationError: the outputs differ; nothing is returned.
     """
+    config = ShrinkConfig(
+        heads, neurons, channels, width, None, include, exclude, layers, pool_early, data, loss, "before"
+    )
+    return _before(model, config)
+
+
+def _before(model: Any, config: ShrinkConfig) -> Any:
     keras_api.check_model(model)
-    config = ShrinkConfig(heads, neurons, channels, width, None, include, exclude)
     structure = structure_of(model)
-    removed = _layers(model, structure, layers)
+    removed = chosen_blocks(model, structure, config.layers)
     if removed:
         model = cut(model, structure, Kept({}, tuple(removed)))
         structure = structure_of(model)
-    if pool_early:
+    if config.pool_early:
         model = pooled_early(model, early_pooling(model, structure))
         structure = structure_of(model)
     chosen = _chosen(model, structure, config)
     if not chosen:
-        if not removed and not pool_early:
+        if not removed and not config.pool_early:
             raise InputError("nothing to take out: give heads, neurons, channels, width, layers or pool_early")
         return model
-    scores = importance(model, structure, data, loss)
+    scores = importance(model, structure, config.data, config.loss)
     return _checked(model, structure, {g.name: _best(scores[g.name], g.count(config.share(g))) for g in chosen})
 
 
 def prepare(model: Any, config: ShrinkConfig) -> Prepared:
-    """The model unchanged, with the callback that zeroes units during `fit`."""
+    """A smaller model; or the model unchanged, with the callback that zeroes units during `fit`."""
     keras_api.check_model(model)
+    if config.when == "before":
+        return Prepared(_before(model, config), [])
     _check_gradual(config)
     structure = structure_of(model)
     groups = _chosen(model, structure, config)
@@ -146,11 +169,14 @@ def finish(model: Any, include: Patterns = None, exclude: Patterns = None) -> An
 
     Args:
         model: a built functional model of either generation; it is not changed.
-        include, exclude: as for `shrink`.
+        include, exclude: as for `shrink`; by default those of the training.
 
     Raises:
         InputError: no unit is zero, or all units of a group are.
     """
+    config: ShrinkConfig | None = attached(model).get(_NAME)
+    if config is not None and include is None and exclude is None:
+        include, exclude = config.include, config.exclude
     structure = structure_of(keras_api.check_model(model))
     selection = Selection(model, include, exclude)
     by_path = {w.path: w for w in selection.weights}
@@ -168,7 +194,66 @@ def finish(model: Any, include: Patterns = None, exclude: Patterns = None) -> An
         raise InputError(
             f"model {model.name!r} has no units of zeros to cut; train it with StructuredPruning first"
         )
-    return _checked(model, structure, kept)
+    made = _checked(model, structure, kept)
+    for technique, what in attached(model).items():
+        if technique != _NAME:
+            attach(made, technique, what)
+    detach(model, _NAME)
+    return made
+
+
+def is_attached(model: Any) -> bool:
+    return _NAME in attached(model)
+
+
+def explain(model: Any) -> dict[str, str]:
+    """Path of a matrix -> the units that can be taken out of it."""
+    if not is_functional(model):
+        return {}
+    found: dict[str, list[str]] = {}
+    for group in structure_of(model).groups:
+        for path in {place.path for place in group.slices}:
+            found.setdefault(path, []).append(f"{group.units} {group.kind}")
+    return {path: ", ".join(units) for path, units in found.items()}
+
+
+def options(model: Any) -> Iterator[Option]:
+    """Layers, early pooling, and shares of the units of each group; of models whose graph is known."""
+    if not is_functional(model):
+        return
+    structure = structure_of(model)
+    matrices = {w.path: w for w in keras_api.weights(model) if len(w.variable.shape) > 1}
+    blocks = blocks_of(model, structure)
+    for number, block in enumerate(blocks if len(blocks) > 1 else []):
+        inside = [path for path in matrices if any(path.startswith(f"{name}/") for name in block.names)]
+        yield Option("layer", str(number), 1, dict.fromkeys(inside, 0.0))
+    with contextlib.suppress(TfoptError):  # no layers, none whose tokens are pooled, or one that needs them all
+        found = early_pooling(model, structure)
+        pooled_early(model, found)
+        paths = [p for p in cheaper(model, found) if p in matrices and matrices[p].name != "embeddings"]
+        yield Option("pooling", str(len(blocks) - 1), 1, dict.fromkeys(paths, 1.0), computes=False)
+    for group in structure.groups:
+        if group.kind != "width" or _has_smaller_width(model, group):
+            yield from _shares(group)
+
+
+def _shares(group: Group) -> Iterator[Option]:
+    for share in SHARES.get(group.kind, ()):
+        gone = group.count(share)
+        if gone:
+            left: dict[str, float] = {}
+            for place in group.slices:  # a square matrix may have the units on both axes
+                left[place.path] = left.get(place.path, 1.0) * (1 - gone / group.units)
+            yield Option(group.kind, group.name, share, left)
+
+
+def _has_smaller_width(model: Any, group: Group) -> bool:
+    """Whether a smaller width can be made and computes what it should; operations over the width may not."""
+    try:
+        shrink(model, width={group.name: 1 / group.units})
+    except TfoptError:
+        return False
+    return True
 
 
 class StructuredPruning(keras_api.Callback):
@@ -194,6 +279,7 @@ class StructuredPruning(keras_api.Callback):
         self._follower = Follower(self._schedule, resume)
 
     def on_train_begin(self, logs: Any = None) -> None:
+        attach(self.model, _NAME, self._config)
         if self._owner is not self.model:
             self._owner = self.model
             self._groups = _chosen(self.model, structure_of(self.model), self._config)
@@ -301,25 +387,6 @@ def _nothing(kind: str, groups: list[Group], structure: Structure) -> str:
         return f"{kind} are to be taken out, but include and exclude leave none of {len(groups)} groups"
     why = "; ".join(f"{path}: {reasons[-1]}" for path, reasons in list(structure.fixed.items())[-3:])
     return f"the model has no {kind} that can be taken out" + (f" ({why})" if why else "")
-
-
-def _layers(model: Any, structure: Structure, layers: int | Sequence[int] | None) -> list[Block]:
-    if layers is None or layers == 0:
-        return []
-    blocks = blocks_of(model, structure)
-    if not blocks:
-        raise InputError("the model has no layers that can be left out: none repeat between tensors of one shape")
-    if isinstance(layers, int):
-        if not 0 < layers < len(blocks):
-            raise InputError(f"layers must be in [0, {len(blocks) - 1}] of {len(blocks)}, got {layers}")
-        # Those that stay are spread evenly, the first and the last among them where there are two or more.
-        stay = {round(i) for i in np.linspace(0, len(blocks) - 1, len(blocks) - layers)}
-        gone = [i for i in range(len(blocks)) if i not in stay]
-    else:
-        gone = sorted({int(i) for i in layers})
-        if not gone or gone[0] < 0 or gone[-1] >= len(blocks) or len(gone) == len(blocks):
-            raise InputError(f"layers must name some of 0 to {len(blocks) - 1}, got {list(layers)}")
-    return [blocks[i] for i in gone]
 
 
 def _checked(model: Any, structure: Structure, kept: Mapping[str, np.ndarray]) -> Any:

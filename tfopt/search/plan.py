@@ -5,7 +5,9 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
-from tfopt.search.options import FEW_BITS, MANY_BITS, UNITS, Matrix, Option
+from tfopt.compress.base import Option
+from tfopt.compress.shrink import KINDS as UNITS
+from tfopt.search.options import FEW_BITS, MANY_BITS, Matrix
 
 Measure = Literal["bytes", "packed", "latency", "both"]
 _ENTROPY = {MANY_BITS: 7.2, FEW_BITS: 3.2}  # bits of a trained weight that is not zero, on a grid of so many

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from tfopt import keras_api, pipeline
+from tfopt.compress.base import Option
 from tfopt.compress.low_rank import splittable
 from tfopt.data import batches as batching
 from tfopt.data.pack import read_manifest
@@ -24,7 +25,7 @@ from tfopt.recipe import Recipe
 from tfopt.report import Report
 from tfopt.search import plan as planning
 from tfopt.search.front import Point, SearchResult, choose, front_of
-from tfopt.search.options import Option, matrices_of, options_of
+from tfopt.search.options import matrices_of, options_of
 from tfopt.search.plan import Plan
 from tfopt.search.table import sensitivity
 from tfopt.structure.blocks import blocks_of
@@ -138,7 +139,7 @@ class _Search:
         given = batching.samples(self._data, samples, "train", balanced=True)
         inputs = {name: given[name] for name in inputs_of(self._model).specs if name in given}
         batches = batching.batches(self._data, _BATCH, split="train").take(_BATCHES)
-        options, table = options_of(self._model, structure), self._out / "sensitivity.json"
+        options, table = options_of(self._model), self._out / "sensitivity.json"
         losses = sensitivity(self._model, structure, options, inputs, batches, table, self._log)
         way = planning.path_of(self._matrices, options, losses, measure)[1:]
         if not way:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from tfopt import keras_api
+from tfopt.compress.base import Option
 from tfopt.errors import InputError
 from tfopt.files import write_json
 from tfopt.keras_io import call, check_samples, inputs_of
@@ -18,7 +19,7 @@ from tfopt.quantization import QuantizeConfig
 from tfopt.quantization.calibration import check_varied
 from tfopt.quantization.plan import plan_weights
 from tfopt.quantization.weights import on_grids, round_to_nearest
-from tfopt.search.options import FEW_BITS, Option
+from tfopt.search.options import FEW_BITS
 from tfopt.structure.blocks import blocks_of
 from tfopt.structure.cut import Kept, cut, pooled_early
 from tfopt.structure.early_pooling import early_pooling

@@ -5,8 +5,12 @@ A stretch ends where every path from the first embedding to the outputs goes thr
 
 import dataclasses
 import itertools
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
+from tfopt.errors import InputError
 from tfopt.structure.axes import leaves
 from tfopt.structure.groups import Structure
 from tfopt.structure.nodes import Node, flat, functional, nodes, struct_of
@@ -125,3 +129,27 @@ def _attends(inside: list[Node], structure: Structure) -> bool:
 def _operations(inside: list[Node], structure: Structure) -> list[Any]:
     owners = {id(node.operation) for node in inside}
     return [op for op in structure.trace.operations if id(structure.trace.owner.get(op.name)) in owners]
+
+
+def chosen_blocks(model: Any, structure: Structure, layers: int | Sequence[int] | None) -> list[Block]:
+    """So many of a model's layers, evenly spread, or those of the given numbers.
+
+    Raises:
+        InputError: the model has no layers of one kind, or not those.
+    """
+    if layers is None or layers == 0:
+        return []
+    blocks = blocks_of(model, structure)
+    if not blocks:
+        raise InputError("the model has no layers that can be left out: none repeat between tensors of one shape")
+    if isinstance(layers, int):
+        if not 0 < layers < len(blocks):
+            raise InputError(f"layers must be in [0, {len(blocks) - 1}] of {len(blocks)}, got {layers}")
+        # Those that stay are spread evenly, the first and the last among them where there are two or more.
+        stay = {round(i) for i in np.linspace(0, len(blocks) - 1, len(blocks) - layers)}
+        gone = [i for i in range(len(blocks)) if i not in stay]
+    else:
+        gone = sorted({int(i) for i in layers})
+        if not gone or gone[0] < 0 or gone[-1] >= len(blocks) or len(gone) == len(blocks):
+            raise InputError(f"layers must name some of 0 to {len(blocks) - 1}, got {list(layers)}")
+    return [blocks[i] for i in gone]

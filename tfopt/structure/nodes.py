@@ -28,6 +28,12 @@ class Node:
     fill: Callable[[Mapping[int, Any]], tuple[Any, Any]]
 
 
+def is_functional(model: Any) -> bool:
+    """Whether the graph of a model is known."""
+    inner = getattr(model, "_functional", None)
+    return bool(getattr(model if inner is None else inner, "_nodes_by_depth", None))
+
+
 def functional(model: Any) -> Any:
     """The functional model that `model` is, or that a sequential model holds.
 

@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from tfopt.data import batches as batching
 from tfopt.recipe import Recipe
-from tfopt.recipe_sections import ExportSection
+from tfopt.recipe.sections import ExportSection
 
 Log = Callable[[str], None]
 

@@ -23,7 +23,7 @@ from tfopt.models.checkpoints import files_of
 from tfopt.models.llama2c import llama2c_config
 from tfopt.models.pretrained import check_weights, read_config
 from tfopt.models.source import llama2c_files, load_any
-from tfopt.recipe_sections import ExportSection
+from tfopt.recipe.sections import ExportSection
 from tfopt.tasks.base import HeldOut, Log, Task, widened
 
 END_OF_TEXT = "<|endoftext|>"

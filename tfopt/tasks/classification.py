@@ -20,7 +20,7 @@ from tfopt.keras_io import call, inputs_of
 from tfopt.models.bert import BertConfig, bert
 from tfopt.models.checkpoints import files_of
 from tfopt.models.pretrained import check_weights, from_pretrained, read_config
-from tfopt.recipe_sections import ExportSection
+from tfopt.recipe.sections import ExportSection
 from tfopt.tasks.base import HeldOut, Log, Task, widened
 
 _SPLITS, _KEPT = ("train", "validation"), "kept_tokens.npy"

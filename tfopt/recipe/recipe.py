@@ -17,7 +17,7 @@ from pydantic import BaseModel, Field
 
 from tfopt.errors import InputError, MissingFileError
 from tfopt.quantization import NAMED
-from tfopt.recipe_sections import (
+from tfopt.recipe.sections import (
     Count,
     DataSection,
     ExportSection,
@@ -25,8 +25,8 @@ from tfopt.recipe_sections import (
     ModelSection,
     Section,
     TrainSection,
-    VariantSection,
 )
+from tfopt.recipe.techniques import VariantSection
 
 BASELINE = "baseline"
 _FOLDERS = ("data", "plots")  # of a run, beside one per variant and artifact
@@ -95,20 +95,18 @@ class Recipe(Section):
         """Variants start from what is there before them; what is on a grid is not trained off it again."""
         done: dict[str, VariantSection] = {}
         for variant in self.variants:
-            changes = (
-                variant.train.epochs or variant.shrink or variant.factorize or variant.prune or variant.cluster
-            )
             if variant.start != BASELINE and variant.start not in done:
                 names = ", ".join([BASELINE, *done])
                 raise ValueError(f"variant {variant.name!r} starts from {variant.start!r}; before it come {names}")
+            changes = variant.train.epochs or any(variant.techniques())
             source = done.get(variant.start) if changes else None
-            last = next((k for k in ("quantize", "cluster") if source is not None and getattr(source, k)), None)
+            last = source.leaves("grid") if source is not None else None
             if source is not None and last is not None:
                 raise ValueError(
                     f"variant {variant.name!r} would train {source.name!r} off the values that its section {last} "
                     f"gave it; {last} last"
                 )
-            if source is not None and source.prune is not None and variant.prune is None:
+            if source is not None and source.leaves("zeros") and not variant.leaves("zeros"):
                 raise ValueError(
                     f"variant {variant.name!r} would train the zeros of {source.name!r} away; give it a section "
                     "prune as well, or start from another"
@@ -202,7 +200,11 @@ class Recipe(Section):
         if path.is_file():
             return cls.parse(_read(path), str(path))
         if str(source) in builtin_recipes():
-            text = importlib.resources.files("tfopt").joinpath("recipes", f"{source}.toml").read_text("utf-8")
+            text = (
+                importlib.resources.files("tfopt")
+                .joinpath("recipe", "builtin", f"{source}.toml")
+                .read_text("utf-8")
+            )
             return cls.parse(text, f"built-in recipe {source}")
         raise MissingFileError(
             f"no recipe file {str(source)!r}, and the built-in ones are {', '.join(builtin_recipes())}"
@@ -248,7 +250,7 @@ class Recipe(Section):
 
 def builtin_recipes() -> list[str]:
     """Names of the recipes that come with tfopt."""
-    folder = importlib.resources.files("tfopt").joinpath("recipes")
+    folder = importlib.resources.files("tfopt").joinpath("recipe", "builtin")
     return sorted(f.name.removesuffix(".toml") for f in folder.iterdir() if f.name.endswith(".toml"))
 
 

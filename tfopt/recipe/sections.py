@@ -1,0 +1,154 @@
+"""The sections of a recipe that are no techniques, typed. Loads no TensorFlow."""
+
+import dataclasses
+import difflib
+from typing import Annotated, Literal
+
+import pydantic
+from pydantic import BaseModel, ConfigDict, Field
+
+from tfopt.quantization import NAMED
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    """What all sections share: unknown keys are errors, nothing changes after reading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+
+class DataSection(Section):
+    """Where the texts come from and how they become token ids.
+
+    For a causal language model, a `.txt` file is one document and a row of a table is one; without `validation`
+    the last tenth is held out, and `max_length` is the tokens of a training window. `packed` takes a `folder` with
+    splits "train" and "validation" as they are, such as the `data` of another run. With `least_count`, tokens that
+    the training texts have less often go, from a given tokenizer and from the table of the classifier with it.
+    """
+
+    source: Literal["files", "stdlib_docs", "packed"] = "files"
+    folder: str | None = None
+    train: str | None = None
+    validation: str | None = None
+    text_column: str | None = None
+    label_column: str = "label"
+    max_length: Count = 128
+    on_long: Literal["error", "truncate", "drop"] = "error"
+    tokenizer: str | None = None
+    vocab_size: Annotated[int, Field(ge=260)] = 8192
+    least_count: Count | None = None
+    shards: Count = 4
+
+
+class ModelSection(Section):
+    """The model: read from a folder, a Keras model from a `file`, or built fresh from these sizes.
+
+    `pooling` is for classifiers; `architecture`, `num_key_value_heads` and `tie_word_embeddings` are for causal
+    language models.
+    """
+
+    kind: Literal["fresh", "pretrained", "keras"] = "fresh"
+    folder: str | None = None
+    file: str | None = None
+    hidden_size: Count = 128
+    num_hidden_layers: Count = 2
+    num_attention_heads: Count = 4
+    intermediate_size: Count = 512
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    pooling: Literal["mean", "cls", "pooler"] = "mean"
+    architecture: Literal["llama", "gpt2"] = "llama"
+    num_key_value_heads: Count | None = None
+    tie_word_embeddings: bool = True
+
+    @pydantic.model_validator(mode="after")
+    def _check_sizes(self) -> "ModelSection":
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size must be a multiple of num_attention_heads, got {self.hidden_size} and "
+                f"{self.num_attention_heads}"
+            )
+        if self.num_attention_heads % (self.num_key_value_heads or 1):
+            raise ValueError(
+                "num_attention_heads must be a multiple of num_key_value_heads, got "
+                f"{self.num_attention_heads} and {self.num_key_value_heads}"
+            )
+        return self
+
+
+class TrainSection(Section):
+    """One training; see `tfopt.train.TrainConfig`. With 0 epochs nothing is trained."""
+
+    epochs: Annotated[int, Field(ge=0)] = 3
+    batch_size: Count = 32
+    learning_rate: Annotated[float, Field(gt=0)] = 5e-5
+    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.06
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    clip_norm: Annotated[float, Field(ge=0)] = 1.0
+    jit_compile: bool = False
+
+
+class ExportSection(Section):
+    """One artifact of the baseline or of each named variant."""
+
+    format: Literal["saved_model", "tflite"]
+    quantization: str | None = None
+    rounding: Literal["nearest", "gptq"] = "nearest"
+    smooth: Annotated[float, Field(gt=0, lt=1)] | None = None
+    bits: dict[str, int] = {}
+    max_bytes: Count | None = None
+    max_loss: Annotated[float, Field(ge=0, le=100)] | None = None
+    jit_compile: bool = False
+    of: list[str] | None = None
+
+    @property
+    def by_layer(self) -> bool:
+        """Whether layers may have different bits."""
+        return bool(self.bits) or self.max_bytes is not None or self.max_loss is not None
+
+    @property
+    def suffix(self) -> str:
+        """The part of the artifact's name after the variant's."""
+        kind = "xla" if self.jit_compile else self.format
+        extras = ("gptq" * (self.rounding == "gptq"), "smooth" * bool(self.smooth), "mixed" * self.by_layer)
+        name = self.quantization or ""
+        name = {"dynamic_int8": "int8", "int8": "static_int8"}.get(name, name)
+        return "_".join(part for part in (kind, name, *extras) if part)
+
+    @pydantic.field_validator("quantization")
+    @classmethod
+    def _check_quantization(cls, value: str | None) -> str | None:
+        known = ("float16", *NAMED, "trained")
+        if value is not None and value not in known:
+            near = difflib.get_close_matches(value, known, n=1, cutoff=0.0)
+            raise ValueError(f"unknown quantization {value!r}; did you mean {near[0]!r}?")
+        return value
+
+    @pydantic.model_validator(mode="after")
+    def _check_kind(self) -> "ExportSection":
+        if self.format == "saved_model" and self.quantization:
+            raise ValueError(f"quantization {self.quantization!r} needs format 'tflite'")
+        if self.format == "tflite" and self.jit_compile:
+            raise ValueError("jit_compile needs format 'saved_model'")
+        if self.max_bytes is not None and self.max_loss is not None:
+            raise ValueError("give either max_bytes or max_loss")
+        refined = self.rounding != "nearest" or {self.smooth, self.max_bytes, self.max_loss} != {None}
+        if self.quantization not in NAMED and (refined or self.bits):
+            raise ValueError(
+                "rounding, smooth, bits, max_bytes and max_loss need an integer quantization after training"
+            )
+        if self.quantization is not None and self.quantization in NAMED:
+            dataclasses.replace(NAMED[self.quantization], bits=self.bits)  # raises for bits that do not exist
+        if self.bits and {self.max_bytes, self.max_loss} != {None}:
+            raise ValueError("give either bits or a budget that chooses them")
+        return self
+
+
+class MeasureSection(Section):
+    """How artifacts are timed; `text_tokens` of the held-out text give a causal language model's perplexity."""
+
+    rounds: Count = 50
+    threads: Count | None = None
+    length: Count | None = None
+    text_tokens: Annotated[int, Field(ge=2)] = 20_000
