@@ -66,9 +66,9 @@ def main() -> None:
     encoded, labels = encode(tokenizer, texts.texts, FIXED), np.array(label_ids(texts, names))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        pack(texts, tokenizer, folder / "packed", FIXED, names, shards=8)
+        pack(texts, tokenizer, out=folder / "packed", max_length=FIXED, labels=names, shards=8)
         writing = paired({
-            "usual": lambda: usual_write(folder / "usual.tfrecord", encoded.tokens, encoded.lengths, labels),
+            "usual": lambda: usual_write(folder / "usual.tfrecord", encoded.tokens, encoded.lengths, labels=labels),
             "ours": lambda: (folder / "ours.tfrecord").write_bytes(
                 encode_records(encoded.tokens, encoded.lengths, labels)[0]
             ),
@@ -79,7 +79,7 @@ def main() -> None:
         reading = paired({
             "usual": drain(usual_read(paths, None)), "usual, fixed": drain(usual_read(paths, FIXED)),
             "ours": drain(batches(folder / "packed", BATCH, shuffle=True)),
-            "ours, fixed": drain(batches(folder / "packed", BATCH, [FIXED], by_length=False)),
+            "ours, fixed": drain(batches(folder / "packed", BATCH, buckets=[FIXED], by_length=False)),
         }, arguments.rounds, warm_up=1)  # fmt: skip
         training = paired(trainers(folder / "packed"), max(3, arguments.rounds // 2), warm_up=1)
     ratios = {

@@ -23,7 +23,9 @@ from tfopt.decoding.generate import Choices, GenerateConfig
 
 SHAPES = {
     "15M": CausalLMConfig(32000, max_position_embeddings=1024),
-    "110M": CausalLMConfig(32000, 768, 12, 12, intermediate_size=2048, max_position_embeddings=1024),
+    "110M": CausalLMConfig(
+        32000, 768, 12, num_attention_heads=12, intermediate_size=2048, max_position_embeddings=1024
+    ),
 }
 PROMPT, NEW, PREFILL, SLOTS = 64, 64, 200, 256
 FILES = {"float": None, "int8": "dynamic_int8", "int4": "dynamic_int4"}
@@ -61,7 +63,7 @@ class Bench:
         self.decoders: dict[str, Decoder] = {}
         for name, kind in FILES.items():
             path = folder / f"{name}.tflite"
-            export(self.model, path, "tflite", kind, lengths=[SLOTS // 2, SLOTS, 1024])
+            export(self.model, path, format="tflite", quantization=kind, lengths=[SLOTS // 2, SLOTS, 1024])
             self.decoders[f"tflite {name}"] = TFLiteDecoder(path, threads, folder / "cache")
         small = XlaDecoder(self._with_context(SLOTS))
         self.decoders["xla float"] = small
@@ -115,7 +117,7 @@ class Bench:
         from tfopt.runtime.tflite_decoder import TFLiteDecoder
 
         path = self.folder / "short.tflite"
-        export(self.model, path, "tflite", "dynamic_int8", lengths=[SLOTS // 2, SLOTS])
+        export(self.model, path, format="tflite", quantization="dynamic_int8", lengths=[SLOTS // 2, SLOTS])
         only = TFLiteDecoder(path, self.threads, self.folder / "cache")
         seconds = paired(
             {"1024": self._decoding(self.decoders["tflite int8"]), "256": self._decoding(only)}, rounds

@@ -42,7 +42,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         model = bert(CONFIG, 2)
         for name in FILES:
-            tfopt.export(model, Path(folder, f"{name}.tflite"), "tflite", name, lengths=[128])
+            tfopt.export(model, Path(folder, f"{name}.tflite"), format="tflite", quantization=name, lengths=[128])
         for threads in (1, 2):
             calls = {str(name): _call(Path(folder, f"{name}.tflite"), threads) for name in FILES}
             seconds = paired(calls, rounds=100, warm_up=10)
@@ -72,7 +72,7 @@ def _step(settings: dict[str, Any] | None) -> Callable[[], Any]:
 
 
 def _call(path: Path, threads: int) -> Callable[[], Any]:
-    predictor = tfopt.Predictor.load(path, threads)
+    predictor = tfopt.Predictor.load(path, threads=threads)
     ids = np.random.default_rng(1).integers(0, CONFIG.vocab_size, (1, 128)).astype(np.int32)
     inputs = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
     return lambda: predictor.predict(inputs)

@@ -86,7 +86,7 @@ class Bench:
 
     def __init__(self, run: Path, work: Path) -> None:
         self.data, self.work, self.model_file = run / "data", work, run / "baseline" / "model.keras"
-        self.samples = batching.samples(self.data, SAMPLES, "train", balanced=True)
+        self.samples = batching.samples(self.data, SAMPLES, split="train", balanced=True)
         saved = run / "baseline" / "saved_model"  # what every report compares with
         self.float_bytes = sum(file.stat().st_size for file in saved.rglob("*") if file.is_file())
         self.trainings: dict[str, Any] = {}
@@ -134,7 +134,7 @@ class Bench:
     def _measure(self, model: Any, quantization: Any) -> dict[str, Any]:
         path = self.work / "model.tflite"
         artifact = export(
-            model, path, "tflite", quantization, representative=self.samples, lengths=[32, 128]
+            model, path, format="tflite", quantization=quantization, representative=self.samples, lengths=[32, 128]
         )  # fmt: skip
         predictor = Predictor.load(path)
         right, rows = 0, 0

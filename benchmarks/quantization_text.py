@@ -65,7 +65,9 @@ def _exported(run: Path, folder: Path, task: Any) -> dict[str, Path]:
     files = {}
     for number, (name, (source, kind, cache)) in enumerate(wanted.items()):
         files[name] = folder / f"{number}.tflite"
-        export(source, files[name], "tflite", kind, representative=task.calibration(), cache=cache)
+        export(
+            source, files[name], format="tflite", quantization=kind, representative=task.calibration(), cache=cache
+        )
     return files
 
 

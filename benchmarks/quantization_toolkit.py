@@ -44,7 +44,7 @@ def main() -> None:
     rows: dict[str, Any] = {}
     goals = []
     for build in (dense, conv):
-        found = [_one(build, seed, images, labels) for seed in range(SEEDS)]
+        found = [_one(build, seed, images, labels=labels) for seed in range(SEEDS)]
         figures = {name: [run[name] for run in found] for name in found[0]}
         rows[build.__name__] = {
             name: {"mean": round(float(np.mean(v)), 3), "deviation": round(float(np.std(v)), 3)}
@@ -62,20 +62,22 @@ def _one(build: Any, seed: int, images: np.ndarray, labels: np.ndarray) -> dict[
     test, train = order[: len(order) // 3], order[len(order) // 3 :]
     x, y = images[train], labels[train]
     tf_keras.utils.set_random_seed(seed)
-    model = _fit(build(), x, y, 15, 1e-3)
+    model = _fit(build(), x, y, epochs=15, rate=1e-3)
     found = {"float": _percent(model.predict(images[test], verbose=0), labels[test])}
     weights = model.get_weights()
 
     tf_keras.utils.set_random_seed(seed)
-    theirs = _fit(tfmot.quantization.keras.quantize_model(model), x, y, EPOCHS, 3e-4)
+    theirs = _fit(tfmot.quantization.keras.quantize_model(model), x, y, epochs=EPOCHS, rate=3e-4)
     found["toolkit"] = _percent(theirs.predict(images[test], verbose=0), labels[test])
 
     model.set_weights(weights)
     tf_keras.utils.set_random_seed(seed)
-    ours = _fit(tfopt.quantize_aware(model, activations="static"), x, y, EPOCHS, 3e-4)
+    ours = _fit(tfopt.quantize_aware(model, activations="static"), x, y, epochs=EPOCHS, rate=3e-4)
     found["ours"] = _percent(ours.predict(images[test], verbose=0), labels[test])
     with tempfile.TemporaryDirectory() as folder:
-        artifact = tfopt.export(tfopt.finish(ours), Path(folder, "digits.tflite"), "tflite", "trained")
+        artifact = tfopt.export(
+            tfopt.finish(ours), Path(folder, "digits.tflite"), format="tflite", quantization="trained"
+        )
         outputs = tfopt.Predictor.load(artifact.path).predict(images[test])
     found["ours, file"] = _percent(next(iter(outputs.values())), labels[test])
     return found

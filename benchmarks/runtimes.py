@@ -70,8 +70,8 @@ def contestants(folder: Path, threads: int) -> tuple[dict[str, Callable[[], Any]
     keras_api.save_model(model, folder / "model.keras")
     export(model, folder / "saved_model")
     export(model, folder / "xla", jit_compile=True, lengths=[LENGTH])
-    export(model, folder / "float.tflite", "tflite", lengths=[LENGTH])
-    export(model, folder / "int8.tflite", "tflite", "dynamic_int8", lengths=[LENGTH])
+    export(model, folder / "float.tflite", format="tflite", lengths=[LENGTH])
+    export(model, folder / "int8.tflite", format="tflite", quantization="dynamic_int8", lengths=[LENGTH])
     rng = np.random.default_rng(0)
 
     def sample() -> dict[str, np.ndarray]:
@@ -84,7 +84,7 @@ def contestants(folder: Path, threads: int) -> tuple[dict[str, Callable[[], Any]
         "LiteRT float": "float.tflite", "LiteRT dynamic int8": "int8.tflite",
     }  # fmt: skip
     for name, file in files.items():
-        predictor = Predictor.load(folder / file, threads)
+        predictor = Predictor.load(folder / file, threads=threads)
         runs[name] = lambda p=predictor: p.predict(feed)["logits"]
     write_onnx(model, folder / "model.onnx", HEADS, LENGTH)
     runs["onnxruntime float"] = onnx_runtime(folder / "model.onnx", feed, threads)

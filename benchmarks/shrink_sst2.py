@@ -78,16 +78,23 @@ class Bench:
             found[f"{title}, cut"] = self._export(name, f"{label}_cut", whole=False)
         for title, cut in HALF.items():
             path = self._work / f"untrained_{title.replace(' ', '_')}.tflite"
-            export(shrink(self.school.model("", True), **cut), path, "tflite", "dynamic_int8", lengths=[32, LENGTH])
+            export(
+                shrink(self.school.model("", True), **cut),
+                path,
+                format="tflite",
+                quantization="dynamic_int8",
+                lengths=[32, LENGTH],
+            )
             found[f"untrained, {title}"] = File(path, self._run / "data")
         return found
 
     def _export(self, name: str, label: str, whole: bool) -> File:
         data, path = (self._run / "data") if whole else self.school.data, self._work / f"{label}.tflite"
-        samples = batching.samples(data, CALIBRATION, "validation")
+        samples = batching.samples(data, CALIBRATION, split="validation")
         trained = name in STUDENTS and STUDENTS[name].bits is not None
-        export(self.school.model(name, whole), path, "tflite", "trained" if trained else "dynamic_int8",
-               representative=samples, lengths=[32, LENGTH])  # fmt: skip
+        kind = "trained" if trained else "dynamic_int8"
+        model = self.school.model(name, whole)
+        export(model, path, format="tflite", quantization=kind, representative=samples, lengths=[32, LENGTH])
         return File(path, data)
 
     def peers(self) -> dict[str, Callable[[], Any]]:
@@ -96,7 +103,7 @@ class Bench:
 
         path = self._work / "model.onnx"
         write_onnx(keras_api.load_model(self._run / "baseline" / "model.keras"), path, HEADS, LENGTH)
-        rows = batching.samples(self._run / "data", CALIBRATION, "train")
+        rows = batching.samples(self._run / "data", CALIBRATION, split="train")
         inputs = {n: widened(rows[n], LENGTH).astype(np.int64) for n in ("input_ids", "attention_mask")}
         each = [{name: value[i : i + 1] for name, value in inputs.items()} for i in range(CALIBRATION)]
         quantized = onnx_int8(path, self._work / "int8.onnx")
@@ -107,7 +114,10 @@ class Bench:
         """Accuracy, bytes, packed bytes, and how many times faster than the first each is."""
         runs = dict(peers)
         for name, file in files.items():
-            predictor, sample = Predictor.load(file.path, THREADS), batching.samples(file.data, 1, "validation")
+            predictor, sample = (
+                Predictor.load(file.path, threads=THREADS),
+                batching.samples(file.data, 1, split="validation"),
+            )
             inputs = {key: widened(sample[key], LENGTH) for key in ("input_ids", "attention_mask")}
             runs[name] = lambda p=predictor, i=inputs: p.predict(i)
         seconds = in_turns(runs, ROUNDS)

@@ -141,7 +141,7 @@ class School:
         techniques: list[tuple[Any, Any]] = []
         if student.zeros is not None:
             before = 0.0 if student.start is None else STUDENTS[student.start].zeros or 0.0
-            schedule = PolynomialDecay(before, student.zeros, 0, steps // 2, frequency=50)
+            schedule = PolynomialDecay(before, student.zeros, 0, end_step=steps // 2, frequency=50)
             techniques.append((prune, prune.PruneConfig(schedule, include=_BODY)))
         if student.bits is not None:
             config = QuantizeConfig(weight_bits=student.bits, weight_scale="mse", table_bits=8)
@@ -173,7 +173,7 @@ class School:
         recipe = Recipe.load(self._run / "recipe.toml")
         splits = {name: self._texts(recipe, name) for name in ("train", "validation")}
         whole = keras_api.load_model(self._run / "baseline" / "model.keras")
-        found = cut_vocabulary(whole, self._run / "data", splits["train"].texts, LEAST)
+        found = cut_vocabulary(whole, self._run / "data", texts=splits["train"].texts, least=LEAST)
         keras_api.save_model(found.model, self._teacher)
         np.save(self.work / "kept.npy", found.kept)
         tokenizer = parse_tokenizer(found.tokenizer.decode(), "the cut tokenizer")
@@ -183,7 +183,15 @@ class School:
             save_tokenizer(tokenizer, folder / "tokenizer.json")
             for split, texts in splits.items():
                 packing.write_pack(
-                    folder, split, texts, tokenizer, section.max_length, names, 4, section.on_long, SEED
+                    folder,
+                    split,
+                    data=texts,
+                    tokenizer=tokenizer,
+                    max_length=section.max_length,
+                    labels=names,
+                    shards=4,
+                    on_long=section.on_long,
+                    seed=SEED,
                 )
 
     def _texts(self, recipe: Recipe, split: str) -> Texts:

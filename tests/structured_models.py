@@ -14,14 +14,21 @@ def encoder(keras):
 def llama(keras):
     """Grouped heads, rotary positions, a gate, a tied output."""
     config = CausalLMConfig(
-        60, 32, 3, 4, num_key_value_heads=2, intermediate_size=48, max_position_embeddings=24, end_tokens=(1,)
+        60,
+        32,
+        3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        intermediate_size=48,
+        max_position_embeddings=24,
+        end_tokens=(1,),
     )
     return causal_lm(config, keras.__name__)
 
 
 def gpt2(keras):
     config = CausalLMConfig(
-        60, 32, 3, 4, intermediate_size=64, max_position_embeddings=24, positions="learned", norm="layer", gated=False,
+        60, 32, 3, num_attention_heads=4, intermediate_size=64, max_position_embeddings=24, positions="learned", norm="layer", gated=False,
         attention_bias=True, output_bias=True, hidden_act="gelu_tanh",
     )  # fmt: skip
     return causal_lm(config, keras.__name__)

@@ -1,6 +1,8 @@
 """The arrows of the design: who may import whom, and that importing the package is cheap."""
 
 import ast
+import dataclasses
+import inspect
 import subprocess
 import sys
 
@@ -103,6 +105,49 @@ def test_modules_stay_readable(path):
 def test_no_tensorflow_before_it_is_needed(code):
     check = f"{code}\nimport sys; sys.exit(any(m in sys.modules for m in ('tensorflow', 'keras', 'tf_keras')))"
     assert subprocess.run([sys.executable, "-c", check], cwd=REPOSITORY).returncode == 0
+
+
+def calls_of_our_own(path, names):
+    """Calls of functions and classes of these names with more than three positional arguments."""
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Call) and not any(isinstance(a, ast.Starred) for a in node.args):
+            called = getattr(node.func, "id", None)  # methods may be those of other packages
+            if called in names and len(node.args) > 3:
+                yield f"{path.name}:{node.lineno} {called}"
+
+
+def test_arguments_have_names_at_the_call():
+    names = {
+        node.name
+        for path in MODULES
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.FunctionDef | ast.ClassDef)
+    }
+    files = [*MODULES, *(REPOSITORY / "benchmarks").glob("*.py")]
+    assert not [call for path in files for call in calls_of_our_own(path, names)]
+
+
+def public_functions():
+    import tfopt
+
+    for name in tfopt.__all__:
+        if inspect.isfunction(getattr(tfopt, name)):
+            yield name, getattr(tfopt, name)
+    for module in (tfopt.callbacks, tfopt.models):
+        for name in module.__all__:
+            if not dataclasses.is_dataclass(getattr(module, name)):
+                yield f"{module.__name__}.{name}", getattr(module, name)
+    for owner in (tfopt.Predictor, tfopt.Generator, tfopt.Distiller):
+        for name, method in inspect.getmembers(owner, inspect.isfunction):
+            if not name.startswith("_"):
+                yield f"{owner.__name__}.{name}", method
+
+
+def test_everything_after_two_arguments_is_named():
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    for name, function in public_functions():
+        parameters = [p for p in inspect.signature(function).parameters.values() if p.name != "self"]
+        assert sum(p.kind in kinds for p in parameters) <= 2, name
 
 
 def test_public_names_exist_and_functions_stay_functions():

@@ -124,10 +124,10 @@ def test_a_folder_comes_back_from_a_stream(folder, tmp_path):
 
 
 def test_an_integer_file_packs_by_its_tensors_and_runs(tmp_path):
-    model = tfopt.prune(bert(BertConfig(300, 64, 1, 4, 128), 2), 0.8)
+    model = tfopt.prune(bert(BertConfig(300, 64, 1, num_attention_heads=4, intermediate_size=128), 2), 0.8)
     for quantization, bits in (("dynamic_int8", 8), ("dynamic_int4", 4)):
         path = tmp_path / f"{quantization}.tflite"
-        tfopt.export(model, path, "tflite", quantization, lengths=[8])
+        tfopt.export(model, path, format="tflite", quantization=quantization, lengths=[8])
         packed = tfopt.pack(path)
         assert packed.path == tmp_path / f"{quantization}.tflite.tfopt"
         assert packed.packed_bytes < len(gzip.compress(path.read_bytes(), 9))

@@ -193,11 +193,11 @@ def test_every_token_but_the_first_is_predicted_once(tmp_path_factory, count, le
     folder, ids = tmp_path_factory.mktemp("blocks"), np.arange(count)
     if count < length:
         with pytest.raises(DataError, match=f"text has {count} tokens, one window takes {length}"):
-            write_blocks(folder, "train", ids, length, 1, "text", 2, seed)
+            write_blocks(folder, "train", ids, length=length, texts=1, source="text", shards=2, seed=seed)
         return
-    manifest = write_blocks(folder, "train", ids, length, 1, "text", 2, seed)
+    manifest = write_blocks(folder, "train", ids, length=length, texts=1, source="text", shards=2, seed=seed)
     seen = []
-    for inputs, labels in next_tokens(folder, 3, True, seed, "train"):
+    for inputs, labels in next_tokens(folder, 3, True, seed=seed, split="train"):
         assert (inputs["input_ids"] + 1 == labels).numpy().all() and inputs["attention_mask"].numpy().all()
         seen += labels.numpy().reshape(-1).tolist()
     left = count - 1 - manifest.records * (length - 1)

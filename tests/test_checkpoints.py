@@ -180,7 +180,7 @@ def test_heads_come_back_and_mean_what_their_public_names_mean(kind, head, setti
     ids = tokens(2, 10)
     inputs = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
     hidden = hidden_of(from_pretrained(tmp_path, generation), ids, inputs["attention_mask"])
-    expected = numpy_head(kind, head, stored, hidden)
+    expected = numpy_head(kind, head, stored, hidden=hidden)
     arguments = {"pooling": "pooler"} if head == "classification" else {}
     again = from_pretrained(tmp_path, generation, head=head, **arguments)  # as many classes as are stored
     found = again(inputs)
@@ -202,7 +202,7 @@ def test_a_head_is_read_whole_or_begins_fresh(tmp_path):
     with pytest.raises(ModelFileError, match="lacks 'classifier.bias', a part of its head"):
         from_pretrained(tmp_path, head="tokens")
     with pytest.raises(InputError, match="pooling 'pooler' is for classifiers, got head 'tokens'"):
-        bert(ENCODERS["bert"], 3, "pooler", head="tokens")
+        bert(ENCODERS["bert"], 3, pooling="pooler", head="tokens")
     save_pretrained(make("llama"), tmp_path / "llama")
     with pytest.raises(InputError, match="head='tokens' is for encoders"):
         from_pretrained(tmp_path / "llama", head="tokens")
@@ -217,7 +217,7 @@ def test_a_tokenizer_stays_with_its_model(tmp_path):
     tfopt.models.save(model, tmp_path / "m.keras")
     save_pretrained(tfopt.models.load(tmp_path / "m.keras"), tmp_path / "b")
     assert (tmp_path / "b" / "tokenizer.json").read_bytes() == (tmp_path / "a" / "tokenizer.json").read_bytes()
-    tfopt.export(model, tmp_path / "m.tflite", "tflite")
+    tfopt.export(model, tmp_path / "m.tflite", format="tflite")
     for source in (tmp_path / "m.keras", tmp_path / "m.tflite"):
         assert tfopt.Generator.load(source).tokenizer.encode_ids("some words") == [
             1,
@@ -269,7 +269,7 @@ def test_other_bad_folders(tmp_path):
         from_pretrained(tmp_path)
     with pytest.raises(InputError, match="dtype must be float32, float16 or bfloat16, got 'int8'"):
         save_pretrained(make("llama"), tmp_path, dtype="int8")
-    odd = tfopt.models.causal_lm(tfopt.models.CausalLMConfig(16, 8, 1, 1, positions="learned"))
+    odd = tfopt.models.causal_lm(tfopt.models.CausalLMConfig(16, 8, 1, num_attention_heads=1, positions="learned"))
     with pytest.raises(InputError, match="no public checkpoint layout holds this mix"):
         save_pretrained(odd, tmp_path)
 
@@ -304,7 +304,7 @@ def test_embeddings_and_spans(generation, tmp_path):
     spans = {name: np.asarray(value) for name, value in model(inputs).items()}
     assert set(spans) == {"start_logits", "end_logits"} and all(v.shape == (2, 10) for v in spans.values())
     assert all((v[1, 6:] < -9000).all() and (v[1, :6] > -100).all() for v in spans.values())
-    assert tfopt.export(model, tmp_path / "m.tflite", "tflite", lengths=[10]).max_abs_error < 1e-3
+    assert tfopt.export(model, tmp_path / "m.tflite", format="tflite", lengths=[10]).max_abs_error < 1e-3
     with pytest.raises(InputError, match="num_labels=3 means nothing for head 'span'"):
         bert(ENCODERS["bert"], 3, head="span")
     with pytest.raises(InputError, match="head must be None or one of classification"):

@@ -92,7 +92,7 @@ BAD_RECIPES = {
 @pytest.mark.parametrize("case", BAD_RECIPES)
 def test_bad_recipes(tfopt_main, tiny_recipe, tmp_path, case):
     old, new, says = BAD_RECIPES[case]
-    recipe = recipe_with(tiny_recipe, tmp_path, old, new)
+    recipe = recipe_with(tiny_recipe, tmp_path, old, new=new)
     code, out, err = tfopt_main("run", recipe, "--out", tmp_path / "out")
     assert code == 2 and out == "" and says in err and len(err.splitlines()) == 1
     assert not (tmp_path / "out").exists()
@@ -266,7 +266,7 @@ def test_the_numbers_in_a_report_are_those_of_the_artifact(finished_run):
     from tfopt.data.batches import samples
 
     report = tfopt.Report.load(finished_run / "report.json")
-    held_out = samples(finished_run / "data", 96, "validation")
+    held_out = samples(finished_run / "data", 96, split="validation")
     predictor = tfopt.Predictor.load(finished_run / "half_tflite_int8" / "model.tflite")
     scores = predictor.predict({k: held_out[k] for k in ("input_ids", "attention_mask")})["logits"]
     share = float((scores.argmax(1) == held_out["label"]).mean())

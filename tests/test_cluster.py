@@ -56,7 +56,7 @@ def test_together_with_pruning_and_quantization(keras, tmp_path):
     model.fit(x, np.arange(48) % 3, epochs=2, verbose=0, callbacks=[pruning, WeightClustering(8)])
     for kernel in kernels(model):
         assert len(np.unique(kernel)) <= 8 and abs((kernel == 0).mean() - 0.5) < 0.02
-    artifact = tfopt.export(model, tmp_path / "m.tflite", "tflite", "dynamic_int8")
+    artifact = tfopt.export(model, tmp_path / "m.tflite", format="tflite", quantization="dynamic_int8")
     stored = [w for w in tfopt.Predictor.load(artifact.path).weights() if w.is_kernel]
     assert all(len(np.unique(row)) <= 8 for w in stored for row in w.array)
 

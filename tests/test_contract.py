@@ -109,7 +109,7 @@ def test_prepare_train_finish_save_reload_export(case, make_bert, keras, strateg
     expected = np.asarray(reloaded(tokens, training=False))
     if strategy is None:
         np.testing.assert_allclose(np.asarray(finished(tokens, training=False)), expected, atol=1e-6)
-    artifact = tfopt.export(reloaded, tmp_path / "m.tflite", "tflite", lengths=[12], representative=tokens)
+    artifact = tfopt.export(reloaded, tmp_path / "m.tflite", format="tflite", lengths=[12], representative=tokens)
     assert artifact.max_abs_error < 1e-5
     found = tfopt.Predictor.load(artifact.path).predict(tokens)["logits"]
     np.testing.assert_allclose(found, expected, atol=1e-5)
@@ -147,7 +147,7 @@ def test_finish_ends_everything_that_works_on_one_model_in_the_right_order(make_
     distiller.model.fit(distiller.teach(data), callbacks=callbacks, verbose=0)
     student = tfopt.finish(distiller)
     assert student is distiller.student
-    artifact = tfopt.export(student, tmp_path / "m.tflite", "tflite", "trained", lengths=[12])
+    artifact = tfopt.export(student, tmp_path / "m.tflite", format="tflite", quantization="trained", lengths=[12])
     kernels = [w for w in tfopt.Predictor.load(artifact.path).weights() if w.is_kernel and w.array.size >= 1024]
     assert {w.bits for w in kernels} == {4} and all((w.array == 0).mean() > 0.45 for w in kernels)
     distiller = tfopt.Distiller(make_bert(), teacher)

@@ -75,7 +75,9 @@ def texts(labelled_tsv):
 
 @pytest.fixture
 def packed(texts, tmp_path):
-    manifest = packing.pack(texts, train_bpe(texts.texts, 300), tmp_path / "p", 32, label_names(texts), shards=3)
+    manifest = packing.pack(
+        texts, train_bpe(texts.texts, 300), out=tmp_path / "p", max_length=32, labels=label_names(texts), shards=3
+    )
     return tmp_path / "p", manifest
 
 
@@ -204,7 +206,7 @@ def test_bad_requests(packed, texts, tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "precious").write_text("x")
     with pytest.raises(InputError, match="holds no pack"):
-        packing.pack(texts, train_bpe(texts.texts, 300), tmp_path / "full", 32)
+        packing.pack(texts, train_bpe(texts.texts, 300), out=tmp_path / "full", max_length=32)
     assert (tmp_path / "full" / "precious").exists()
 
 
@@ -270,15 +272,15 @@ def test_long_texts_are_counted_never_silently_cut(texts, tmp_path):
     tokenizer = train_bpe(texts.texts, 300)
     with pytest.raises(DataError, match=r"of 320 texts are longer than the 6 tokens"):
         encode(tokenizer, texts.texts, 6)
-    cut = encode(tokenizer, texts.texts, 6, "truncate")
+    cut = encode(tokenizer, texts.texts, 6, on_long="truncate")
     assert cut.too_long > 0 and cut.lengths.max() == 6 and cut.lengths.size == 320
     ends = np.cumsum(cut.lengths) - 1
     assert (cut.tokens[ends] == tokenizer.token_to_id("[SEP]")).all()
-    dropped = encode(tokenizer, texts.texts, 6, "drop")
+    dropped = encode(tokenizer, texts.texts, 6, on_long="drop")
     assert dropped.lengths.size == 320 - dropped.too_long
-    left = packing.pack(texts, tokenizer, tmp_path / "d", 6, on_long="drop")
+    left = packing.pack(texts, tokenizer, out=tmp_path / "d", max_length=6, on_long="drop")
     assert (left.texts, left.records) == (320, 320 - dropped.too_long)
-    manifest = packing.pack(texts, tokenizer, tmp_path / "p", 6, on_long="truncate")
+    manifest = packing.pack(texts, tokenizer, out=tmp_path / "p", max_length=6, on_long="truncate")
     assert manifest.too_long == cut.too_long and manifest.on_long == "truncate"
 
 

@@ -56,7 +56,7 @@ def test_padding_at_either_end_changes_nothing(family, generation):
 def test_every_runtime_gives_the_same(family, tmp_path):
     model, ids = make(family), tokens(1, 40)
     full = logits_of(model, ids)
-    tfopt.export(model, tmp_path / "m.tflite", "tflite", lengths=[16, 48])
+    tfopt.export(model, tmp_path / "m.tflite", format="tflite", lengths=[16, 48])
     for decoder in (XlaDecoder(model), TFLiteDecoder(tmp_path / "m.tflite", 1)):
         with decoder.open([0]) as session:
             parts = [session.extend(ids[:, :11], every=True)]
@@ -95,7 +95,7 @@ def test_trained_grids_are_in_the_file_that_generates(keras, generation, tmp_pat
     model.fit({"input_ids": ids[:, :-1], "attention_mask": np.ones_like(ids[:, 1:])}, ids[:, 1:], verbose=0)
     simulated = logits_of(model, ids[:1])
     tfopt.finish(model)
-    artifact = tfopt.export(model, tmp_path / "m.tflite", "tflite", "trained")
+    artifact = tfopt.export(model, tmp_path / "m.tflite", format="tflite", quantization="trained")
     assert {layer.bits for layer in artifact.layers} == {4}
     found = tfopt.Predictor.load(artifact.path).predict(
         {"input_ids": ids[:1], "attention_mask": np.ones_like(ids[:1])}
@@ -111,12 +111,14 @@ def stories(tmp_path_factory, shared_data):
     folder = shared_data / "tinystories260k"
     golden = json.loads((folder / "greedy.json").read_text("utf-8"))
     models = {
-        generation: read_llama2c(folder / "stories260K.bin", generation, folder / "tok512.bin")
+        generation: read_llama2c(folder / "stories260K.bin", generation=generation, tokenizer=folder / "tok512.bin")
         for generation in keras_api.GENERATIONS
     }
     target = tmp_path_factory.mktemp("stories")
     for name, kind in (("float", None), ("int8", "weight_only_int8")):
-        tfopt.export(models["keras"], target / f"{name}.tflite", "tflite", kind, lengths=[64, 512])
+        tfopt.export(
+            models["keras"], target / f"{name}.tflite", format="tflite", quantization=kind, lengths=[64, 512]
+        )
     return models, golden, target
 
 
@@ -130,13 +132,13 @@ def continued(generator, golden):
 def test_greedy_text_is_that_of_the_reference(runtime, generation, stories):
     models, golden, folder = stories
     source = folder / "float.tflite" if runtime == "tflite" else models[generation]
-    for found, text in continued(Generator.load(source, runtime), golden):
+    for found, text in continued(Generator.load(source, runtime=runtime), golden):
         assert found == text
 
 
 def test_int8_agrees_on_the_first_tokens(stories):
     models, golden, folder = stories
-    exact, narrow = Generator.load(models["keras"], "eager"), Generator.load(folder / "int8.tflite")
+    exact, narrow = Generator.load(models["keras"], runtime="eager"), Generator.load(folder / "int8.tflite")
     shares = []
     for prompt in golden["continuations"]:
         texts = [g.generate(prompt, GenerateConfig(max_tokens=100))[0].tokens for g in (exact, narrow)]
@@ -150,7 +152,7 @@ def test_narrow_weights_in_xla(stories):
     prompt = next(iter(golden["continuations"]))
     whole, eight, four = (XlaDecoder(models["keras"], bits) for bits in (None, 8, 4))
     assert four.weight_bytes < eight.weight_bytes / 1.5 < whole.weight_bytes / 4
-    ids = np.asarray([Generator.load(models["keras"], "eager").tokenizer.encode_ids(prompt)], np.int32)
+    ids = np.asarray([Generator.load(models["keras"], runtime="eager").tokenizer.encode_ids(prompt)], np.int32)
     logits = []
     for decoder in (whole, eight, four):
         with decoder.open([0]) as session:
@@ -164,7 +166,7 @@ def test_batches_streams_and_stops_agree_with_single_answers(stories):
     models, golden, _ = stories
     prompts = [*golden["continuations"], "Lily"]
     for runtime in ("eager", "xla"):
-        generator = Generator.load(models["tf_keras"], runtime)
+        generator = Generator.load(models["tf_keras"], runtime=runtime)
         together = generator.generate(prompts, GenerateConfig(max_tokens=24))
         for prompt, answer in zip(prompts, together, strict=True):
             pieces = list(generator.stream(prompt, GenerateConfig(max_tokens=24)))
@@ -182,7 +184,9 @@ def test_the_same_seed_gives_the_same_text_on_every_runtime(stories):
     ways = [{"temperature": 0.9, "top_p": 0.9}, {"temperature": 1.1, "top_k": 12, "repetition_penalty": 1.3}]
     for way in ways:
         texts = {
-            Generator.load(source, runtime).generate(prompt, GenerateConfig(max_tokens=40, seed=5, **way))[0].text
+            Generator.load(source, runtime=runtime)
+            .generate(prompt, GenerateConfig(max_tokens=40, seed=5, **way))[0]
+            .text
             for source, runtime in (
                 (models["keras"], "eager"),
                 (models["keras"], "xla"),
@@ -199,7 +203,7 @@ def test_the_same_seed_gives_the_same_text_on_every_runtime(stories):
 def test_a_draft_changes_no_greedy_text(stories):
     models, golden, folder = stories
     for draft in (folder / "int8.tflite", folder / "float.tflite"):
-        generator = Generator.load(models["keras"], "eager", draft=draft)
+        generator = Generator.load(models["keras"], runtime="eager", draft=draft)
         for found, text in continued(generator, golden):
             assert found == text
 
@@ -216,13 +220,13 @@ def test_perplexity_and_speed(stories):
     assert found.tokens == len(ids) - 1 and found.next_token_accuracy > 0.8
     once = tfopt.perplexity(generator.decoder, ids)
     assert once.perplexity == pytest.approx(whole, rel=1e-4) and found.perplexity == pytest.approx(whole, rel=0.2)
-    (speed,) = measure_generation({"m": generator.decoder}, 16, 8, rounds=2)
+    (speed,) = measure_generation({"m": generator.decoder}, prompt_tokens=16, new_tokens=8, rounds=2)
     assert speed.decode_tokens_per_s > 0 and speed.first_token_s > 0 and speed.cache_bytes > 0
 
 
 def test_cancelling_frees_the_cache(stories):
     models, golden, _ = stories
-    generator = Generator.load(models["keras"], "eager")
+    generator = Generator.load(models["keras"], runtime="eager")
     opened = []
     real = generator.decoder.open
 
@@ -278,13 +282,13 @@ def test_distributions_are_those_of_the_definitions():
 
 @pytest.mark.parametrize("config", [
     SamplingConfig(), SamplingConfig(0.7), SamplingConfig(1.3, top_k=5), SamplingConfig(1.0, top_p=0.8),
-    SamplingConfig(0.9, 20, 0.9, 1.4),
+    SamplingConfig(0.9, 20, 0.9, repetition_penalty=1.4),
 ])  # fmt: skip
 def test_programs_choose_as_numpy_does(config):
     rng = np.random.default_rng(1)
     logits = rng.normal(0, 3, (64, 50)).astype(np.float32)
     said, uniforms = rng.random((64, 50)) < 0.3, rng.random(64).astype(np.float32)
-    found = choose(logits, said, uniforms, config).numpy()
+    found = choose(logits, said, uniforms, config=config).numpy()
     sampler = Sampler(config)
     for row in range(64):
         sampler.uniform = lambda row=row: float(uniforms[row])
@@ -307,7 +311,9 @@ def test_a_draft_does_not_change_the_distribution():
             expected |= {(token, other): first[token] * second[other] for other in np.flatnonzero(second)}
     found = dict.fromkeys(expected, 0)
     for seed in range(count):
-        text = tuple(speculate(large, small, prompt, GenerateConfig(1.0, 3, seed=seed, max_tokens=2), proposals=2))
+        text = tuple(
+            speculate(large, small, prompt, config=GenerateConfig(1.0, 3, seed=seed, max_tokens=2), proposals=2)
+        )
         found[text] += 1
     squared = sum((found[k] - count * p) ** 2 / (count * p) for k, p in expected.items())
     assert squared < 26.1  # chi-square with 8 degrees of freedom, one in a thousand
@@ -442,14 +448,14 @@ def test_drafts_keep_rows_apart_and_stop():
 
 def test_small_caches_and_tied_tables(tmp_path):
     model, ids = make("qwen2"), tokens(1, 40)
-    artifact = tfopt.export(model, tmp_path / "m.tflite", "tflite", lengths=[5, 48])
+    artifact = tfopt.export(model, tmp_path / "m.tflite", format="tflite", lengths=[5, 48])
     with TFLiteDecoder(artifact.path, 1).open([0]) as session:
         session.extend(ids[:, :3])
         np.testing.assert_allclose(session.extend(ids[:, 3:40])[:, -1], logits_of(model, ids)[:, -1], atol=2e-4)
     with pytest.raises(InputError, match="this session is closed"):
         session.extend(ids[:, :1])
     for kind, limit in ((None, 1e-4), ("float16", 0.02), ("weight_only_int8", 0.06), ("weight_only_int4", 0.0)):
-        path = tfopt.export(model, tmp_path / "k.tflite", "tflite", kind).path
+        path = tfopt.export(model, tmp_path / "k.tflite", format="tflite", quantization=kind).path
         tables = [c for c in read_tflite(path).constants if sorted(c.shape) == [32, 64]]
         assert len(tables) == 1, "the output is tied to the table"
         expected = logits_of(model, ids)
@@ -464,7 +470,9 @@ def test_small_caches_and_tied_tables(tmp_path):
 
 def test_files_that_generate(tmp_path):
     model = make("llama")
-    artifact = tfopt.export(model, tmp_path / "m.tflite", "tflite", "dynamic_int8", lengths=[16, 48])
+    artifact = tfopt.export(
+        model, tmp_path / "m.tflite", format="tflite", quantization="dynamic_int8", lengths=[16, 48]
+    )
     assert artifact.lengths == (16, 48) and "tfopt_causal_lm.json" in read_metadata(artifact.path)
     decoder = TFLiteDecoder(artifact.path, 1, tmp_path / "cache")
     keys = {s.key for s in decoder.signatures}
@@ -475,9 +483,9 @@ def test_files_that_generate(tmp_path):
     with pytest.raises(InputError, match="takes one text at a time"):
         decoder.open([0, 0])
     with pytest.raises(InputError, match=r"lengths of a cache must be in \[1, 48\]"):
-        tfopt.export(model, tmp_path / "m.tflite", "tflite", lengths=[64])
+        tfopt.export(model, tmp_path / "m.tflite", format="tflite", lengths=[64])
     with pytest.raises(InputError, match="no static kind"):
-        tfopt.export(model, tmp_path / "m.tflite", "tflite", "int8",
+        tfopt.export(model, tmp_path / "m.tflite", format="tflite", quantization="int8",
                      representative={n: tokens(8, 12) for n in ("input_ids", "attention_mask")})  # fmt: skip
     whole = artifact.path.read_bytes()
     for cut in (100, len(whole) // 2, len(whole) - 5000):
@@ -501,7 +509,7 @@ def test_narrow_caches_and_odd_ones(slots, tmp_path):
     model, ids = make("qwen2"), tokens(1, 40)
     full, sizes = logits_of(model, ids), {}
     for cache, limit in (("float32", 1e-4), ("int8", 0.05)):
-        path = tfopt.export(model, tmp_path / f"{cache}.tflite", "tflite", lengths=slots, cache=cache).path
+        path = tfopt.export(model, tmp_path / f"{cache}.tflite", format="tflite", lengths=slots, cache=cache).path
         with TFLiteDecoder(path, 1).open([0]) as session:
             parts = [session.extend(ids[:, :5], every=True)] + [
                 session.extend(ids[:, i : i + 1]) for i in range(5, 40)
@@ -516,7 +524,7 @@ def test_narrow_caches_and_odd_ones(slots, tmp_path):
 def test_predictors_stream_tokens(tmp_path):
     model = make("llama")
     tfopt.models.save(model, tmp_path / "m.keras")
-    tfopt.export(model, tmp_path / "m.tflite", "tflite")
+    tfopt.export(model, tmp_path / "m.tflite", format="tflite")
     config = GenerateConfig(max_tokens=9, stop_tokens=())
     first, second = (
         list(tfopt.Predictor.load(tmp_path / name).stream([1, 2, 3], config)) for name in ("m.keras", "m.tflite")
@@ -531,7 +539,7 @@ def test_sources_that_do_not_generate(make_bert, tmp_path):
     with pytest.raises(InputError, match="is no causal language model of tfopt"):
         Generator.load(tmp_path / "m.keras")
     with pytest.raises(InputError, match="runtime must be one of eager, xla, tflite, got 'tpu'"):
-        Generator.load(tmp_path / "m.keras", "tpu")
+        Generator.load(tmp_path / "m.keras", runtime="tpu")
     (tmp_path / "w.bin").write_bytes(b"\x80\x02rest")
     with pytest.raises(ModelFileError, match="is a pickle, which runs code"):
         Generator.load(tmp_path / "w.bin")

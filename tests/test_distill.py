@@ -98,7 +98,7 @@ def test_pruning_and_rounding_go_on_in_the_same_fit(keras, tmp_path):
         if weight.name == "kernel":
             kernel = keras_api.to_numpy(weight.variable)
             assert abs((kernel == 0).mean() - 0.5) < 0.25 and max(len(np.unique(row)) for row in kernel.T) <= 15
-    artifact = tfopt.export(finished, tmp_path / "m.tflite", "tflite", "trained", lengths=[8])
+    artifact = tfopt.export(finished, tmp_path / "m.tflite", format="tflite", quantization="trained", lengths=[8])
     assert 4 in {layer.bits for layer in artifact.layers}
 
 
@@ -135,7 +135,11 @@ def test_every_output_of_several_is_learned(keras):
     from tfopt.models import BertConfig, bert
 
     keras.utils.set_random_seed(5)
-    teacher = bert(BertConfig(60, 32, 2, 2, 64, 24), head="span", generation=keras.__name__)
+    teacher = bert(
+        BertConfig(60, 32, 2, num_attention_heads=2, intermediate_size=64, max_position_embeddings=24),
+        head="span",
+        generation=keras.__name__,
+    )
     for weight in keras_api.weights(teacher):
         if weight.name == "kernel":
             weight.variable.assign(keras_api.to_numpy(weight.variable) * 6)
@@ -241,7 +245,7 @@ def test_what_does_not_fit_together(keras, generation):
     from tfopt.models import BertConfig, bert
 
     teacher = encoder(keras)
-    config = BertConfig(60, 32, 2, 2, 64, 24)
+    config = BertConfig(60, 32, 2, num_attention_heads=2, intermediate_size=64, max_position_embeddings=24)
     with pytest.raises(InputError, match=r"outputs and classes, got logits \(None, 5\) and logits \(None, 3\)"):
         tfopt.Distiller(bert(config, 5, generation=generation), teacher)
     with pytest.raises(

@@ -18,11 +18,11 @@ from .structured_models import attention, convolutions, llama
 from .test_distill import lessons
 from .test_shrink import outputs, randomized, samples
 
-SMALL = tfopt.models.BertConfig(60, 32, 3, 4, 48, max_position_embeddings=24)
+SMALL = tfopt.models.BertConfig(60, 32, 3, num_attention_heads=4, intermediate_size=48, max_position_embeddings=24)
 
 
 def classifier(keras, pooling):
-    return tfopt.models.bert(SMALL, 3, pooling, keras.__name__)
+    return tfopt.models.bert(SMALL, 3, pooling=pooling, generation=keras.__name__)
 
 
 def before_norm(keras, pick):
@@ -63,7 +63,14 @@ def test_nothing_changes_where_the_first_token_is_taken(pooling, keras, tmp_path
     assert lengths(smaller, "layer_2_attention_key") == lengths(smaller, "layer_1_intermediate") == [None]
     keras_api.save_model(smaller, tmp_path / "m.keras")
     np.testing.assert_array_equal(outputs(tfopt.models.load(tmp_path / "m.keras"), given), outputs(smaller, given))
-    tfopt.export(smaller, tmp_path / "m.tflite", "tflite", "dynamic_int8", lengths=[6], representative=given)
+    tfopt.export(
+        smaller,
+        tmp_path / "m.tflite",
+        format="tflite",
+        quantization="dynamic_int8",
+        lengths=[6],
+        representative=given,
+    )
     found = tfopt.Predictor.load(tmp_path / "m.tflite").predict(given)
     assert (
         np.abs(next(iter(found.values())) - outputs(model, given)).max() < 0.1 * np.abs(outputs(model, given)).max()

@@ -38,7 +38,15 @@ def wide_bert(generation):
 def test_every_kind_computes_what_the_model_computes(generation, tokens, tmp_path, format, quantization, jit):
     model = wide_bert(generation)
     path = tmp_path / ("m.tflite" if format == "tflite" else "m")
-    artifact = tfopt.export(model, path, format, quantization, jit, representative=tokens, lengths=[16, 32])
+    artifact = tfopt.export(
+        model,
+        path,
+        format=format,
+        quantization=quantization,
+        jit_compile=jit,
+        representative=tokens,
+        lengths=[16, 32],
+    )
     predictor = tfopt.Predictor.load(path)
     expected = np.asarray(model(tokens))
     found = predictor.predict(tokens)["logits"]
@@ -54,7 +62,7 @@ def test_quantized_tables_are_looked_up_row_by_row(generation, tmp_path):
     model, sizes = wide_bert(generation), {}
     for quantization in (None, "float16", "dynamic_int8"):
         path = tmp_path / f"{quantization}.tflite"
-        tfopt.export(model, path, "tflite", quantization, lengths=[16, 32])
+        tfopt.export(model, path, format="tflite", quantization=quantization, lengths=[16, 32])
         file = read_tflite(path)
         table = next(c for c in file.constants if c.is_lookup and c.shape == (400, 64))
         assert table.dtype == {None: "float32", "float16": "float16", "dynamic_int8": "int8"}[quantization]
@@ -68,7 +76,9 @@ def test_a_table_that_is_widened_as_a_whole_is_an_error(tmp_path, monkeypatch):
     """Without the rewriting, the converter's own float16 file must not pass."""
     monkeypatch.setattr(tflite_export, "widen_after_lookup", lambda content: content)
     with pytest.raises(VerificationError, match="'table_lookup' failed") as caught:
-        tfopt.export(wide_bert("tf_keras"), tmp_path / "m.tflite", "tflite", "float16", lengths=[16])
+        tfopt.export(
+            wide_bert("tf_keras"), tmp_path / "m.tflite", format="tflite", quantization="float16", lengths=[16]
+        )
     assert caught.value.check == "table_lookup" and not list(tmp_path.iterdir())
 
 
@@ -84,7 +94,7 @@ def test_a_converter_that_writes_nan_is_caught(tmp_path, monkeypatch):
     monkeypatch.setattr(tflite_export, "write_saved_model", naive)
     model = wide_bert("keras")
     with pytest.raises(VerificationError) as caught:
-        tfopt.export(model, tmp_path / "m.tflite", "tflite", lengths=[16])
+        tfopt.export(model, tmp_path / "m.tflite", format="tflite", lengths=[16])
     assert caught.value.check in ("state", "finite", "max_abs_error") and not list(tmp_path.iterdir())
 
 
@@ -99,13 +109,17 @@ def test_a_quantization_that_does_nothing_is_caught(tmp_path, monkeypatch):
 
     monkeypatch.setattr(tf.lite.TFLiteConverter, "from_saved_model", plain)
     with pytest.raises(VerificationError, match="'dtypes' failed: weight .* is float32, not float16"):
-        tfopt.export(wide_bert("tf_keras"), tmp_path / "m.tflite", "tflite", "float16", lengths=[16])
+        tfopt.export(
+            wide_bert("tf_keras"), tmp_path / "m.tflite", format="tflite", quantization="float16", lengths=[16]
+        )
 
 
 def test_outputs_are_compared_one_by_one():
     """A dead output must not hide behind a large healthy one."""
     with pytest.raises(VerificationError, match="output 'small' differs"):
-        export_verify._compare("small", np.zeros((2, 1)), np.full((2, 1), 5e-4), "max_abs_error", 1e-4)
+        export_verify._compare(
+            "small", np.zeros((2, 1)), np.full((2, 1), 5e-4), measure="max_abs_error", limit=1e-4
+        )
 
 
 def test_classes_are_compared_on_every_row():
@@ -130,8 +144,8 @@ def test_an_artifact_that_swaps_classes_is_caught(tokens, tmp_path, monkeypatch)
         tfopt.export(
             wide_bert("tf_keras"),
             tmp_path / "m.tflite",
-            "tflite",
-            "dynamic_int8",
+            format="tflite",
+            quantization="dynamic_int8",
             representative=tokens,
             lengths=[16],
         )
@@ -154,7 +168,7 @@ def test_recurrent_layers_start_anew_at_every_call(keras, tmp_path, kind, quanti
     model = keras.Sequential([*layers, keras.layers.Dense(3)])
     x = np.random.default_rng(0).standard_normal((4, 6, 8)).astype(np.float32)
     expected = np.asarray(model(x))
-    tfopt.export(model, tmp_path / "m.tflite", "tflite", quantization)
+    tfopt.export(model, tmp_path / "m.tflite", format="tflite", quantization=quantization)
     tfopt.export(model, tmp_path / "m")
     for path, tolerance in (
         (tmp_path / "m", 1e-5),
@@ -172,14 +186,16 @@ def test_a_file_that_keeps_state_between_calls_is_caught(tmp_path, monkeypatch):
     layers = [tf_keras.layers.Input((6, 8)), tf_keras.layers.LSTM(16), tf_keras.layers.Dense(3)]
     for quantization in (None, "dynamic_int8"):
         with pytest.raises(VerificationError, match="'state' failed: .* keeps its value from call to call"):
-            tfopt.export(tf_keras.Sequential(layers), tmp_path / "m.tflite", "tflite", quantization)
+            tfopt.export(
+                tf_keras.Sequential(layers), tmp_path / "m.tflite", format="tflite", quantization=quantization
+            )
     assert not list(tmp_path.iterdir())
 
 
 def test_a_layer_that_keeps_state_by_itself_is_refused(keras, tmp_path):
     layers = [keras.layers.Input((6, 8), batch_size=1), keras.layers.LSTM(16, stateful=True, name="memory")]
     with pytest.raises(InputError, match=r"layer 'memory' keeps its state between calls"):
-        tfopt.export(keras.Sequential(layers), tmp_path / "m.tflite", "tflite")
+        tfopt.export(keras.Sequential(layers), tmp_path / "m.tflite", format="tflite")
     assert not list(tmp_path.iterdir())
 
 
@@ -189,13 +205,13 @@ def test_a_model_that_computes_nan_is_no_reference(keras, tmp_path):
     model.layers[-1].kernel.assign(np.full((4, 3), np.nan))
     for path, format in ((tmp_path / "m", "saved_model"), (tmp_path / "m.tflite", "tflite")):
         with pytest.raises(VerificationError, match="NaN") as caught:
-            tfopt.export(model, path, format)
+            tfopt.export(model, path, format=format)
         assert caught.value.check == "finite" and not list(tmp_path.iterdir())
     zeros = np.zeros((2, 3))
     with pytest.raises(VerificationError, match="the model itself gives NaN"):
-        export_verify._compare("y", zeros, zeros * np.nan, "max_abs_error", 1e9)
+        export_verify._compare("y", zeros, zeros * np.nan, measure="max_abs_error", limit=1e9)
     with pytest.raises(VerificationError, match="differs by 0"):
-        export_verify._compare("y", zeros, zeros, "max_abs_error", float("nan"))
+        export_verify._compare("y", zeros, zeros, measure="max_abs_error", limit=float("nan"))
 
 
 def test_models_with_a_list_of_inputs(keras, tmp_path):
@@ -203,7 +219,7 @@ def test_models_with_a_list_of_inputs(keras, tmp_path):
     model = keras.Model([a, b], keras.layers.Dense(2, name="y")(keras.layers.Concatenate()([a, b])))
     rng = np.random.default_rng(0)
     x = {"a": rng.standard_normal((3, 4)).astype(np.float32), "b": rng.standard_normal((3, 3)).astype(np.float32)}
-    tfopt.export(model, tmp_path / "m.tflite", "tflite")
+    tfopt.export(model, tmp_path / "m.tflite", format="tflite")
     expected = np.asarray(model([x["a"], x["b"]]))
     np.testing.assert_allclose(tfopt.Predictor.load(tmp_path / "m.tflite").predict(x)["y"], expected, atol=1e-5)
 
@@ -220,11 +236,11 @@ def test_inspecting_a_model_leaves_it_as_it_was(generation, tokens):
 
 def test_a_failed_export_keeps_the_good_artifact(tmp_path, tokens, monkeypatch):
     model, path = wide_bert("tf_keras"), tmp_path / "m.tflite"
-    tfopt.export(model, path, "tflite", lengths=[16])
+    tfopt.export(model, path, format="tflite", lengths=[16])
     before = path.read_bytes()
     monkeypatch.setattr(export_verify, "_TOLERANCE", {None: -1.0})
     with pytest.raises(VerificationError, match="'max_abs_error' failed"):
-        tfopt.export(model, path, "tflite", lengths=[16])
+        tfopt.export(model, path, format="tflite", lengths=[16])
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
 
 
@@ -232,7 +248,15 @@ def test_pruned_zeros_survive_every_kind(generation, tokens, tmp_path):
     model = tfopt.prune(wide_bert(generation), 0.75)
     for format, quantization, jit in KINDS:
         path = tmp_path / (f"{quantization}.tflite" if format == "tflite" else f"m{jit}")
-        tfopt.export(model, path, format, quantization, jit, tokens, lengths=[16])
+        tfopt.export(
+            model,
+            path,
+            format=format,
+            quantization=quantization,
+            jit_compile=jit,
+            representative=tokens,
+            lengths=[16],
+        )
         kernels = [w for w in tfopt.Predictor.load(path).weights() if w.is_kernel]
         zeros = sum((w.array == 0).sum() for w in kernels) / sum(w.array.size for w in kernels)
         assert 0.749 <= zeros <= 0.76  # int8 rounds a few more to zero
@@ -260,7 +284,7 @@ def test_models_that_are_no_language_models(keras, make, quantization, tmp_path)
     model = make(keras)
     (spec,) = model.inputs
     x = np.random.default_rng(0).standard_normal((5, *spec.shape[1:])).astype(np.float32)
-    tfopt.export(model, tmp_path / "m.tflite", "tflite", quantization)
+    tfopt.export(model, tmp_path / "m.tflite", format="tflite", quantization=quantization)
     tfopt.export(model, tmp_path / "m")
     expected = model(x)
     expected = {
@@ -286,7 +310,7 @@ def test_subclassed_models_say_their_inputs(keras, tmp_path):
     x = np.random.default_rng(0).standard_normal((2, 5)).astype(np.float32)
     expected = np.asarray(model(x))
     signature = {"input_signature": tf.TensorSpec((None, 5), tf.float32)}
-    tfopt.export(model, tmp_path / "m.tflite", "tflite", **signature)
+    tfopt.export(model, tmp_path / "m.tflite", format="tflite", **signature)
     np.testing.assert_allclose(
         tfopt.Predictor.load(tmp_path / "m.tflite").predict(x)["outputs"], expected, atol=1e-5
     )
@@ -296,7 +320,7 @@ def test_the_model_is_not_changed(keras, generation, tokens, tmp_path):
     model = wide_bert(generation)
     model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     before = [keras_api.to_numpy(w.variable) for w in keras_api.weights(model)]
-    tfopt.export(model, tmp_path / "m.tflite", "tflite", "dynamic_int8", lengths=[16])
+    tfopt.export(model, tmp_path / "m.tflite", format="tflite", quantization="dynamic_int8", lengths=[16])
     for weight, value in zip(keras_api.weights(model), before, strict=True):
         np.testing.assert_array_equal(keras_api.to_numpy(weight.variable), value)
     model.fit(tokens, np.zeros(16, int), epochs=1, verbose=0)
@@ -339,8 +363,8 @@ def test_sequences_without_a_mask_need_their_lengths(keras, tmp_path):
     x = keras.layers.GlobalAveragePooling1D()(keras.layers.Embedding(50, 8)(inputs))
     model = keras.Model(inputs, keras.layers.Dense(2)(x))
     with pytest.raises(InputError, match="pass lengths="):
-        tfopt.export(model, tmp_path / "m.tflite", "tflite")
-    tfopt.export(model, tmp_path / "m.tflite", "tflite", lengths=[4, 8])
+        tfopt.export(model, tmp_path / "m.tflite", format="tflite")
+    tfopt.export(model, tmp_path / "m.tflite", format="tflite", lengths=[4, 8])
     predictor = tfopt.Predictor.load(tmp_path / "m.tflite")
     ids = np.array([[1, 2, 3, 4]], np.int32)
     np.testing.assert_allclose(next(iter(predictor.predict(ids).values())), np.asarray(model(ids)), atol=1e-5)

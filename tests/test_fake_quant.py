@@ -27,7 +27,7 @@ def test_rounding(shape, layout, bits, granularity, symmetric):
         return  # blocks are for few bits, symmetric, and axes that can be cut
     w, spec = weight(shape), WeightSpec(bits, granularity, symmetric)
     scale, zero = fq.scale_and_zero(w, layout, spec)
-    integers = fq.to_integers(w, layout, spec, scale, zero).numpy()
+    integers = fq.to_integers(w, layout, spec, scale=scale, zero=zero).numpy()
     assert integers.min() >= spec.smallest and integers.max() <= spec.largest
     assert (integers == np.rint(integers)).all()
     rounded = fq.fake_quant_weight(w, layout, spec)
@@ -70,7 +70,9 @@ def test_learned_step_has_the_gradient_of_the_paper():
     w, step = weight((40, 2)), tf.constant([[0.4, 0.2]])
     with tf.GradientTape() as tape:
         tape.watch([w, step])
-        loss = tf.reduce_sum(fq.fake_quant_learned(w, step, layout, spec) * tf.range(80.0).numpy().reshape(40, 2))
+        loss = tf.reduce_sum(
+            fq.fake_quant_learned(w, step, layout, spec=spec) * tf.range(80.0).numpy().reshape(40, 2)
+        )
     to_w, to_step = tape.gradient(loss, [w, step])
     expected = np.zeros(2)
     for i in range(40):
@@ -86,7 +88,7 @@ def test_clip_search_lowers_the_error_of_heavy_tails():
     w = tf.constant(np.random.default_rng(0).standard_t(3, (512, 8)), tf.float32)
     layout, spec = Layout((0,)), WeightSpec(4)
     clip = fq.best_clip(w, layout, spec)
-    plain, clipped = (fq.fake_quant_weight(w, layout, spec, c) for c in (1.0, clip))
+    plain, clipped = (fq.fake_quant_weight(w, layout, spec, clip=c) for c in (1.0, clip))
     before, after = (np.mean((r - w) ** 2, axis=0) for r in (plain, clipped))
     assert (after <= before).all() and after.mean() < 0.9 * before.mean()
 
@@ -94,7 +96,7 @@ def test_clip_search_lowers_the_error_of_heavy_tails():
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_rows_are_rounded_one_by_one(symmetric):
     x = weight((4, 3, 16)) * [[[1.0]], [[10.0]], [[0.1]], [[0.0]]]
-    rounded = fq.fake_quant_rows(x, (-1,), 8, symmetric).numpy()
+    rounded = fq.fake_quant_rows(x, (-1,), 8, symmetric=symmetric).numpy()
     for row, found in zip(x.numpy().reshape(-1, 16), rounded.reshape(-1, 16), strict=True):
         low, high = min(row.min(), 0), max(row.max(), 0)
         step = (np.abs(row).max() / 127 if symmetric else (high - low) / 255) or 1.0
@@ -106,6 +108,6 @@ def test_rows_are_rounded_one_by_one(symmetric):
 def test_fixed_range_clips_and_keeps_zero(bits, symmetric):
     high = 3.0 if symmetric else 2.0
     x = tf.constant([-9.0, -3.0, -0.001, 0.0, 1.234, 2.0, 9.0])
-    found = fq.fake_quant_range(x, tf.constant(-3.0), tf.constant(high), bits, symmetric).numpy()
+    found = fq.fake_quant_range(x, tf.constant(-3.0), tf.constant(high), bits=bits, symmetric=symmetric).numpy()
     assert found[3] == 0 and found[0] == found[1] and abs(found[-1] - high) < 0.02
     assert abs(found[4] - 1.234) <= 5 / (2**bits - 1) / 2 * 1.3

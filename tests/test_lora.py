@@ -32,7 +32,7 @@ def test_adapters_train_alone_and_merge_without_a_trace(make_bert, keras, strate
     if strategy is None:
         np.testing.assert_array_equal(np.asarray(model(tokens, training=False)), untouched)
     assert len(model.trainable_variables) == 2 * 7  # query, key, value, output, two of the neurons, logits
-    train(model, keras, tokens, np.arange(16) % 3, strategy)
+    train(model, keras, tokens, labels=np.arange(16) % 3, strategy=strategy)
     during = values(model)
     assert all(np.array_equal(during[path], value) for path, value in before.items())
     adapted = model.predict(tokens, verbose=0)
@@ -46,7 +46,7 @@ def test_adapters_train_alone_and_merge_without_a_trace(make_bert, keras, strate
     keras_api.save_model(finished, tmp_path / "model.keras")
     reloaded = keras_api.load_model(tmp_path / "model.keras")
     np.testing.assert_allclose(np.asarray(reloaded(tokens, training=False)), adapted, atol=2e-5)
-    assert tfopt.export(reloaded, tmp_path / "m.tflite", "tflite", lengths=[12]).max_abs_error < 1e-5
+    assert tfopt.export(reloaded, tmp_path / "m.tflite", format="tflite", lengths=[12]).max_abs_error < 1e-5
 
 
 @pytest.mark.parametrize(("make", "shape"), [(attention, (10, 16)), (convolutions, (12, 12, 3)), (nested, (16,))])
@@ -57,7 +57,7 @@ def test_any_layer_with_a_kernel(keras, make, shape):
     before = values(model)
     skipped = lora.prepare(model, lora.LoraConfig(1)).skipped
     assert all("rank" in s.reason or "kernel" in s.reason for s in skipped)
-    train(model, keras, inputs, np.arange(16) % 3)
+    train(model, keras, inputs, labels=np.arange(16) % 3)
     adapted = model.predict(inputs, verbose=0)
     np.testing.assert_allclose(lora.finish(model).predict(inputs, verbose=0), adapted, atol=1e-4)
     changed = {path for path, value in values(model).items() if not np.array_equal(value, before[path])}
@@ -70,7 +70,7 @@ def test_a_new_head_trains_whole(make_bert, keras, tokens):
     model = make_bert()
     before = values(model)
     lora.prepare(model, lora.LoraConfig(2, include=["*_query", "*_value"], whole="logits"))
-    train(model, keras, tokens, np.arange(16) % 3)
+    train(model, keras, tokens, labels=np.arange(16) % 3)
     lora.finish(model)
     changed = {path for path, value in values(model).items() if not np.array_equal(value, before[path])}
     queries = {f"layer_0_attention_{name}/kernel" for name in ("query", "value")}
@@ -80,16 +80,21 @@ def test_a_new_head_trains_whole(make_bert, keras, tokens):
 def test_a_quantized_model_learns_and_is_rounded_again(make_bert, keras, tokens, tmp_path):
     model = make_bert()
     quantize.quantize_aware(model, weight_bits=4)
-    train(model, keras, tokens, np.arange(16) % 3)
+    train(model, keras, tokens, labels=np.arange(16) % 3)
     quantize.finish(model)
     rounded = values(model)
     lora.prepare(model, CONFIG)
-    train(model, keras, tokens, np.arange(16) % 3, rate=3e-2)
+    train(model, keras, tokens, labels=np.arange(16) % 3, rate=3e-2)
     assert all(np.array_equal(values(model)[path], value) for path, value in rounded.items())
     lora.finish(model)
     assert record_of(model) is None  # the weights have left their grid
     artifact = tfopt.export(
-        model, tmp_path / "m.tflite", "tflite", "dynamic_int8", lengths=[12], representative=tokens
+        model,
+        tmp_path / "m.tflite",
+        format="tflite",
+        quantization="dynamic_int8",
+        lengths=[12],
+        representative=tokens,
     )
     assert artifact.agreement == 1.0
     with pytest.raises(InputError, match="being quantized"):

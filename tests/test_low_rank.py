@@ -63,7 +63,7 @@ def test_matrices_of_low_rank_are_split_without_loss(make, keras, tmp_path):
         outputs(keras_api.load_model(tmp_path / "m.keras"), named), found, rtol=1e-4, atol=1e-4
     )
     lengths = {encoder: [6], llama: [8, 24]}.get(make)
-    artifact = tfopt.export(smaller, tmp_path / "m.tflite", "tflite", lengths=lengths)
+    artifact = tfopt.export(smaller, tmp_path / "m.tflite", format="tflite", lengths=lengths)
     assert artifact.max_abs_error < 1e-3 * max(1, np.abs(found).max())
 
 
@@ -73,7 +73,7 @@ def test_models_that_generate_still_do(keras):
     ids = np.arange(1, 9, dtype=np.int32)[None]
     recomputed = outputs(smaller, {"input_ids": ids, "attention_mask": np.ones_like(ids)})
     for runtime, bits in (("eager", None), ("xla", None), ("xla", 8)):
-        with tfopt.Generator.load(smaller, runtime, bits=bits).decoder.open([0]) as session:
+        with tfopt.Generator.load(smaller, runtime=runtime, bits=bits).decoder.open([0]) as session:
             found = session.extend(ids, every=True)
         limit = 1e-3 if bits is None else 0.1 * np.abs(recomputed).max()
         np.testing.assert_allclose(found, recomputed, atol=limit)

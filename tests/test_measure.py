@@ -84,7 +84,9 @@ def test_findings_say_where_a_technique_brought_nothing():
 
 
 def test_reports_survive_json_and_leave_out_what_was_not_measured(tmp_path):
-    report = Report(machine_info(), {"name": "x"}, [measurement("a", quality={"accuracy": 0.5})], [Step("s", 1.5)])
+    report = Report(
+        machine_info(), {"name": "x"}, [measurement("a", quality={"accuracy": 0.5})], steps=[Step("s", 1.5)]
+    )
     report.save(tmp_path / "report.json")
     assert Report.load(tmp_path / "report.json") == report
     stored = report.to_dict()
@@ -97,7 +99,7 @@ def test_reports_survive_json_and_leave_out_what_was_not_measured(tmp_path):
 
 def test_html_needs_nothing_beside_it_and_escapes():
     report = Report(
-        machine_info(), {"name": "<b>"}, [measurement("<i>", quality={"accuracy": 0.5})], [], notes=["<u>"]
+        machine_info(), {"name": "<b>"}, [measurement("<i>", quality={"accuracy": 0.5})], steps=[], notes=["<u>"]
     )
     pictures = plots(report)
     assert set(pictures) == {"size_accuracy", "latency_accuracy"} and pictures["size_accuracy"][:4] == b"\x89PNG"

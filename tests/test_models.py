@@ -27,7 +27,7 @@ def test_minilm_equals_the_reference(generation, minilm_folder, shared_data):
 
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
 def test_padding_changes_nothing_and_a_file_keeps_everything(generation, pooling, tmp_path):
-    model = bert(CONFIG, 3, pooling, generation)
+    model = bert(CONFIG, 3, pooling=pooling, generation=generation)
     ids = np.array([[5, 6, 7, 8]], np.int32)
     short = np.asarray(model({"input_ids": ids, "attention_mask": np.ones_like(ids)}))
     wide = {

@@ -32,7 +32,9 @@ def values(model):
 def test_every_kind_of_file(name, make_bert, tokens, tmp_path):
     model = make_bert()
     before = values(model)
-    artifact = tfopt.export(model, tmp_path / "m.tflite", "tflite", name, representative=tokens, lengths=[12])
+    artifact = tfopt.export(
+        model, tmp_path / "m.tflite", format="tflite", quantization=name, representative=tokens, lengths=[12]
+    )
     assert artifact.quantization == name and artifact.agreement >= 0.9
     names = {check.name for check in artifact.checks}
     assert "grids" in names and ("calibration" in names) == NAMED[name].is_static
@@ -48,7 +50,9 @@ def test_every_kind_of_file(name, make_bert, tokens, tmp_path):
 def test_other_models(kind, name, keras, tmp_path):
     model, x = KINDS[kind](keras)
     rows = dict.fromkeys(inputs_of(model, signature(kind).get("input_signature")).specs, x)
-    artifact = tfopt.export(model, tmp_path / "m.tflite", "tflite", name, representative=rows, **signature(kind))
+    artifact = tfopt.export(
+        model, tmp_path / "m.tflite", format="tflite", quantization=name, representative=rows, **signature(kind)
+    )
     found = next(iter(tfopt.Predictor.load(artifact.path).predict(x).values()))
     expected = np.asarray(model(x, training=False))
     assert np.sqrt(np.mean((found - expected) ** 2)) < 0.2 * np.ptp(expected)
@@ -61,7 +65,7 @@ def test_bytes(keras, tmp_path):
     model = keras.Model(inputs, layers.Dense(128)(x))
     sizes = {}
     for name in (None, "dynamic_int8", "dynamic_int4", "dynamic_int4_block32"):
-        artifact = tfopt.export(model, tmp_path / "m.tflite", "tflite", name)
+        artifact = tfopt.export(model, tmp_path / "m.tflite", format="tflite", quantization=name)
         sizes[name] = artifact.path.stat().st_size
     assert sizes["dynamic_int8"] < 0.27 * sizes[None]
     assert sizes["dynamic_int4"] < 0.15 * sizes[None] and sizes["dynamic_int4_block32"] < 0.15 * sizes[None]
@@ -80,7 +84,9 @@ def test_bad_representative_data(damage, message, keras, tmp_path):
     model, x = KINDS["dense"](keras)
     name = next(iter(inputs_of(model).specs))
     with pytest.raises(InputError, match=message):
-        tfopt.export(model, tmp_path / "m.tflite", "tflite", "int8", representative={name: damage(x)})
+        tfopt.export(
+            model, tmp_path / "m.tflite", format="tflite", quantization="int8", representative={name: damage(x)}
+        )
     assert not list(tmp_path.iterdir())
 
 
@@ -88,9 +94,9 @@ def test_data_is_asked_for(keras, tmp_path):
     model, _ = KINDS["dense"](keras)
     for quantization in ("int8", dataclasses.replace(NAMED["dynamic_int4"], rounding="gptq")):
         with pytest.raises(InputError, match="need representative data: pass representative="):
-            tfopt.export(model, tmp_path / "m.tflite", "tflite", quantization)
+            tfopt.export(model, tmp_path / "m.tflite", format="tflite", quantization=quantization)
     with pytest.raises(InputError, match="quantization must be one of None, float16, dynamic_int8"):
-        tfopt.export(model, tmp_path / "m.tflite", "tflite", "int9")
+        tfopt.export(model, tmp_path / "m.tflite", format="tflite", quantization="int9")
 
 
 def test_a_calibration_that_does_not_run_is_caught(keras, tmp_path, monkeypatch):
@@ -98,7 +104,7 @@ def test_a_calibration_that_does_not_run_is_caught(keras, tmp_path, monkeypatch)
     name = next(iter(inputs_of(model).specs))
     monkeypatch.setattr(calibrating, "call", lambda *args: None)
     with pytest.raises(WorkFailedError, match="calibration did not run: 0 of 6 batches seen"):
-        tfopt.export(model, tmp_path / "m.tflite", "tflite", "int8", representative={name: x})
+        tfopt.export(model, tmp_path / "m.tflite", format="tflite", quantization="int8", representative={name: x})
     assert simulation_of(model) is None
 
 
@@ -116,14 +122,21 @@ def test_a_file_with_other_integers_is_caught(keras, tmp_path, monkeypatch):
 
     monkeypatch.setattr(export_quantization, "write_grids", shifted)
     with pytest.raises(VerificationError, match="'grids' failed: weight .* holds other integers than its grid"):
-        tfopt.export(model, tmp_path / "m.tflite", "tflite", "dynamic_int8")
+        tfopt.export(model, tmp_path / "m.tflite", format="tflite", quantization="dynamic_int8")
 
 
 def grid(matrix, bits=4):
     scale = np.abs(matrix).max(1, keepdims=True) / (2 ** (bits - 1) - 1)
     spec = QuantizeConfig(weight_bits=bits).spec(bits, False)
     integers = np.rint(matrix / scale).astype(np.int8)
-    return Grid("w", spec, integers, scale.astype(np.float32), np.zeros_like(scale), matrix.astype(np.float32))
+    return Grid(
+        "w",
+        spec,
+        integers,
+        scale=scale.astype(np.float32),
+        zero=np.zeros_like(scale),
+        source=matrix.astype(np.float32),
+    )
 
 
 def test_gptq_beats_rounding_to_nearest_on_correlated_inputs():
@@ -145,7 +158,12 @@ def test_gptq_beats_rounding_to_nearest_on_correlated_inputs():
 def test_gptq_in_an_export(name, make_bert, tokens, tmp_path):
     config = dataclasses.replace(NAMED[name], rounding="gptq")
     artifact = tfopt.export(
-        make_bert(), tmp_path / "m.tflite", "tflite", config, representative=tokens, lengths=[12]
+        make_bert(),
+        tmp_path / "m.tflite",
+        format="tflite",
+        quantization=config,
+        representative=tokens,
+        lengths=[12],
     )
     check = next(c for c in artifact.checks if c.name == "gptq")
     better, _, tried = check.found.split(" matrices")[0].split(" ")
@@ -167,7 +185,7 @@ def test_smoothing_changes_weights_and_not_the_function(keras):
     before, expected = values(model), np.asarray(model(rows))
     norm = keras.Model(inputs, model.get_layer("norm").output)
     spread = np.ptp(np.log(np.abs(np.asarray(norm(rows))).max((0, 1))))
-    with smoothed(model, info, samples, 0.5) as places:
+    with smoothed(model, info, samples, strength=0.5) as places:
         assert places == 2
         np.testing.assert_allclose(model(rows), expected, atol=2e-5 * np.abs(expected).max())
         assert np.ptp(np.log(np.abs(np.asarray(norm(rows))).max((0, 1)))) < 0.7 * spread
@@ -181,7 +199,7 @@ def test_smoothing_in_an_export(keras, tmp_path):
     model, x = KINDS["dense"](keras)
     rows = {next(iter(inputs_of(model).specs)): x}
     config = dataclasses.replace(NAMED["int8"], smooth=0.5)
-    artifact = tfopt.export(model, tmp_path / "m.tflite", "tflite", config, representative=rows)
+    artifact = tfopt.export(model, tmp_path / "m.tflite", format="tflite", quantization=config, representative=rows)
     assert next(c.found for c in artifact.checks if c.name == "smooth") == "1 places"
 
 
@@ -200,7 +218,7 @@ def test_sensitivity_and_budgets(keras, tmp_path):
     assert set(config.bits.values()) == {4, 8} and table.bytes_of(config) <= budget
     with pytest.raises(InputError, match=f"the weights take at least {sizes[4]:,} bytes"):
         table.within_bytes(100)
-    artifact = tfopt.export(model, tmp_path / "m.tflite", "tflite", config, representative=rows)
+    artifact = tfopt.export(model, tmp_path / "m.tflite", format="tflite", quantization=config, representative=rows)
     assert {layer.path: layer.bits for layer in artifact.layers} == dict(config.bits)
     assert {c.bits for c in read_tflite(artifact.path).constants if c.scale is not None and c.is_matrix} == {4, 8}
 
@@ -226,7 +244,7 @@ def test_sensitivity_and_budgets(keras, tmp_path):
 
 
 def test_samples_balanced_over_classes(finished_run):
-    found = batches.samples(finished_run / "data", 20, "train", balanced=True)
+    found = batches.samples(finished_run / "data", 20, split="train", balanced=True)
     assert len(found["label"]) == 20 and (np.bincount(found["label"]) == 10).all()
     assert found["input_ids"].shape == found["attention_mask"].shape
     assert found["attention_mask"].sum(1).max() == found["input_ids"].shape[1]
@@ -243,11 +261,11 @@ def test_smoothing_restores_what_it_touches_twice_and_leaves_alone_what_it_must(
     info = inputs_of(model)
     before = values(model)
     assert [source.name for source, _ in find_places(model)] == ["a"]
-    with smoothed(model, info, {next(iter(info.specs)): rows}, 0.5):
+    with smoothed(model, info, {next(iter(info.specs)): rows}, strength=0.5):
         pass
     chain = keras.Sequential([layers.Input((12,)), *(layers.Dense(16, activation="relu") for _ in range(3))])
     saved, info = values(chain), inputs_of(chain)
-    with smoothed(chain, info, {next(iter(info.specs)): rows}, 0.5) as places:
+    with smoothed(chain, info, {next(iter(info.specs)): rows}, strength=0.5) as places:
         assert places == 2
     for old, new in zip([*before, *saved], [*values(model), *values(chain)], strict=True):
         np.testing.assert_array_equal(old, new)
@@ -257,7 +275,7 @@ def test_static_files_leave_excluded_layers_in_float(keras, tmp_path):
     model, x = KINDS["dense"](keras)
     rows = {next(iter(inputs_of(model).specs)): x}
     config = QuantizeConfig(activations="static", exclude=model.layers[1].name)
-    artifact = tfopt.export(model, tmp_path / "m.tflite", "tflite", config, representative=rows)
+    artifact = tfopt.export(model, tmp_path / "m.tflite", format="tflite", quantization=config, representative=rows)
     assert [layer.bits for layer in artifact.layers if layer.reason == "excluded"] == [32]
     kernels = [c for c in read_tflite(artifact.path).constants if c.is_matrix and c.data.size == 24 * 64]
     assert [c.dtype for c in kernels] == ["float32"]
@@ -282,8 +300,10 @@ def test_constants_through_layers_are_not_rounded(keras, tmp_path):
     expected = np.asarray(model(x))
     spec = tf.TensorSpec([None, 32], tf.float32, name="inputs")
     with pytest.raises(VerificationError, match="none of the model's weights was found"):
-        tfopt.export(model, tmp_path / "m.tflite", "tflite", "weight_only_int8", input_signature=spec)
-    artifact = tfopt.export(model, tmp_path / "m.tflite", "tflite", input_signature=spec)
+        tfopt.export(
+            model, tmp_path / "m.tflite", format="tflite", quantization="weight_only_int8", input_signature=spec
+        )
+    artifact = tfopt.export(model, tmp_path / "m.tflite", format="tflite", input_signature=spec)
     found = next(iter(tfopt.Predictor.load(artifact.path).predict(x).values()))
     np.testing.assert_allclose(found, expected, atol=1e-3)
 
@@ -294,5 +314,7 @@ def test_tables_of_an_odd_width_are_looked_up_right(keras, tmp_path):
     x = keras.layers.Embedding(40, 15, name="table")(inputs)
     model = keras.Model(inputs, keras.layers.Dense(3)(keras.layers.GlobalAveragePooling1D()(x)))
     samples = {"input_ids": np.random.default_rng(0).integers(0, 40, (32, 6)).astype(np.int32)}
-    artifact = tfopt.export(model, tmp_path / "m.tflite", "tflite", "dynamic_int4", representative=samples)
+    artifact = tfopt.export(
+        model, tmp_path / "m.tflite", format="tflite", quantization="dynamic_int4", representative=samples
+    )
     assert {layer.path: layer.bits for layer in artifact.layers}["table/embeddings"] == 4  # of the grid

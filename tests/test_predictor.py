@@ -21,8 +21,8 @@ def artifacts(tmp_path_factory):
     keras_api.save_model(model, folder / "m.keras")
     tfopt.export(model, folder / "saved")
     tfopt.export(model, folder / "xla", jit_compile=True, lengths=[8, 16])
-    tfopt.export(model, folder / "m.tflite", "tflite", lengths=[8, 16])
-    tfopt.export(model, folder / "batch4.tflite", "tflite", lengths=[8, 16], batch_size=4)
+    tfopt.export(model, folder / "m.tflite", format="tflite", lengths=[8, 16])
+    tfopt.export(model, folder / "batch4.tflite", format="tflite", lengths=[8, 16], batch_size=4)
     return model, [folder / n for n in ("m.keras", "saved", "xla", "m.tflite", "batch4.tflite")]
 
 

@@ -49,7 +49,9 @@ def train(keras, model, callback, strategy=None, **compile_arguments):
 def test_callback_reaches_the_exact_sparsity_everywhere(keras, strategy, tmp_path):
     with scope(strategy):
         model = attention_model(keras)
-    history = train(keras, model, MagnitudePruning(PolynomialDecay(0.1, 0.7, 2, 10, frequency=3)), strategy)
+    history = train(
+        keras, model, MagnitudePruning(PolynomialDecay(0.1, 0.7, 2, end_step=10, frequency=3)), strategy=strategy
+    )
     assert zeros(model) == expected_zeros(model, 0.7)
     assert len(zeros(model)) == 7  # four in the attention, the einsum, the nested one, the head
     assert history["sparsity"][-1] == pytest.approx(0.7, abs=0.01)
@@ -64,7 +66,7 @@ def test_callback_reaches_the_exact_sparsity_everywhere(keras, strategy, tmp_pat
 @pytest.mark.parametrize("arguments", [{"steps_per_execution": 5}, {"jit_compile": True}], ids=str)
 def test_callback_with_rarer_hooks_and_compiled_steps(keras, arguments):
     model = attention_model(keras)
-    train(keras, model, MagnitudePruning(PolynomialDecay(0.0, 0.5, 1, 9, frequency=2)), **arguments)
+    train(keras, model, MagnitudePruning(PolynomialDecay(0.0, 0.5, 1, end_step=9, frequency=2)), **arguments)
     assert zeros(model) == expected_zeros(model, 0.5)
 
 
@@ -148,7 +150,7 @@ def test_subclassed_models(keras):
 
 def test_a_second_fit_goes_on_where_the_first_ended(keras):
     model = attention_model(keras)
-    callback = MagnitudePruning(PolynomialDecay(0.0, 0.8, 0, 20, frequency=2))
+    callback = MagnitudePruning(PolynomialDecay(0.0, 0.8, 0, end_step=20, frequency=2))
     train(keras, model, callback)  # 12 steps
     assert 0 < sum(zeros(model).values()) < sum(expected_zeros(model, 0.8).values())
     model.fit(DATA, LABELS, batch_size=4, callbacks=[callback], verbose=0)
@@ -187,14 +189,14 @@ def test_steps_count_from_the_start_of_fit_also_for_a_model_from_a_file(keras, t
     """The optimizer's own count is past the schedule's end, and nothing would be pruned, without a word."""
     model = keras.models.load_model(trained_file)
     assert keras_api.learning_step(model) == 24
-    callback = MagnitudePruning(PolynomialDecay(0.0, 0.8, 0, 10, frequency=2))
+    callback = MagnitudePruning(PolynomialDecay(0.0, 0.8, 0, end_step=10, frequency=2))
     model.fit(DATA, LABELS, batch_size=4, callbacks=[callback], verbose=0)
     assert zeros(model) == expected_zeros(model, 0.8) and not said_by_tfopt(caplog)
 
 
 def test_resume_counts_what_the_optimizer_counted_before(keras, trained_file, caplog):
     model = keras.models.load_model(trained_file)
-    callback = MagnitudePruning(PolynomialDecay(0.0, 0.8, 0, 48, frequency=2), resume=True)
+    callback = MagnitudePruning(PolynomialDecay(0.0, 0.8, 0, end_step=48, frequency=2), resume=True)
     model.fit(DATA, LABELS, batch_size=4, callbacks=[callback], verbose=0)  # steps 24 to 36
     assert callback._follower.done == 36 and sum(zeros(model).values()) == sum(
         expected_zeros(model, 0.7875).values()
@@ -207,8 +209,16 @@ def test_resume_counts_what_the_optimizer_counted_before(keras, trained_file, ca
 @pytest.mark.parametrize(
     ("schedule", "resume", "says"),
     [
-        (PolynomialDecay(0.0, 0.8, 0, 10), True, "it ends at step 10, and this training goes on at step 24"),
-        (PolynomialDecay(0.0, 0.8, 100, 200), False, "it begins at step 100, and this training ends at step 12"),
+        (
+            PolynomialDecay(0.0, 0.8, 0, end_step=10),
+            True,
+            "it ends at step 10, and this training goes on at step 24",
+        ),
+        (
+            PolynomialDecay(0.0, 0.8, 100, end_step=200),
+            False,
+            "it begins at step 100, and this training ends at step 12",
+        ),
         (ConstantSparsity(0.8, 50), True, "it begins at step 50, and this training ends at step 36"),
     ],
 )
@@ -223,12 +233,15 @@ def test_a_schedule_that_cannot_act_says_so(keras, trained_file, caplog, schedul
 def test_a_schedule_cut_short_is_said(keras, caplog):
     from tensorflow_model_optimization.python.core.sparsity.keras import pruning_schedule as toolkit
 
-    for schedule in (PolynomialDecay(0.0, 0.8, 0, 1000, frequency=2), toolkit.PolynomialDecay(0.0, 0.8, 0, 1000)):
+    for schedule in (
+        PolynomialDecay(0.0, 0.8, 0, end_step=1000, frequency=2),
+        toolkit.PolynomialDecay(0.0, 0.8, 0, 1000),
+    ):
         caplog.clear()
         train(keras, attention_model(keras), MagnitudePruning(schedule))
         assert "below the schedule's 0.8000, which is reached at its end_step 1000" in caplog.text
     caplog.clear()
-    train(keras, attention_model(keras), MagnitudePruning(PolynomialDecay(0.0, 0.8, 0, 12, frequency=5)))
+    train(keras, attention_model(keras), MagnitudePruning(PolynomialDecay(0.0, 0.8, 0, end_step=12, frequency=5)))
     assert not said_by_tfopt(caplog)
 
 
@@ -256,7 +269,7 @@ def test_global_scope_ranks_layers_against_each_other(keras):
 
 def test_an_n_of_m_pattern_through_fit(keras):
     with pytest.raises(InputError, match="structure 2:4 has sparsity 0.5, got 0.9"):
-        MagnitudePruning(PolynomialDecay(0.0, 0.9, 0, 8), structure="2:4")
+        MagnitudePruning(PolynomialDecay(0.0, 0.9, 0, end_step=8), structure="2:4")
     model = attention_model(keras)
     train(keras, model, MagnitudePruning(ConstantSparsity(0.5, 2, frequency=2), structure="2:4", exclude="head"))
     inner = keras_api.to_numpy(
@@ -293,7 +306,7 @@ def test_one_model_shared_by_two_places_counts_once(keras):
     shared = keras.layers.Dense(16, name="shared")
     inputs = keras.layers.Input((16,))
     model = keras.Model(inputs, shared(shared(inputs)))
-    assert len(Pruner(model, "unstructured", "layer").weights) == 1
+    assert len(Pruner(model, structure="unstructured", scope="layer").weights) == 1
 
 
 @pytest.mark.parametrize(

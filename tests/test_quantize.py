@@ -27,7 +27,9 @@ def aware(**settings):
 def file_of(model, kind, path, x, **settings):
     """The exported file's outputs, the artifact, and the predictor."""
     rows = {"inputs": x} if kind == "subclassed" else None
-    artifact = tfopt.export(model, path, "tflite", "trained", representative=rows, **signature(kind), **settings)
+    artifact = tfopt.export(
+        model, path, format="tflite", quantization="trained", representative=rows, **signature(kind), **settings
+    )
     predictor = tfopt.Predictor.load(artifact.path)
     return next(iter(predictor.predict(x).values())), artifact, predictor
 
@@ -58,7 +60,7 @@ def test_dynamic_file_computes_what_training_simulated(kind, bits, keras, tmp_pa
     names = [type(layer).__name__ for _, layer in keras_api.walk(model)]
     assert tfopt.finish(model) is model and record_of(model) is not None
     assert [type(layer).__name__ for _, layer in keras_api.walk(model)] == names
-    found, artifact, _ = file_of(model, kind, tmp_path / "m.tflite", x)
+    found, artifact, _ = file_of(model, kind, tmp_path / "m.tflite", x=x)
     check_grid(model, artifact)
     # LiteRT rounds the inputs of dense products as simulated; of convolutions, with a range per sample.
     reach = np.ptp(simulated)
@@ -70,7 +72,7 @@ def test_static_file_is_within_one_step_of_the_simulation(kind, keras, tmp_path)
     model, x = trained(keras, kind, aware(activations="static"), epochs=4)
     simulated = np.asarray(model(x, training=False))
     tfopt.finish(model)
-    found, artifact, predictor = file_of(model, kind, tmp_path / "m.tflite", x)
+    found, artifact, predictor = file_of(model, kind, tmp_path / "m.tflite", x=x)
     details = predictor._interpreter.get_output_details()[0]
     assert details["dtype"] == np.int8 and predictor._interpreter.get_input_details()[0]["dtype"] == np.int8
     steps = np.abs(found - simulated) / details["quantization"][0]
@@ -85,7 +87,7 @@ def test_static_files_of_deeper_models(kind, bits, keras, tmp_path):
     model, x = trained(keras, kind, aware(activations="static", activation_bits=bits), epochs=4)
     simulated = np.asarray(model(x, training=False))
     tfopt.finish(model)
-    found, artifact, _ = file_of(model, kind, tmp_path / "m.tflite", x)
+    found, artifact, _ = file_of(model, kind, tmp_path / "m.tflite", x=x)
     assert np.sqrt(np.mean((found - simulated) ** 2)) < 0.05 * np.ptp(simulated)
     ranges = record_of(model).ranges
     if kind == "attention":
@@ -103,7 +105,9 @@ def test_bert_in_every_kind_of_file(make_bert, tokens, keras, tmp_path):
         model.fit(tokens, np.arange(16) % 3, epochs=1, verbose=0)
         simulated = np.asarray(model(tokens, training=False))
         tfopt.finish(model)
-        artifact = tfopt.export(model, tmp_path / f"{name}.tflite", "tflite", name, lengths=[12])
+        artifact = tfopt.export(
+            model, tmp_path / f"{name}.tflite", format="tflite", quantization=name, lengths=[12]
+        )
         check_grid_paths = [layer.path for layer in artifact.layers if layer.bits == 32]
         assert check_grid_paths == ["token_type_embeddings/embeddings", "position_embeddings/embeddings"]
         found = tfopt.Predictor.load(artifact.path).predict(tokens)["logits"]
@@ -119,7 +123,7 @@ def test_blocks(make_bert, tokens, keras, tmp_path):
     model.fit(tokens, np.arange(16) % 3, epochs=1, verbose=0)
     simulated = np.asarray(model(tokens, training=False))
     tfopt.finish(model)
-    artifact = tfopt.export(model, tmp_path / "m.tflite", "tflite", "trained", lengths=[12])
+    artifact = tfopt.export(model, tmp_path / "m.tflite", format="tflite", quantization="trained", lengths=[12])
     check_grid(model, artifact)
     assert {x.granularity for x in artifact.layers if x.bits == 4} == {"block 32"}
     found = tfopt.Predictor.load(artifact.path).predict(tokens)["logits"]
@@ -138,7 +142,7 @@ def test_the_record_goes_with_the_file(keras, tmp_path):
     for path, grid in before.grids.items():
         np.testing.assert_array_equal(after.grids[path].integers, grid.integers)
         np.testing.assert_array_equal(after.grids[path].scale, grid.scale)
-    found, artifact, _ = file_of(reloaded, "dense", tmp_path / "m.tflite", x)
+    found, artifact, _ = file_of(reloaded, "dense", tmp_path / "m.tflite", x=x)
     check_grid(model, artifact)
     assert np.abs(found - simulated).max() < 0.02 * np.ptp(simulated)
     keras.models.load_model(tmp_path / "m.keras")  # Keras itself does not mind the extra member
@@ -186,7 +190,7 @@ def test_pruned_zeros_stay(keras, tmp_path):
     model.fit(x, np.arange(48) % 3, epochs=3, verbose=0)
     tfopt.finish(model)
     assert (keras_api.to_numpy(model.layers[1].kernel)[zeros] == 0).all()
-    artifact = tfopt.export(model, tmp_path / "m.tflite", "tflite", "trained")
+    artifact = tfopt.export(model, tmp_path / "m.tflite", format="tflite", quantization="trained")
     kernel = max(
         (w for w in tfopt.Predictor.load(artifact.path).weights() if w.is_kernel), key=lambda w: w.array.size
     )
@@ -248,7 +252,7 @@ def test_bad_models_are_refused(keras):
     with pytest.raises(InputError, match="is plain already, there is nothing to finish"):
         tfopt.finish(model)
     with pytest.raises(InputError, match="needs a model that finish"):
-        tfopt.export(model, "never.tflite", "tflite", "trained")
+        tfopt.export(model, "never.tflite", format="tflite", quantization="trained")
     kernel = model.layers[1].kernel
     value = keras_api.to_numpy(kernel).copy()
     value[0, 0] = np.nan
@@ -263,7 +267,7 @@ def test_bad_models_are_refused(keras):
     with pytest.raises(InputError, match="already quantized; start from the float model"):
         tfopt.quantize_aware(model)
     with pytest.raises(InputError, match="trained with 8-bit weights, and dynamic_int4 would round them again"):
-        tfopt.export(model, "never.tflite", "tflite", "dynamic_int4")
+        tfopt.export(model, "never.tflite", format="tflite", quantization="dynamic_int4")
 
 
 def test_unknown_layers_are_skipped_by_name_or_refused(keras):
@@ -308,7 +312,7 @@ def test_grouped_attention_in_static_mode(dropout, tmp_path):
     assert 0 < np.abs(simulated - before).max() < 0.2 * np.ptp(before)
     tfopt.finish(model)
     assert {"scores", "context"} <= {key.rpartition(":")[2] for key in record_of(model).ranges}
-    found, artifact, _ = file_of(model, "", tmp_path / "m.tflite", x)
+    found, artifact, _ = file_of(model, "", tmp_path / "m.tflite", x=x)
     assert np.sqrt(np.mean((found - simulated) ** 2)) < 0.02 * np.ptp(simulated)
     floats = next(c.found for c in artifact.checks if c.name == "float_operators")
     assert floats <= 2  # litert-quantizer has no integer TILE, by which the heads are repeated
@@ -332,7 +336,9 @@ def test_kerashub_models(tmp_path):
     assert all(s.reason for s in prepared.skipped)
     quantize.finish(model)
     rows = {name: np.repeat(value, 4, 0).astype(np.int32) for name, value in inputs.items()}
-    artifact = tfopt.export(model, tmp_path / "m.tflite", "tflite", "trained", representative=rows, lengths=[16])
+    artifact = tfopt.export(
+        model, tmp_path / "m.tflite", format="tflite", quantization="trained", representative=rows, lengths=[16]
+    )
     assert artifact.max_abs_error < 0.05 and sum(layer.bits == 4 for layer in artifact.layers) >= 6
 
 
@@ -389,7 +395,7 @@ def test_zero_kernels_train_and_trained_models_stay_as_they_were(keras, tmp_path
     assert np.abs(keras_api.to_numpy(model.layers[1].kernel)).max() > 0
     model.fit(x, np.tile(x, 3)[:, :64], epochs=1, verbose=0)
     with pytest.raises(InputError, match="changed after finish"):
-        tfopt.export(model, tmp_path / "m.tflite", "tflite", "dynamic_int8")
+        tfopt.export(model, tmp_path / "m.tflite", format="tflite", quantization="dynamic_int8")
 
 
 def test_widest_ranges_are_those_of_any_replica(keras):

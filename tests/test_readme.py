@@ -1,6 +1,8 @@
 """The README is true: its commands, files, links and names exist."""
 
 import re
+import subprocess
+import sys
 
 import pytest
 import typer
@@ -41,6 +43,39 @@ def test_python_uses_names_that_exist(block):
         target = tfopt
         for name in dotted.split("."):
             target = getattr(target, name)
+
+
+# What README's snippets take for granted.
+GIVEN = """
+from typing import Any
+
+import numpy as np
+import tfopt
+
+model: Any = None
+data: Any = None
+samples: dict[str, np.ndarray] = {}
+ids: Any = None
+mask: Any = None
+optimizer: Any = None
+loss: Any = None
+"""
+
+
+def test_type_checkers_know_every_name_and_argument(tmp_path):
+    """Wrong ones are found, so that an empty answer means something."""
+    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    files = [tmp_path / f"snippet_{i}.py" for i in range(len(blocks))]
+    for file, block in zip(files, blocks, strict=True):
+        file.write_text(GIVEN + block)
+    wrong = tmp_path / "wrong.py"
+    wrong.write_text(
+        GIVEN + "tfopt.prune(model, 0.5, sparsty=1)\ntfopt.nothing\ntfopt.export(model, 'm', 'tflite')\n"
+    )
+    command = [sys.executable, "-m", "mypy", "--config-file", str(REPOSITORY / "pyproject.toml"), *map(str, files)]
+    done = subprocess.run([*command, str(wrong)], capture_output=True, text=True, cwd=REPOSITORY)
+    errors = [line for line in done.stdout.splitlines() if ": error: " in line]
+    assert len(errors) == 3 and all("wrong.py" in line for line in errors), done.stdout
 
 
 def test_no_figure_is_left_open():

@@ -40,13 +40,15 @@ def measured(request, tmp_path_factory):
     """A model, its options and the table."""
     keras, path = keras_api.keras_module(request.param), tmp_path_factory.mktemp("table") / "t.json"
     keras.utils.set_random_seed(0)
-    config = BertConfig(60, 32, 2, 4, 64, max_position_embeddings=24, hidden_dropout_prob=0.0)
+    config = BertConfig(
+        60, 32, 2, num_attention_heads=4, intermediate_size=64, max_position_embeddings=24, hidden_dropout_prob=0.0
+    )
     model = bert(config, 3, generation=request.param)
     data = [(samples(), np.arange(8) % 3)]
     before = {w.path: keras_api.to_numpy(w.variable).copy() for w in keras_api.weights(model)}
     structure, given = structure_of(model), samples()
     options = options_of(model)
-    losses = sensitivity(model, structure, options, given, data, path, quiet)
+    losses = sensitivity(model, structure, options, samples=given, data=data, path=path, log=quiet)
     for weight in keras_api.weights(model):
         np.testing.assert_array_equal(keras_api.to_numpy(weight.variable), before[weight.path])
     return model, structure, options, given, data, losses, path
@@ -62,24 +64,31 @@ def test_the_table_has_every_option_and_is_measured_once(measured, tmp_path):
     gone = list(table["rows"])[-3:]
     table["rows"] = {key: -1.0 for key in table["rows"] if key not in gone}
     copy.write_text(json.dumps(table))
-    again = sensitivity(model, structure, options, given, data, copy, lines.append)
+    again = sensitivity(model, structure, options, samples=given, data=data, path=copy, log=lines.append)
     assert lines == [f"sensitivity of 3 options ({len(losses) - 3} are known)"]
     assert {key for key, loss in again.items() if loss >= 0} == set(gone)
     assert all(again[key] == pytest.approx(losses[key], abs=1e-6) for key in gone)
     table["fingerprint"] = "of another model"
     copy.write_text(json.dumps(table))
-    assert all(loss >= 0 for loss in sensitivity(model, structure, options, given, data, copy, quiet).values())
+    assert all(
+        loss >= 0
+        for loss in sensitivity(model, structure, options, samples=given, data=data, path=copy, log=quiet).values()
+    )
     copy.write_text("{")
     with pytest.raises(InputError, match="is no sensitivity table"):
-        sensitivity(model, structure, options, given, data, copy, quiet)
+        sensitivity(model, structure, options, samples=given, data=data, path=copy, log=quiet)
 
 
 def test_pooling_early_costs_nothing_where_one_token_is_taken(keras, tmp_path):
-    config = BertConfig(60, 32, 3, 4, 64, max_position_embeddings=24, hidden_dropout_prob=0.0)
-    model = bert(config, 3, "cls", keras.__name__)
+    config = BertConfig(
+        60, 32, 3, num_attention_heads=4, intermediate_size=64, max_position_embeddings=24, hidden_dropout_prob=0.0
+    )
+    model = bert(config, 3, pooling="cls", generation=keras.__name__)
     structure, data = structure_of(model), [(samples(), np.arange(8) % 3)]
     matrices, options = matrices_of(model), options_of(model)
-    losses = sensitivity(model, structure, options, samples(), data, tmp_path / "t.json", quiet)
+    losses = sensitivity(
+        model, structure, options, samples=samples(), data=data, path=tmp_path / "t.json", log=quiet
+    )
     assert losses["pooling|2|1"] < 1e-9
     pooling = next(o for o in options if o.kind == "pooling")
     names = ("attention_query", "attention_output", "intermediate", "output")
@@ -87,12 +96,14 @@ def test_pooling_early_costs_nothing_where_one_token_is_taken(keras, tmp_path):
     before, after = (planning.costs(matrices, plan) for plan in (Plan(), Plan((pooling,))))
     # Of each layer's 4 w² + 2 w n products those of keys and values stay in the last one; w = 32, n = 64.
     assert before["latency"] - after["latency"] == 2 * 32 * 32 + 2 * 32 * 64 and before["bytes"] == after["bytes"]
-    assert planning.path_of(matrices, options, losses, "latency")[1] == Plan((pooling,), losses[pooling.key])
-    assert planning.variant(Plan((pooling,)), "p", {}, 0, str)["shrink"] == {
+    assert planning.path_of(matrices, options, losses, measure="latency")[1] == Plan(
+        (pooling,), losses[pooling.key]
+    )
+    assert planning.variant(Plan((pooling,)), "p", {}, epochs=0, named=str)["shrink"] == {
         "pool_early": True,
         "importance": "first_order",
     }
-    without = planning.path_of(matrices, options, {**losses, "layer|2|1": 0.0}, "latency")[-1]
+    without = planning.path_of(matrices, options, {**losses, "layer|2|1": 0.0}, measure="latency")[-1]
     assert not [o for o in without.options if o.kind == "pooling"]
 
 
@@ -100,7 +111,7 @@ def test_plans_get_smaller_and_what_they_hold_goes_together(measured):
     model, _, options, _, _, losses, _ = measured
     matrices = matrices_of(model)
     for measure in ("bytes", "packed", "latency", "both"):
-        plans = planning.path_of(matrices, options, losses, measure)
+        plans = planning.path_of(matrices, options, losses, measure=measure)
         assert plans[0] == Plan() and len(plans) > 10
         sizes = [planning.costs(matrices, plan)["packed" if measure == "both" else measure] for plan in plans]
         assert sizes[-1] < 0.5 * sizes[0]
@@ -122,7 +133,7 @@ def test_a_plan_becomes_a_variant_with_the_names_after_the_cut():
     split = {"layer_3_x/kernel": ("layer_3_x_low/kernel", "layer_3_x/kernel")}
     named = {"layer_2_intermediate": "layer_1_intermediate", "layer_3_x/kernel": "layer_2_x/kernel"}
     named["layer_3_x_low/kernel"] = "layer_2_x_low/kernel"
-    found = planning.variant(plan, "p", split, 0, lambda name: named.get(name, name))
+    found = planning.variant(plan, "p", split, epochs=0, named=lambda name: named.get(name, name))
     assert found["shrink"] == {"neurons": {"layer_1_intermediate": 0.5}, "layers": [1], "importance": "first_order"}
     assert found["factorize"] == {"rank": {"layer_2_x/kernel": 4}}
     assert found["prune"] == [{"sparsity": 0.8, "include": ["layer_0_x/kernel"]}]
@@ -134,13 +145,15 @@ def test_a_plan_becomes_a_variant_with_the_names_after_the_cut():
 
 def test_the_front_holds_what_nothing_beats():
     def point(name, accuracy, size, latency):
-        return Point(name, accuracy, size, size, latency, None, None, "")
+        return Point(
+            name, accuracy, size, packed_bytes=size, latency_ms=latency, artifact=None, recipe=None, choices=""
+        )
 
     best, small, worse, same = (
-        point("a", 0.9, 9, 9),
-        point("b", 0.8, 5, 9),
-        point("c", 0.8, 6, 9),
-        point("d", 0.9, 9, 9),
+        point("a", 0.9, 9, latency=9),
+        point("b", 0.8, 5, latency=9),
+        point("c", 0.8, 6, latency=9),
+        point("d", 0.9, 9, latency=9),
     )
     assert front_of([best, small, worse, same]) == (best, small, same)
 
@@ -151,7 +164,7 @@ def found(finished_run, tmp_path_factory):
     result = tfopt.search(
         finished_run / "baseline" / "model.keras",
         finished_run / "data",
-        out,
+        out=out,
         max_loss=5.0,
         points=2,
         rounds=3,
@@ -212,10 +225,13 @@ def test_data_that_does_not_fit_is_refused_before_any_work(finished_run, tmp_pat
     ):  # fmt: skip
         config = BertConfig(**{**dataclasses.asdict(TINY), **changes})
         with pytest.raises(InputError, match=message):
-            tfopt.search(bert(config, 2), finished_run / "data", tmp_path / "s", max_loss=1)
+            tfopt.search(bert(config, 2), finished_run / "data", out=tmp_path / "s", max_loss=1)
     with pytest.raises(InputError, match=r"gives .*\(1, 5\).* needs logits for"):
         tfopt.search(
-            bert(dataclasses.replace(TINY, vocab_size=9000), 5), finished_run / "data", tmp_path / "s", max_loss=1
+            bert(dataclasses.replace(TINY, vocab_size=9000), 5),
+            finished_run / "data",
+            out=tmp_path / "s",
+            max_loss=1,
         )
     assert not (tmp_path / "s").exists()
 
@@ -231,15 +247,28 @@ def test_data_that_does_not_fit_is_refused_before_any_work(finished_run, tmp_pat
 )
 def test_bad_budgets(finished_run, tmp_path, budget, message):
     with pytest.raises(InputError, match=message):
-        tfopt.search(finished_run / "baseline" / "model.keras", finished_run / "data", tmp_path / "s", **budget)
+        tfopt.search(finished_run / "baseline" / "model.keras", finished_run / "data", out=tmp_path / "s", **budget)
 
 
 def test_the_point_within_a_budget():
-    points = [Point("a", 0.90, 900, 800, 3.0, None, None, "x"), Point("b", 0.88, 500, 300, 2.0, None, None, "y")]
-    assert choose(points, 0.9, "max_bytes", 1000).name == "a" and choose(points, 0.9, "max_bytes", 600).name == "b"
-    assert choose(points, 0.9, "max_loss", 2.5).name == "b" and choose(points, 0.9, "max_loss", 1.0).name == "a"
-    assert choose(points, 0.9, "max_packed_bytes", 300).name == choose(points, 0.9, "max_latency_ms", 2).name == "b"
+    points = [
+        Point("a", 0.90, 900, packed_bytes=800, latency_ms=3.0, artifact=None, recipe=None, choices="x"),
+        Point("b", 0.88, 500, packed_bytes=300, latency_ms=2.0, artifact=None, recipe=None, choices="y"),
+    ]
+    assert (
+        choose(points, 0.9, "max_bytes", limit=1000).name == "a"
+        and choose(points, 0.9, "max_bytes", limit=600).name == "b"
+    )
+    assert (
+        choose(points, 0.9, "max_loss", limit=2.5).name == "b"
+        and choose(points, 0.9, "max_loss", limit=1.0).name == "a"
+    )
+    assert (
+        choose(points, 0.9, "max_packed_bytes", limit=300).name
+        == choose(points, 0.9, "max_latency_ms", limit=2).name
+        == "b"
+    )
     with pytest.raises(
         InputError, match=r"no point meets max_bytes 10; the smallest that one meets is 500 \(b, .*y"
     ):
-        choose(points, 0.9, "max_bytes", 10)
+        choose(points, 0.9, "max_bytes", limit=10)

@@ -98,7 +98,7 @@ def test_the_smaller_model_computes_what_the_masked_one_does(make, keras, tmp_pa
     again = keras_api.load_model(tmp_path / "m.keras")
     np.testing.assert_allclose(outputs(again, named), found, atol=1e-6 * max(1, np.abs(found).max()))
     lengths = [6] if make is encoder else [8, 24] if make in (llama, gpt2) else None
-    artifact = tfopt.export(smaller, tmp_path / "m.tflite", "tflite", lengths=lengths)
+    artifact = tfopt.export(smaller, tmp_path / "m.tflite", format="tflite", lengths=lengths)
     assert artifact.max_abs_error < 1e-3 * max(1, np.abs(found).max())
 
 
@@ -126,7 +126,7 @@ def test_layers_go_and_generating_models_still_generate(keras, generation):
         assert parameters(smaller) < parameters(model)
     model = llama(keras)
     smaller = tfopt.shrink(model, heads=0.5, neurons=0.5, layers=1)
-    config = tfopt.Generator.load(smaller, "eager").decoder.config
+    config = tfopt.Generator.load(smaller, runtime="eager").decoder.config
     shape = (
         config.num_hidden_layers,
         config.num_attention_heads,
@@ -136,7 +136,7 @@ def test_layers_go_and_generating_models_still_generate(keras, generation):
     assert shape == (2, 2, 1, 24)
     ids = np.random.default_rng(0).integers(0, 60, (1, 12)).astype(np.int32)
     recomputed = outputs(smaller, {"input_ids": ids, "attention_mask": np.ones_like(ids)})
-    with tfopt.Generator.load(smaller, "eager").decoder.open([0]) as session:
+    with tfopt.Generator.load(smaller, runtime="eager").decoder.open([0]) as session:
         np.testing.assert_allclose(session.extend(ids, every=True), recomputed, atol=1e-4)
 
 
@@ -185,7 +185,7 @@ def test_units_go_while_it_trains_and_are_cut_at_the_end(keras, strategy):
         model = randomized(encoder(keras))
         model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     named, labels = samples(model, rows=16), np.arange(16) % 3
-    schedule = PolynomialDecay(0.0, 0.9, 0, 4, frequency=1)
+    schedule = PolynomialDecay(0.0, 0.9, 0, end_step=4, frequency=1)
     config = technique.ShrinkConfig(heads=0.5, neurons=0.25, schedule=schedule)
     prepared, callbacks = technique.prepare(model, config)
     history = prepared.fit(named, labels, batch_size=4, epochs=2, callbacks=callbacks, verbose=0)
@@ -204,7 +204,9 @@ def test_units_go_from_the_start_of_fit_and_units_that_stay_are_said(keras, capl
     named, labels = samples(model, rows=16), np.arange(16) % 3
     model.fit(named, labels, batch_size=4, epochs=2, verbose=0)  # eight steps that are none of the schedule's
     for end, said in ((4, False), (40, True)):
-        config = technique.ShrinkConfig(neurons=0.25, schedule=PolynomialDecay(0.0, 0.9, 0, end, frequency=1))
+        config = technique.ShrinkConfig(
+            neurons=0.25, schedule=PolynomialDecay(0.0, 0.9, 0, end_step=end, frequency=1)
+        )
         model.fit(named, labels, batch_size=4, callbacks=technique.prepare(model, config).callbacks, verbose=0)
         assert ("before all units were taken out" in caplog.text) == said
 
@@ -325,7 +327,9 @@ def test_cut_encoders_go_back_to_public_folders_where_they_fit(keras, tmp_path):
 
 
 def encoder_shape():
-    return tfopt.models.BertConfig(60, 32, 3, 4, 64, 24, hidden_dropout_prob=0.0)
+    return tfopt.models.BertConfig(
+        60, 32, 3, num_attention_heads=4, intermediate_size=64, max_position_embeddings=24, hidden_dropout_prob=0.0
+    )
 
 
 def test_several_groups_on_one_axis_and_in_one_layer(keras):
@@ -375,7 +379,7 @@ def test_a_new_compile_counts_from_the_start_again(keras):
     model = randomized(encoder(keras))
     named, labels = samples(model, rows=16), np.arange(16) % 3
     callback = technique.StructuredPruning(
-        technique.ShrinkConfig(neurons=0.5, schedule=PolynomialDecay(0.0, 0.9, 0, 20, frequency=1))
+        technique.ShrinkConfig(neurons=0.5, schedule=PolynomialDecay(0.0, 0.9, 0, end_step=20, frequency=1))
     )
     found = []
     for _ in range(2):

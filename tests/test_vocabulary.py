@@ -55,9 +55,15 @@ def bpe():
 def test_the_corpus_reads_as_before_and_other_text_still_reads(make, keras, tmp_path):
     tokenizer = make()
     size = tokenizer.get_vocab_size()
-    model = randomized(bert(BertConfig(size, 16, 1, 2, 32, 64), 3, generation=keras.__name__))
+    model = randomized(
+        bert(
+            BertConfig(size, 16, 1, num_attention_heads=2, intermediate_size=32, max_position_embeddings=64),
+            3,
+            generation=keras.__name__,
+        )
+    )
     corpus = [text for text in texts_of(1) if "run" not in text]
-    found = cut_vocabulary(model, tokenizer.to_str().encode(), corpus)
+    found = cut_vocabulary(model, tokenizer.to_str().encode(), texts=corpus)
     smaller = parse_tokenizer(found.tokenizer.decode(), "cut")
     assert smaller.get_vocab_size() == len(found.kept) < size
     for text in corpus:
@@ -81,33 +87,68 @@ def test_the_corpus_reads_as_before_and_other_text_still_reads(make, keras, tmp_
     (tmp_path / "tokenizer.json").write_bytes(found.tokenizer)
     assert load_tokenizer(tmp_path).get_vocab_size() == len(found.kept)
     assert json.loads(getattr(found.model, keras_api.EXTRA)["tfopt_bert.json"])["vocab_size"] == len(found.kept)
-    assert tfopt.export(found.model, tmp_path / "m.tflite", "tflite", lengths=[16]).max_abs_error < 1e-3
+    assert tfopt.export(found.model, tmp_path / "m.tflite", format="tflite", lengths=[16]).max_abs_error < 1e-3
 
 
 def test_rare_tokens_go_too(keras):
     tokenizer = bpe()
-    model = bert(BertConfig(tokenizer.get_vocab_size(), 16, 1, 2, 32, 64), 3, generation=keras.__name__)
-    all_of_them = cut_vocabulary(model, tokenizer.to_str().encode(), texts_of(1))
-    often = cut_vocabulary(model, tokenizer.to_str().encode(), texts_of(1), least=40)
+    model = bert(
+        BertConfig(
+            tokenizer.get_vocab_size(),
+            16,
+            1,
+            num_attention_heads=2,
+            intermediate_size=32,
+            max_position_embeddings=64,
+        ),
+        3,
+        generation=keras.__name__,
+    )
+    all_of_them = cut_vocabulary(model, tokenizer.to_str().encode(), texts=texts_of(1))
+    often = cut_vocabulary(model, tokenizer.to_str().encode(), texts=texts_of(1), least=40)
     assert len(often.kept) < len(all_of_them.kept)
 
 
 def test_what_cannot_be_cut(keras):
     tokenizer = bpe()
     content = tokenizer.to_str().encode()
-    model = bert(BertConfig(tokenizer.get_vocab_size(), 16, 1, 2, 32, 64), 3, generation=keras.__name__)
+    model = bert(
+        BertConfig(
+            tokenizer.get_vocab_size(),
+            16,
+            1,
+            num_attention_heads=2,
+            intermediate_size=32,
+            max_position_embeddings=64,
+        ),
+        3,
+        generation=keras.__name__,
+    )
     with pytest.raises(InputError, match="the corpus holds no texts"):
-        cut_vocabulary(model, content, [])
+        cut_vocabulary(model, content, texts=[])
     with pytest.raises(InputError, match="generates: its output has a column for every token"):
-        cut_vocabulary(llama(keras), content, ["x"])
+        cut_vocabulary(llama(keras), content, texts=["x"])
     with pytest.raises(InputError, match="must be looked up in one table, once"):
         tied = bert(
-            BertConfig(tokenizer.get_vocab_size(), 16, 1, 2, 32, 64), head="masked_lm", generation=keras.__name__
+            BertConfig(
+                tokenizer.get_vocab_size(),
+                16,
+                1,
+                num_attention_heads=2,
+                intermediate_size=32,
+                max_position_embeddings=64,
+            ),
+            head="masked_lm",
+            generation=keras.__name__,
         )
-        cut_vocabulary(tied, content, ["x"])
-    small = bert(BertConfig(30, 16, 1, 2, 32, 64), 3, generation=keras.__name__)
+        cut_vocabulary(tied, content, texts=["x"])
+    small = bert(
+        BertConfig(30, 16, 1, num_attention_heads=2, intermediate_size=32, max_position_embeddings=64),
+        3,
+        generation=keras.__name__,
+    )
     with pytest.raises(InputError, match="they do not belong together"):
-        cut_vocabulary(small, content, ["x"])
+        cut_vocabulary(small, content, texts=["x"])
     unigram = tokenizers.Tokenizer(tokenizers.models.Unigram([("<unk>", 0.0), ("a", -1.0)], unk_id=0))
     with pytest.raises(ModelFileError, match="a vocabulary of kind 'Unigram' cannot be cut"):
-        cut_vocabulary(model, unigram.to_str().encode(), ["a"])
+        cut_vocabulary(model, unigram.to_str().encode(), texts=["a"])

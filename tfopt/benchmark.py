@@ -20,6 +20,7 @@ _ROWS = 32
 
 def bench(
     artifacts: Sequence[Path],
+    *,
     length: int,
     data: Path | None = None,
     rounds: int = 50,
@@ -40,7 +41,7 @@ def bench(
         InputError: an artifact that takes no inputs of the first one's kind.
     """
     names = _names([_resolve(path) for path in artifacts])
-    predictors = {name: Predictor.load(path, threads) for name, path in names.items()}
+    predictors = {name: Predictor.load(path, threads=threads) for name, path in names.items()}
     first = next(iter(predictors.values()))
     inputs = common_inputs(list(predictors.values()), length)
     taken = {value.shape[1] for value in inputs.values() if value.ndim > 1}
@@ -50,7 +51,7 @@ def bench(
         and any(None in shape[1:] for shape, _ in first.signatures[-1].inputs.values())
     ):
         log(f"timed with {max(taken)} tokens, the most that all artifacts take; {length} were asked for")
-    return compare(predictors, _held_out(data), inputs, threads, rounds, log)
+    return compare(predictors, data=_held_out(data), inputs=inputs, threads=threads, rounds=rounds, log=log)
 
 
 def common_inputs(predictors: Sequence[Predictor], length: int) -> dict[str, np.ndarray]:

@@ -71,7 +71,7 @@ def main() -> None:
 @app.command()
 def demo(out: Out = None, resume: Resume = False, overwrite: Overwrite = False, as_json: Json = False) -> None:
     """Trains, compresses, exports and measures a small transformer on Python's own documentation."""
-    _run("demo", {}, out or Path("saved_models", "demo"), resume, overwrite, as_json)
+    _run("demo", {}, out or Path("saved_models", "demo"), resume=resume, overwrite=overwrite, as_json=as_json)
 
 
 @app.command()
@@ -92,7 +92,7 @@ def run(
     texts = {key: str(value) for key, value in changes.items() if value is not None}
     if model is not None:
         texts["model.kind"] = "keras" if is_file else "pretrained"
-    _run(recipe, texts, out, resume, overwrite, as_json)
+    _run(recipe, texts, out, resume=resume, overwrite=overwrite, as_json=as_json)
 
 
 def _run(
@@ -109,7 +109,7 @@ def _run(
     target = out or Path("saved_models", chosen.name)
     from tfopt import pipeline
 
-    report = pipeline.run(chosen, target, resume, overwrite)
+    report = pipeline.run(chosen, target, resume=resume, overwrite=overwrite)
     if as_json:
         print_json(report.to_dict())
         return
@@ -126,7 +126,7 @@ def inspect(
     """Shows what is inside a model, and what each technique would do to it."""
     from tfopt.inspection import inspect_path
 
-    inspection = inspect_path(model, length)
+    inspection = inspect_path(model, length=length)
 
     def show() -> None:
         from rich.console import Console
@@ -171,8 +171,19 @@ def export(
     data = None if representative is None else _calibration_samples(representative, samples)
     chosen: Any = quantization
     if rounding != "nearest" or any(value is not None for value in (smooth, max_bytes, max_loss)):
-        chosen = _refined(loaded, quantization, data, rounding, smooth, (max_bytes, max_loss), out)
-    artifact = export_model(loaded, out, format, chosen, jit_compile, data, lengths, cache=cache)
+        chosen = _refined(
+            loaded, quantization, data, rounding=rounding, smooth=smooth, budgets=(max_bytes, max_loss), out=out
+        )
+    artifact = export_model(
+        loaded,
+        out,
+        format=format,
+        quantization=chosen,
+        jit_compile=jit_compile,
+        representative=data,
+        lengths=lengths,
+        cache=cache,
+    )
     values = {**dataclasses.asdict(artifact), "path": str(artifact.path)}
 
     def show() -> None:
@@ -239,11 +250,11 @@ def bench(
     from tfopt.generation import generates
 
     if all(generates(path) for path in artifacts):
-        found, show = cli_generate.bench_generation(artifacts, length, text, rounds, threads)
+        found, show = cli_generate.bench_generation(artifacts, length, text, rounds=rounds, threads=threads)
         _show(as_json, found, show)
         return
 
-    report = benchmark.bench(artifacts, length, data, rounds, threads, _progress)
+    report = benchmark.bench(artifacts, length=length, data=data, rounds=rounds, threads=threads, log=_progress)
     _show(as_json, report.to_dict(), lambda: _show_report(report))
 
 
@@ -285,14 +296,17 @@ def pack(
     """Packs a text file into sharded TFRecord with a manifest."""
     from tfopt.data import pack as packing
     from tfopt.data.readers import label_names, read_texts
-    from tfopt.data.tokenizers import load_tokenizer, train_bpe
+    from tfopt.data.tokenizers import OnLong, load_tokenizer, train_bpe
 
     if on_long not in ("error", "truncate", "drop"):
         raise InputError(f"on_long must be error, truncate or drop, got {on_long!r}")
     texts = read_texts(source, text_column, label_column or None)
     labels = label_names(texts) if texts.labels is not None else None
     found = load_tokenizer(tokenizer) if tokenizer else train_bpe(texts.texts, vocab_size)
-    manifest = packing.pack(texts, found, out, max_length, labels, shards, on_long)  # type: ignore[arg-type]
+    long: OnLong = on_long  # type: ignore[assignment]
+    manifest = packing.pack(
+        texts, found, out=out, max_length=max_length, labels=labels, shards=shards, on_long=long
+    )
     if manifest.too_long:
         _progress(f"{manifest.too_long} texts were longer than {max_length} tokens ({on_long})")
     _show(as_json, dataclasses.asdict(manifest), lambda: typer.echo(

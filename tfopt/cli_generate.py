@@ -45,7 +45,9 @@ def generate(
     config = GenerateConfig(*choices, max_tokens, min_tokens, stops, tuple(stop or ()), truncate)
     if stream and (as_json or len(prompt) > 1):
         raise InputError("--stream shows one prompt's text as it comes; leave --json and further prompts away")
-    generator = Generator.load(model, runtime, threads, draft, bits, weight_cache)
+    generator = Generator.load(
+        model, runtime=runtime, threads=threads, draft=draft, bits=bits, weight_cache=weight_cache
+    )
     if stream:
         sys.stdout.write(prompt[0])
         with contextlib.closing(generator.stream(prompt[0], config)) as pieces:
@@ -85,7 +87,7 @@ def bench_generation(
         ids = {name: g.tokenizer.encode_ids(content) for name, g in generators.items() if g.tokenizer is not None}
     decoders = {name: g.decoder for name, g in generators.items()}
     half = min(length, *(d.context // 2 for d in decoders.values()))
-    found = measure_generation(decoders, half, half, rounds, ids)
+    found = measure_generation(decoders, prompt_tokens=half, new_tokens=half, rounds=rounds, text=ids)
 
     def show() -> None:
         for row in found:

@@ -29,8 +29,9 @@ def search(
     from tfopt.search import search as find
 
     found = find(
-        model, data, out, max_bytes, max_packed_bytes, max_latency_ms, max_loss, points, epochs, samples, rounds,
-        threads,
+        model, data, out=out, max_bytes=max_bytes, max_packed_bytes=max_packed_bytes,
+        max_latency_ms=max_latency_ms, max_loss=max_loss, points=points, epochs=epochs, samples=samples,
+        rounds=rounds, threads=threads,
     )  # fmt: skip
     assert found.chosen is not None  # else it was refused
     if as_json:

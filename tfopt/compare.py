@@ -15,6 +15,7 @@ from tfopt.runtime import Predictor
 
 def compare(
     targets: Mapping[str, str | Path | Predictor] | Sequence[str | Path],
+    *,
     data: Iterable[Any] | None = None,
     inputs: Mapping[str, np.ndarray] | None = None,
     threads: int | None = None,
@@ -43,5 +44,5 @@ def compare(
             raise InputError("the same artifact is named twice")
     if not targets:
         raise InputError("nothing to compare: name at least one artifact")
-    found = compare_artifacts(targets, data, inputs, threads=threads, rounds=rounds, log=log)
-    return Report(machine_info(), {}, found, [], notes=findings(found))
+    found = compare_artifacts(targets, data=data, inputs=inputs, threads=threads, rounds=rounds, log=log)
+    return Report(machine_info(), {}, found, steps=[], notes=findings(found))

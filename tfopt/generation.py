@@ -71,12 +71,15 @@ class Generator:
         draft: a smaller model with the same vocabulary, for speculative decoding.
     """
 
-    def __init__(self, decoder: Decoder, tokenizer: Tokenizer | None = None, draft: Decoder | None = None) -> None:
+    def __init__(
+        self, decoder: Decoder, tokenizer: Tokenizer | None = None, *, draft: Decoder | None = None
+    ) -> None:
         self.decoder, self.tokenizer, self.draft = decoder, tokenizer, draft
 
     @staticmethod
     def load(
         source: Any,
+        *,
         runtime: str | None = None,
         threads: int | None = None,
         draft: Any = None,
@@ -97,12 +100,14 @@ class Generator:
         Raises:
             InputError: a model that does not generate, or a runtime that does not take it.
         """
-        decoder, tokenizer = open_decoder(source, runtime, threads, bits, weight_cache)
+        decoder, tokenizer = open_decoder(source, runtime, threads, bits=bits, weight_cache=weight_cache)
         is_file = isinstance(draft, (str, Path)) and Path(draft).suffix == ".tflite"  # has bits of its own
         helper = None
         if draft is not None:
-            helper, _ = open_decoder(draft, None, threads, None if is_file else bits, weight_cache)
-        return Generator(decoder, tokenizer, helper)
+            helper, _ = open_decoder(
+                draft, None, threads, bits=None if is_file else bits, weight_cache=weight_cache
+            )
+        return Generator(decoder, tokenizer, draft=helper)
 
     def generate(
         self, prompts: Prompt | Sequence[Prompt], config: GenerateConfig | None = None
@@ -174,7 +179,7 @@ class Generator:
                     if token is not None and not answer.ended:
                         answer.push(token)
         seconds = time.perf_counter() - started
-        return [self._finished(answer, config, first_token, seconds) for answer in answers]
+        return [self._finished(answer, config, first_token, seconds=seconds) for answer in answers]
 
     def _finished(
         self, answer: "_Answer", config: GenerateConfig, first: float | None, seconds: float
@@ -183,20 +188,29 @@ class Generator:
         full = len(answer.prompt) + len(answer.tokens) > self.decoder.context
         finish = "length" if len(answer.tokens) >= config.max_tokens else "context" if full else "stop"
         finish = "stop" if answer.ended else finish
-        return Generation(answer.text, tuple(answer.tokens), finish, len(answer.prompt), first, seconds)
+        return Generation(
+            answer.text,
+            tuple(answer.tokens),
+            finish,
+            prompt_tokens=len(answer.prompt),
+            first_token_s=first,
+            seconds=seconds,
+        )
 
     def _tokens(self, answers: "list[_Answer]", config: GenerateConfig, first: int) -> Steps[Sequence[int | None]]:
         if config.stop and self.tokenizer is None:
             raise InputError("stop strings need a tokenizer; use stop_tokens")
         if self.draft is not None:
             (answer,) = answers
-            with contextlib.closing(speculate(self.decoder, self.draft, answer.prompt, config, row=first)) as some:
+            with contextlib.closing(
+                speculate(self.decoder, self.draft, answer.prompt, config=config, row=first)
+            ) as some:
                 for token in some:
                     yield (token,)
                     if answer.ended:
                         return
             return
-        texts = Texts(self.decoder, [a.prompt for a in answers], config, first)
+        texts = Texts(self.decoder, [a.prompt for a in answers], config, first=first)
         with contextlib.closing(texts.steps()) as steps:
             for tokens in steps:
                 yield tokens

@@ -69,7 +69,7 @@ class Inspection:
     multiply_adds: int | None = None
 
 
-def inspect(model: Any, length: int = 128) -> Inspection:
+def inspect(model: Any, *, length: int = 128) -> Inspection:
     """Looks into a built Keras model of either generation; the model is not changed.
 
     Args:
@@ -100,12 +100,12 @@ def inspect(model: Any, length: int = 128) -> Inspection:
         ))  # fmt: skip
     counted = [layer.multiply_adds for layer in layers if layer.multiply_adds is not None]
     return Inspection(
-        model.name, keras_api.generation_of(model), layers, sum(layer.parameters for layer in layers),
-        sum(layer.bytes for layer in layers), sum(counted) if counted else None,
+        model.name, keras_api.generation_of(model), layers, parameters=sum(layer.parameters for layer in layers),
+        bytes=sum(layer.bytes for layer in layers), multiply_adds=sum(counted) if counted else None,
     )  # fmt: skip
 
 
-def inspect_path(path: str | Path, length: int = 128) -> Inspection:
+def inspect_path(path: str | Path, *, length: int = 128) -> Inspection:
     """Looks into a Keras file, a Hugging Face folder, a SavedModel or a TFLite file."""
     path = existing(path, "model")
     if path.suffix == ".tflite":
@@ -113,26 +113,32 @@ def inspect_path(path: str | Path, length: int = 128) -> Inspection:
     if (path / "saved_model.pb").exists():
         weights = Predictor.load(path).weights()
         layers = [
-            LayerInfo(w.name, "variable", w.array.size, w.array.nbytes, w.bits, _sparsity([w.array]))
+            LayerInfo(
+                w.name, "variable", w.array.size, bytes=w.array.nbytes, bits=w.bits, sparsity=_sparsity([w.array])
+            )
             for w in weights
         ]
-        return Inspection(path.name, "saved_model", layers, sum(w.array.size for w in weights), size_of(path))
+        return Inspection(
+            path.name, "saved_model", layers, parameters=sum(w.array.size for w in weights), bytes=size_of(path)
+        )
     if path.is_dir() and not (path / "config.json").exists():
         raise InputError(f"{path} is neither a model nor an artifact")
-    return inspect(load_any(path), length)
+    return inspect(load_any(path), length=length)
 
 
 def _inspect_tflite(path: Path) -> Inspection:
     layers = [
         LayerInfo(
-            c.name, "+".join(sorted(c.readers)), int(np.prod(c.shape)), int(np.prod(c.shape)) * c.bits // 8, c.bits,
-            _sparsity([c.data]) if c.is_matrix else None,
-            techniques={"dynamic_int8": "done" if c.bits <= 8 else "left in float"} if c.is_kernel else {},
+            c.name, "+".join(sorted(c.readers)), int(np.prod(c.shape)), bytes=int(np.prod(c.shape)) * c.bits //
+            8, bits=c.bits, sparsity=_sparsity([c.data]) if c.is_matrix else None, techniques={"dynamic_int8":
+            "done" if c.bits <= 8 else "left in float"} if c.is_kernel else {},
         )
         for c in read_tflite(path).constants
         if c.dtype.startswith(("float", "int8", "int4", "int16")) and np.prod(c.shape) > 1
     ]  # fmt: skip
-    return Inspection(path.name, "tflite", layers, sum(x.parameters for x in layers), size_of(path))
+    return Inspection(
+        path.name, "tflite", layers, parameters=sum(x.parameters for x in layers), bytes=size_of(path)
+    )
 
 
 def multiply_adds(layer: Any, weights: list[Any], output_shape: tuple[int, ...] | None) -> int | None:

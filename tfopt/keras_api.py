@@ -173,7 +173,7 @@ def weights(model: Any) -> list[Weight]:
             if id(variable) not in seen:
                 seen.add(id(variable))
                 name = variable.name.rpartition("/")[2].partition(":")[0]
-                found.append(Weight(path or model.name, layer, name, variable))
+                found.append(Weight(path or model.name, layer, name, variable=variable))
     return found
 
 

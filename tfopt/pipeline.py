@@ -16,7 +16,7 @@ from tfopt import keras_api
 from tfopt.compress.base import Lessons
 from tfopt.compress.finish import finish_all
 from tfopt.compress.vocabulary import cut_rows
-from tfopt.export import export
+from tfopt.export.export import export
 from tfopt.files import replacing, write_bytes, write_text
 from tfopt.measure.child import measure_in_child
 from tfopt.measure.findings import findings
@@ -49,6 +49,7 @@ def to_stderr(line: str) -> None:
 def run(
     recipe: Recipe | str | Path,
     out: str | Path | None = None,
+    *,
     resume: bool = False,
     overwrite: bool = False,
     log: Log = to_stderr,
@@ -73,7 +74,7 @@ def run(
     recipe = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)
     out = Path(out or Path("saved_models", recipe.name))
     inputs = task_of(recipe, out / _DATA).check_inputs()
-    folder = RunFolder(out, recipe, inputs, resume, overwrite)
+    folder = RunFolder(out, recipe, inputs, resume=resume, overwrite=overwrite)
     return _Run(recipe, folder, log).all()
 
 
@@ -118,7 +119,11 @@ class _Run:
         with scope(self._strategy):
             model, kept = self.task.build(data), self.task.kept_tokens()
             model = model if kept is None else cut_rows(model, kept)
-        history = self._fit(model, self.recipe.train, data, [], BASELINE) if self.recipe.train.epochs else {}
+        history = (
+            self._fit(model, self.recipe.train, data, callbacks=[], title=BASELINE)
+            if self.recipe.train.epochs
+            else {}
+        )
         keras_api.save_model(model, self.path / _keras_file(BASELINE))
         return history
 
@@ -146,7 +151,9 @@ class _Run:
         history = {}
         if epochs:
             cache = variant.distill is not None and variant.distill.cache
-            history = self._fit(model, config, data, callbacks, variant.name, lessons, cache)
+            history = self._fit(
+                model, config, data, callbacks=callbacks, title=variant.name, lessons=lessons, cache=cache
+            )
         keras_api.save_model(finish_all(model), self.path / _keras_file(variant.name))
         return history
 
@@ -165,12 +172,22 @@ class _Run:
         steps = total_steps(data["train_records"], config)
         validation = self.task.batches(_VALIDATION_BATCH, "validation")
         if lessons is None:
-            return fit(model, train, config, steps, callbacks, validation, self._strategy, title)
+            return fit(
+                model,
+                train,
+                config=config,
+                steps=steps,
+                callbacks=callbacks,
+                validation=validation,
+                strategy=self._strategy,
+                title=title,
+            )
         with tempfile.TemporaryDirectory(prefix="tfopt-") as folder:
             kept = Path(folder, "lessons") if cache else None
             return fit(
-                model, lessons.teach(train, kept), config, steps, callbacks, lessons.teach(validation),
-                self._strategy, title, lessons.compile,
+                model, lessons.teach(train, kept), config=config, steps=steps, callbacks=callbacks,
+                validation=lessons.teach(validation), strategy=self._strategy, title=title,
+                compile_with=lessons.compile,
             )  # fmt: skip
 
     # export
@@ -179,8 +196,9 @@ class _Run:
         section, model = planned.section, self._model(planned.owner)
         samples = self.task.calibration() if section.quantization in NAMED else self.task.samples()
         artifact = export(
-            model, self.path / planned.path, section.format, self._quantization(section, model, samples),
-            section.jit_compile, representative=samples, lengths=self.task.lengths(section),
+            model, self.path / planned.path, format=section.format,
+            quantization=self._quantization(section, model, samples), jit_compile=section.jit_compile,
+            representative=samples, lengths=self.task.lengths(section),
         )  # fmt: skip
         layers = [dataclasses.asdict(layer) for layer in artifact.layers]
         return {"max_abs_error": artifact.max_abs_error, "layers": layers}
@@ -193,7 +211,7 @@ class _Run:
         )
         if section.max_bytes is None and section.max_loss is None:
             return config
-        chosen, table = choose_bits(model, samples, config, section.max_bytes, section.max_loss)
+        chosen, table = choose_bits(model, samples, config, max_bytes=section.max_bytes, max_loss=section.max_loss)
         self.log(table.text())
         table.save(self.path / f"{section.suffix}_sensitivity.json")
         return chosen
@@ -207,10 +225,11 @@ class _Run:
 
     def _measure(self, targets: dict[str, str], exported: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
         section, held_out = self.recipe.measure, self.task.held_out()
+        errors = {name: facts["max_abs_error"] for name, facts in exported.items()}
         found = measure_in_child(
             {name: self.path / target for name, target in targets.items()},
-            held_out.data, held_out.text, held_out.window, held_out.inputs, section.threads, section.rounds,
-            {name: facts["max_abs_error"] for name, facts in exported.items()}, self.log,
+            data=held_out.data, text=held_out.text, window=held_out.window, inputs=held_out.inputs,
+            threads=section.threads, rounds=section.rounds, errors=errors, log=self.log,
         )  # fmt: skip
         layers = {name: facts["layers"] or None for name, facts in exported.items()}
         return [
@@ -226,7 +245,7 @@ class _Run:
             if any(v.name == a.owner and v.prune for v in recipe.variants)
         }
         notes = [*self.task.notes(data), *findings(found, pruned)]
-        report = Report(machine_info(), recipe.to_dict(), found, self.folder.steps, data, notes)
+        report = Report(machine_info(), recipe.to_dict(), found, steps=self.folder.steps, data=data, notes=notes)
         pictures = plots(report)
         with replacing(self.path / "plots") as folder:
             folder.mkdir()

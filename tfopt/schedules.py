@@ -135,7 +135,7 @@ class PolynomialDecay:
             progress = 1.0
         remaining = (1.0 - progress) ** self.power
         sparsity = self.final_sparsity + (self.initial_sparsity - self.final_sparsity) * remaining
-        return _is_update(step, self.begin_step, self.end_step, self.frequency), sparsity
+        return _is_update(step, self.begin_step, self.end_step, frequency=self.frequency), sparsity
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,4 +162,4 @@ class ConstantSparsity:
         _check_steps(self.begin_step, self.end_step, self.frequency)
 
     def __call__(self, step: int) -> tuple[bool, float]:
-        return _is_update(step, self.begin_step, self.end_step, self.frequency), self.target_sparsity
+        return _is_update(step, self.begin_step, self.end_step, frequency=self.frequency), self.target_sparsity

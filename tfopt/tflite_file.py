@@ -207,11 +207,15 @@ def _describe(model: Any) -> TFLiteFile:
                     first.setdefault(tensor.buffer, tensor)
                     graphs.setdefault(tensor.buffer, graph)
     constants = tuple(
-        _constant(tensor, model.buffers[buffer].data, readers[buffer], _scales(model, graphs[buffer], tensor))
+        _constant(
+            tensor, model.buffers[buffer].data, readers[buffer], scales=_scales(model, graphs[buffer], tensor)
+        )
         for buffer, tensor in sorted(first.items())
     )
     operators = Counter(codes[op.opcodeIndex] for op in model.subgraphs[0].operators)
-    return TFLiteFile(constants, dict(operators), tuple(sorted(widened)), tuple(sorted(_variables(model, codes))))
+    return TFLiteFile(
+        constants, dict(operators), tuple(sorted(widened)), variables=tuple(sorted(_variables(model, codes)))
+    )
 
 
 def _variables(model: Any, codes: list[str]) -> Iterator[str]:

@@ -51,10 +51,17 @@ def verify_run(folder: str | Path, log: Log = lambda line: None) -> dict[str, An
             log(f"verifying {artifact.name}")
             section, path = artifact.section, folder / artifact.path
             try:
-                check_contents(path, section.format, section.quantization, section.jit_compile)
+                check_contents(
+                    path, format=section.format, quantization=section.quantization, jit_compile=section.jit_compile
+                )
                 limit = _limit(recorded[artifact.name], section, reference)
                 outputs, _, agreement = check_outputs(
-                    path, values, reference, section.quantization, compare_classes=limit is None, limit=limit
+                    path,
+                    values,
+                    reference=reference,
+                    quantization=section.quantization,
+                    compare_classes=limit is None,
+                    limit=limit,
                 )
             except VerificationError as problem:
                 raise VerificationError(problem.check, f"{artifact.name}: {problem.what}") from problem

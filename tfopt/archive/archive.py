@@ -142,7 +142,7 @@ def _write(source: Path, file: "BinaryIO | _Nowhere") -> Packed:
                 size, packed = size + len(values), packed + taken
                 least += min(taken, bound(values, bits)) if bits else taken
     taken = _record(file, _END, digest.digest())
-    return Packed(source, len(found), size, packed + taken, round(least + taken))
+    return Packed(source, len(found), size, packed_bytes=packed + taken, entropy_bytes=round(least + taken))
 
 
 def _record(file: "BinaryIO | _Nowhere", kind: int, content: bytes) -> int:

@@ -80,13 +80,14 @@ def options(model: Any) -> Iterator[Option]:
 def cluster(
     model: Any,
     clusters: int = 16,
+    *,
     preserve_sparsity: bool = True,
     include: Patterns = None,
     exclude: Patterns = None,
 ) -> Any:
     """Clusters the model's kernels once, in place, and returns the model; see `WeightClustering`."""
     keras_api.check_model(model)
-    return at_once(model, ClusterConfig(clusters, preserve_sparsity, include, exclude))
+    return at_once(model, ClusterConfig(clusters, preserve_sparsity, include, exclude=exclude))
 
 
 def clusterable(model: Any, config: ClusterConfig) -> tuple[list[Weight], list[Skipped]]:
@@ -168,11 +169,12 @@ class WeightClustering(keras_api.Callback):
     def __init__(
         self,
         clusters: int = 16,
+        *,
         preserve_sparsity: bool = True,
         include: Patterns = None,
         exclude: Patterns = None,
     ) -> None:
-        self._config = ClusterConfig(clusters, preserve_sparsity, include, exclude)
+        self._config = ClusterConfig(clusters, preserve_sparsity, include, exclude=exclude)
         self._supports_tf_logs = True
         self._clusters: _Clusters | None = None
 

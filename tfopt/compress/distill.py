@@ -141,8 +141,8 @@ class Distiller:
             ours, theirs = features_of(student), features_of(teacher)
             self.layers = _pairs(self.config.layers, ours, theirs)
         self.projections: list[str] = []
-        wanted = _chosen(self.config, teacher, theirs, list(self.layers.values()))
-        found = _chosen(self.config, student, ours, list(self.layers))
+        wanted = _chosen(self.config, teacher, theirs, layers=list(self.layers.values()))
+        found = _chosen(self.config, student, ours, layers=list(self.layers))
         found = {name: self._fitted(name, tensor, wanted[name]) for name, tensor in found.items()}
         self._taught = _model(self._keras, teacher, wanted)
         # The teacher's part alone, so that students with other layers share what it answered.

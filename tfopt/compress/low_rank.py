@@ -73,11 +73,14 @@ def options(model: Any) -> Iterator[Option]:
         for share in _SHARES:
             rank = int(share * rows * columns / (rows + columns))
             if rank:
-                yield Option("rank", found.path, rank, {found.path: rank * (rows + columns) / (rows * columns)})
+                yield Option(
+                    "rank", found.path, rank, shares={found.path: rank * (rows + columns) / (rows * columns)}
+                )
 
 
 def factorize(
     model: Any,
+    *,
     rank: int | Mapping[str, int] | None = None,
     energy: float | None = None,
     max_bytes: int | None = None,
@@ -123,10 +126,10 @@ def factorize(
     elif energy is not None:
         ranks = {f.path: r for f in found if (r := parts[f.path].rank_of(energy)) <= f.largest}
     else:
-        ranks = _within(model, found, parts, max_bytes or 0)
+        ranks = _within(model, found, parts, budget=max_bytes or 0)
     if not ranks:
         raise InputError(f"energy {energy} makes no matrix smaller; the least that one loses is above 1 - energy")
-    return _split(model, [f for f in found if f.path in ranks], parts, ranks)
+    return _split(model, [f for f in found if f.path in ranks], parts, ranks=ranks)
 
 
 def splittable(

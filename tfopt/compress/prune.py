@@ -54,8 +54,16 @@ Config = PruneConfig
 def prepare(model: Any, config: PruneConfig) -> Prepared:
     """The model unchanged, with the callback that prunes it during `fit`."""
     keras_api.check_model(model)
-    _, skipped = prunable(model, config.include, config.exclude, parse_structure(config.structure))
-    callback = MagnitudePruning(config.schedule, config.structure, config.scope, config.include, config.exclude)
+    _, skipped = prunable(
+        model, include=config.include, exclude=config.exclude, structure=parse_structure(config.structure)
+    )
+    callback = MagnitudePruning(
+        config.schedule,
+        structure=config.structure,
+        scope=config.scope,
+        include=config.include,
+        exclude=config.exclude,
+    )
     return Prepared(model, [callback], skipped)
 
 
@@ -100,6 +108,7 @@ def options(model: Any) -> Iterator[Option]:
 def prune(
     model: Any,
     sparsity: float,
+    *,
     structure: str = "unstructured",
     scope: str = "layer",
     include: Patterns = None,
@@ -124,14 +133,14 @@ def prune(
     keras_api.check_model(model)
     check_sparsity(sparsity)
     check_pattern_sparsity(parse_structure(structure), sparsity)
-    pruner = Pruner(model, structure, scope, include, exclude)
+    pruner = Pruner(model, structure=structure, scope=scope, include=include, exclude=exclude)
     pruner.update(sparsity)
     pruner.apply()
     return model
 
 
 def prunable(
-    model: Any, include: Patterns = None, exclude: Patterns = None, structure: Structure | None = None
+    model: Any, *, include: Patterns = None, exclude: Patterns = None, structure: Structure | None = None
 ) -> tuple[list[Weight], list[Skipped]]:
     """The weights that pruning would touch, and the other matrices with the reason why not."""
     selection = Selection(model, include, exclude)
@@ -179,13 +188,13 @@ class Pruner:
     """
 
     def __init__(
-        self, model: Any, structure: str, scope: str, include: Patterns = None, exclude: Patterns = None
+        self, model: Any, *, structure: str, scope: str, include: Patterns = None, exclude: Patterns = None
     ) -> None:
         self.model = model
         self._structure = parse_structure(structure)
         _check_scope(scope, self._structure)
         self._across = scope == "global"
-        self.weights, self.skipped = prunable(model, include, exclude, self._structure)
+        self.weights, self.skipped = prunable(model, include=include, exclude=exclude, structure=self._structure)
         if not self.weights:
             reasons = "; ".join(f"{s.path}: {s.reason}" for s in self.skipped[:3]) or "it has no matrices"
             raise InputError(f"nothing to prune in model {model.name!r} ({reasons})")
@@ -198,7 +207,7 @@ class Pruner:
             InputError: a weight holds NaN or infinity (the tensor is named).
         """
         arrays = [self._as_matrix(w) for w in self.weights]
-        masks = magnitude_masks(arrays, sparsity, self._structure, self._across)
+        masks = magnitude_masks(arrays, sparsity, self._structure, across=self._across)
         shapes = [tuple(w.variable.shape) for w in self.weights]
         self._assign.set_masks([m.reshape(s) for m, s in zip(masks, shapes, strict=True)])
 
@@ -254,6 +263,7 @@ class MagnitudePruning(keras_api.Callback):
     def __init__(
         self,
         schedule: SparsitySchedule,
+        *,
         structure: str = "unstructured",
         scope: str = "layer",
         include: Patterns = None,
@@ -268,7 +278,9 @@ class MagnitudePruning(keras_api.Callback):
         self._target = Follower(schedule).target
         if self._target is not None:
             check_pattern_sparsity(parsed, self._target)
-        self._settings = (structure, scope, include, exclude)
+        self._settings: dict[str, Any] = {
+            "structure": structure, "scope": scope, "include": include, "exclude": exclude,
+        }  # fmt: skip
         self._supports_tf_logs = True  # tf_keras then does not wait for the loss at every step
         self._owner: Any = None
         self._pruner: Pruner | None = None
@@ -314,7 +326,7 @@ class MagnitudePruning(keras_api.Callback):
     def _catch_up(self) -> None:
         """Does what the schedule asks for up to the coming step, at most once for all steps since the last call."""
         if self._pruner is None:
-            self._pruner = Pruner(self.model, *self._settings)
+            self._pruner = Pruner(self.model, **self._settings)
             # Zeros of a model that was trained before stay until the schedule asks for others.
             if keras_api.learning_step(self.model) and self._pruner.sparsity() > PRUNED_SHARE:
                 self._pruner.adopt_zeros()

@@ -43,7 +43,7 @@ def prepare(model: Any, config: QuantizeConfig) -> Prepared:
 
 
 def quantize_aware(
-    model: Any, weight_bits: int | None = 8, activation_bits: int | None = 8, **settings: Any
+    model: Any, weight_bits: int | None = 8, *, activation_bits: int | None = 8, **settings: Any
 ) -> Any:
     """Puts the rounding of a quantized file into the model; train it with `fit`, then call `finish`.
 
@@ -82,7 +82,7 @@ def finish(model: Any) -> Any:
         check_finite(planned.weight)
     grids = {planned.path: _trained_grid(simulation, planned) for planned in simulation.plan.weights}
     grids = {path: dataclasses.replace(grid, source=grid.values) for path, grid in grids.items()}
-    record = Record(simulation.config, grids, simulation.observed(), simulation.plan.skipped, trained=True)
+    record = Record(simulation.config, grids, simulation.observed(), skipped=simulation.plan.skipped, trained=True)
     simulation.remove()
     for planned in simulation.plan.weights:
         assign(planned, grids[planned.path])
@@ -109,10 +109,10 @@ def options(model: Any) -> Iterator[Option]:
 
 def _trained_grid(simulation: Simulation, planned: PlannedWeight) -> Grid:
     w, clip = simulation.latent(planned)
-    scale, zero = scale_and_zero(w, planned.layout, planned.spec, clip)
+    scale, zero = scale_and_zero(w, planned.layout, planned.spec, clip=clip)
     if planned.path in simulation.steps:
         scale = simulation.step_size(planned)
-    return make_grid(planned, w, scale, zero)
+    return make_grid(planned, w, scale, zero=zero)
 
 
 class QuantizationMonitor(keras_api.Callback):

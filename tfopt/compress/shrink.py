@@ -83,6 +83,7 @@ Config = ShrinkConfig
 
 def shrink(
     model: Any,
+    *,
     heads: float | Mapping[str, float] = 0.0,
     neurons: float | Mapping[str, float] = 0.0,
     channels: float | Mapping[str, float] = 0.0,
@@ -122,7 +123,18 @@ def shrink(
         VerificationError: the outputs differ; nothing is returned.
     """
     config = ShrinkConfig(
-        heads, neurons, channels, width, None, include, exclude, layers, pool_early, data, loss, "before"
+        heads,
+        neurons,
+        channels,
+        width=width,
+        schedule=None,
+        include=include,
+        exclude=exclude,
+        layers=layers,
+        pool_early=pool_early,
+        data=data,
+        loss=loss,
+        when="before",
     )
     return _before(model, config)
 
@@ -142,7 +154,7 @@ def _before(model: Any, config: ShrinkConfig) -> Any:
         if not removed and not config.pool_early:
             raise InputError("nothing to take out: give heads, neurons, channels, width, layers or pool_early")
         return model
-    scores = importance(model, structure, config.data, config.loss)
+    scores = importance(model, structure, config.data, loss=config.loss)
     return _checked(model, structure, {g.name: _best(scores[g.name], g.count(config.share(g))) for g in chosen})
 
 
@@ -164,7 +176,7 @@ def prepare(model: Any, config: ShrinkConfig) -> Prepared:
     return Prepared(model, [StructuredPruning(config)], skipped)
 
 
-def finish(model: Any, include: Patterns = None, exclude: Patterns = None) -> Any:
+def finish(model: Any, *, include: Patterns = None, exclude: Patterns = None) -> Any:
     """A new, smaller model without the units that training left at zero; outputs stay the same.
 
     Args:
@@ -226,12 +238,12 @@ def options(model: Any) -> Iterator[Option]:
     blocks = blocks_of(model, structure)
     for number, block in enumerate(blocks if len(blocks) > 1 else []):
         inside = [path for path in matrices if any(path.startswith(f"{name}/") for name in block.names)]
-        yield Option("layer", str(number), 1, dict.fromkeys(inside, 0.0))
+        yield Option("layer", str(number), 1, shares=dict.fromkeys(inside, 0.0))
     with contextlib.suppress(TfoptError):  # no layers, none whose tokens are pooled, or one that needs them all
         found = early_pooling(model, structure)
         pooled_early(model, found)
         paths = [p for p in cheaper(model, found) if p in matrices and matrices[p].name != "embeddings"]
-        yield Option("pooling", str(len(blocks) - 1), 1, dict.fromkeys(paths, 1.0), computes=False)
+        yield Option("pooling", str(len(blocks) - 1), 1, shares=dict.fromkeys(paths, 1.0), computes=False)
     for group in structure.groups:
         if group.kind != "width" or _has_smaller_width(model, group):
             yield from _shares(group)
@@ -244,7 +256,7 @@ def _shares(group: Group) -> Iterator[Option]:
             left: dict[str, float] = {}
             for place in group.slices:  # a square matrix may have the units on both axes
                 left[place.path] = left.get(place.path, 1.0) * (1 - gone / group.units)
-            yield Option(group.kind, group.name, share, left)
+            yield Option(group.kind, group.name, share, shares=left)
 
 
 def _has_smaller_width(model: Any, group: Group) -> bool:
@@ -267,10 +279,10 @@ class StructuredPruning(keras_api.Callback):
         resume: count the optimizer's earlier steps as well, to go on with a training that was interrupted.
     """
 
-    def __init__(self, config: ShrinkConfig, resume: bool = False) -> None:
+    def __init__(self, config: ShrinkConfig, *, resume: bool = False) -> None:
         _check_gradual(config)
         self._config = config
-        self._schedule = config.schedule or PolynomialDecay(0.0, 0.999, 0, 1, frequency=1)  # stays below 1
+        self._schedule = config.schedule or PolynomialDecay(0.0, 0.999, 0, end_step=1, frequency=1)  # stays below 1
         self._resume = resume
         self._supports_tf_logs = True
         self._groups: list[Group] = []
@@ -329,7 +341,7 @@ class StructuredPruning(keras_api.Callback):
             count = round(share * group.count(self._config.share(group)))
             gone = np.argsort(scores, kind="stable")[:count]
             for place in group.slices:
-                clear(masks[place.path], place, group.units, gone)
+                clear(masks[place.path], place, group.units, gone=gone)
         assert self._assign is not None
         self._assign.set_masks([masks[w.path] for w in self._weights])
 
@@ -392,5 +404,5 @@ def _nothing(kind: str, groups: list[Group], structure: Structure) -> str:
 def _checked(model: Any, structure: Structure, kept: Mapping[str, np.ndarray]) -> Any:
     """The smaller model, compared with the masked one."""
     made = cut(model, structure, Kept(kept))
-    compare(model, structure, kept, made)
+    compare(model, structure, kept, made=made)
     return made

@@ -54,28 +54,30 @@ class Technique:
 
 TECHNIQUES = (
     Technique(
-        "shrink", "shrink", ("before", "while", "after"), ("shrink", "callbacks.StructuredPruning", "ShrinkConfig"),
+        "shrink", "shrink", ("before", "while", "after"),
+        public=("shrink", "callbacks.StructuredPruning", "ShrinkConfig"),
         spoils=("factorize", "lora", "prune", "cluster", "quantize"),
         why="units are cut after the training, which would undo what {other} does; put {other} into a variant with "
         "start = {variant!r}, or shrink with when = 'before'",
     ),
-    Technique("factorize", "low_rank", ("before",), ("factorize",)),
-    Technique("distill", "distill", ("while", "after"), ("Distiller",)),
+    Technique("factorize", "low_rank", ("before",), public=("factorize",)),
+    Technique("distill", "distill", ("while", "after"), public=("Distiller",)),
     Technique(
-        "lora", "lora", ("while",), ("LoraConfig",),
+        "lora", "lora", ("while",), public=("LoraConfig",),
         spoils=("prune", "cluster", "quantize"),
         why="with lora the weights are frozen, and its products would then leave what {other} gave them; "
         "put {other} into a variant with start = {variant!r}",
     ),
     Technique(
-        "prune", "prune", ("at once", "while"), ("prune", "callbacks.MagnitudePruning", "PruneConfig"),
+        "prune", "prune", ("at once", "while"), public=("prune", "callbacks.MagnitudePruning", "PruneConfig"),
         leaves="zeros",
     ),
     Technique(
-        "cluster", "cluster", ("at once", "while"), ("cluster", "callbacks.WeightClustering"), leaves="grid",
+        "cluster", "cluster", ("at once", "while"), public=("cluster", "callbacks.WeightClustering"), leaves="grid",
     ),
     Technique(
-        "quantize", "quantize", ("while",), ("quantize_aware", "QuantizeConfig", "callbacks.QuantizationMonitor"),
+        "quantize", "quantize", ("while",),
+        public=("quantize_aware", "QuantizeConfig", "callbacks.QuantizationMonitor"),
         leaves="grid",
     ),
 )  # fmt: skip

@@ -39,7 +39,7 @@ class CutVocabulary:
 
 
 def cut_vocabulary(
-    model: Any, tokenizer: str | Path | bytes, texts: Iterable[str], least: int = 1
+    model: Any, tokenizer: str | Path | bytes, *, texts: Iterable[str], least: int = 1
 ) -> CutVocabulary:
     """Takes tokens out that a corpus does not use.
 

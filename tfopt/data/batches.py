@@ -27,6 +27,7 @@ def buckets_up_to(longest: int) -> list[int]:
 def batches(
     folder: str | Path,
     batch_size: int,
+    *,
     buckets: Sequence[int] | None = None,
     shuffle: bool = False,
     seed: int = 0,
@@ -62,7 +63,7 @@ def batches(
             f"buckets must ascend and end at {manifest.max_length} (the longest record) or more, got {limits}"
         )
     labelled = bool(manifest.labels)
-    records = _serialized(folder, manifest, shuffle, seed)
+    records = _serialized(folder, manifest, shuffle, seed=seed)
     window = batch_size * _WINDOW_BATCHES
     if shuffle:
         records = records.shuffle(min(manifest.records, 4 * window), seed=seed)
@@ -74,7 +75,7 @@ def batches(
         randoms = tf.data.Dataset.from_tensors(tf.int64.min).repeat()
 
     def cut(features: dict[str, tf.Tensor], random: tf.Tensor) -> tf.data.Dataset:
-        return _cut_window(features, random, batch_size, limits_tensor, shuffle, by_length)
+        return _cut_window(features, random, batch_size, limits=limits_tensor, shuffle=shuffle, by_length=by_length)
 
     dataset = tf.data.Dataset.zip((parsed, randoms)).flat_map(cut)
     dataset = dataset.apply(tf.data.experimental.assert_cardinality(_count(manifest.records, window, batch_size)))
@@ -87,14 +88,14 @@ def record_lengths(folder: str | Path, manifest: Manifest) -> np.ndarray:
     Raises:
         DataError: a record is none of ours.
     """
-    parsed = _serialized(folder, manifest, False, 0).batch(8192).map(lambda s: _parse(s, False))
+    parsed = _serialized(folder, manifest, False, seed=0).batch(8192).map(lambda s: _parse(s, False))
     try:
         return np.concatenate([f["input_ids"].row_lengths().numpy() for f in parsed])
     except tf.errors.OpError as error:
         raise DataError(f"{folder} holds records without token ids: {error.message.splitlines()[0]}") from error
 
 
-def samples(folder: str | Path, count: int, split: str = SPLIT, balanced: bool = False) -> dict[str, np.ndarray]:
+def samples(folder: str | Path, count: int, *, split: str = SPLIT, balanced: bool = False) -> dict[str, np.ndarray]:
     """Records padded to one length, for checks and calibration.
 
     Args:

@@ -63,9 +63,9 @@ def write_blocks(
         raise DataError(f"{source} has {len(ids)} tokens, one window takes {length}; lower data.max_length")
     starts = np.arange(records) * (length - 1)
     tokens = ids[starts[:, None] + np.arange(length)].reshape(-1)
-    encoded = Encoded(tokens, np.full(records, length, np.int64), np.arange(records), 0, length)
+    encoded = Encoded(tokens, np.full(records, length, np.int64), np.arange(records), too_long=0, longest=length)
     facts = {"texts": texts, "length_limit": length, "on_long": "error"}
-    return write_encoded(folder, split, encoded, None, shards, seed, facts)
+    return write_encoded(folder, split, encoded, ids=None, shards=shards, seed=seed, facts=facts)
 
 
 def next_tokens(folder: str | Path, batch_size: int, shuffle: bool, seed: int, split: str) -> tf.data.Dataset:

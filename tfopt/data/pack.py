@@ -65,6 +65,7 @@ class Manifest:
 def pack(
     data: Texts,
     tokenizer: Any,
+    *,
     out: str | Path,
     max_length: int,
     labels: list[str] | None = None,
@@ -89,7 +90,17 @@ def pack(
         raise InputError(f"{out} is not empty and holds no pack; choose another folder")
     with replacing(out) as folder:
         folder.mkdir()
-        manifest = write_pack(folder, SPLIT, data, tokenizer, max_length, labels, shards, on_long, seed)
+        manifest = write_pack(
+            folder,
+            SPLIT,
+            data=data,
+            tokenizer=tokenizer,
+            max_length=max_length,
+            labels=labels,
+            shards=shards,
+            on_long=on_long,
+            seed=seed,
+        )
         save_tokenizer(tokenizer, folder / "tokenizer.json")
     return manifest
 
@@ -97,6 +108,7 @@ def pack(
 def write_pack(
     folder: Path,
     split: str,
+    *,
     data: Texts,
     tokenizer: Any,
     max_length: int,
@@ -122,12 +134,12 @@ def write_pack(
         DataError: an unknown label, or texts that are too long.
     """
     ids = None if labels is None else np.array(label_ids(data, labels), np.int64)
-    encoded = encode(tokenizer, data.texts, max_length, on_long, data.source)
+    encoded = encode(tokenizer, data.texts, max_length, on_long=on_long, source=data.source)
     ids = None if ids is None else ids[encoded.kept]
     facts: dict[str, Any] = {"texts": len(data), "length_limit": max_length, "on_long": on_long}
     if labels is not None and ids is not None:
         facts |= {"labels": labels, "class_counts": np.bincount(ids, minlength=len(labels)).tolist()}
-    return write_encoded(folder, split, encoded, ids, shards, seed, facts)
+    return write_encoded(folder, split, encoded, ids=ids, shards=shards, seed=seed, facts=facts)
 
 
 def write_encoded(
@@ -149,7 +161,7 @@ def write_encoded(
     """
     if shards < 1:
         raise InputError(f"shards must be 1 or more, got {shards}")
-    files = _write_shards(folder, split, data, ids, shards, seed)
+    files = _write_shards(folder, split, data, ids=ids, shards=shards, seed=seed)
     manifest = Manifest(
         **{"labels": [], "class_counts": [], **facts},
         records=int(data.lengths.size), tokens=int(data.lengths.sum()), max_length=int(data.lengths.max()),
@@ -181,7 +193,7 @@ def _write_shards(
         path = folder / f"{split}-{index:05d}-of-{shards:05d}.tfrecord"
         path.write_bytes(content[offsets[index] : offsets[index + 1]])
         records = int(cuts[index + 1] - cuts[index])
-        files.append(Shard(path.name, records, path.stat().st_size, sha256(path)))
+        files.append(Shard(path.name, records, path.stat().st_size, sha256=sha256(path)))
     return files
 
 

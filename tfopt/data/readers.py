@@ -67,7 +67,7 @@ def read_texts(path: str | Path, text_column: str | None = None, label_column: s
         rows = _json_lines(content, path)
     else:
         rows = _table(content, path, kind)
-    texts, labels = _collect(rows, path, text_column, label_column)
+    texts, labels = _collect(rows, path, text_column, label_column=label_column)
     return Texts(texts, labels, str(path))
 
 

@@ -50,12 +50,12 @@ def encode_records(tokens: np.ndarray, lengths: np.ndarray, labels: np.ndarray |
     for head, places in zip(heads, by_kind, strict=True):
         _place(out, places, head)
     shift = starts + head_sizes - token_starts[first]
-    _place_varints(out, token_starts + np.repeat(shift, lengths), tokens, token_sizes)
+    _place_varints(out, token_starts + np.repeat(shift, lengths), tokens, sizes=token_sizes)
     if labels is not None:
         tail_starts = starts + head_sizes + payload
         for kind in np.unique(tail_kind):
             _place(out, tail_starts[tail_kind == kind], tails[kind])
-        _place_varints(out, tail_starts + tail_sizes - label_sizes, labels, label_sizes)
+        _place_varints(out, tail_starts + tail_sizes - label_sizes, labels, sizes=label_sizes)
     _place_checksums(out, starts + _HEADER.size, body)
     return out.tobytes(), starts + body + _HEADER.size + _FOOTER.size
 
@@ -70,7 +70,7 @@ def scan_records(path: str | Path) -> Iterator[bytes]:
     size, offset = path.stat().st_size, 0
     with path.open("rb") as handle:
         while offset < size:
-            length = _record_size(handle, path, offset, size)
+            length = _record_size(handle, path, offset, size=size)
             record, footer = handle.read(length), handle.read(_FOOTER.size)
             if _masked(google_crc32c.value(record)) != _FOOTER.unpack(footer)[0]:
                 raise DataError(f"{path} is damaged at byte {offset} (checksum of a record)")
@@ -90,7 +90,7 @@ def check_framing(path: str | Path) -> None:
     size, offset = path.stat().st_size, 0
     with path.open("rb") as handle:
         while offset < size:
-            offset += _HEADER.size + _record_size(handle, path, offset, size) + _FOOTER.size
+            offset += _HEADER.size + _record_size(handle, path, offset, size=size) + _FOOTER.size
             handle.seek(offset)
 
 
@@ -134,7 +134,7 @@ def _place_varints(out: np.ndarray, starts: np.ndarray, values: np.ndarray, size
     out[starts] = (values & 0x7F).astype(np.uint8) | (1 - last) << 7
     more = np.flatnonzero(sizes > 1)
     if more.size:
-        _place_varints(out, starts[more] + 1, values[more] >> 7, sizes[more] - 1)
+        _place_varints(out, starts[more] + 1, values[more] >> 7, sizes=sizes[more] - 1)
 
 
 def _place(out: np.ndarray, starts: np.ndarray, data: bytes) -> None:

@@ -149,7 +149,7 @@ def encode(
         raise DataError(f"{source}: no text has {max_length} tokens or fewer")
     rows = [full[i] for i in kept]
     tokens = np.concatenate([np.asarray(row, np.int64) for row in rows])
-    return Encoded(tokens, np.minimum(lengths[kept], max_length), kept, int(over.sum()), longest)
+    return Encoded(tokens, np.minimum(lengths[kept], max_length), kept, too_long=int(over.sum()), longest=longest)
 
 
 def _cut(encoding: Any, max_length: int) -> list[int]:

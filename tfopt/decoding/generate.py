@@ -138,7 +138,9 @@ class Texts:
         self._decoder, self._config = decoder, config
         self._pads = [max(map(len, checked)) - len(ids) for ids in checked]
         self._ids = np.asarray([[0] * pad + row for pad, row in zip(self._pads, checked, strict=True)], np.int32)
-        self.rows = [Choices(row, config, decoder.config.vocab_size, first + i) for i, row in enumerate(checked)]
+        self.rows = [
+            Choices(row, config, decoder.config.vocab_size, row=first + i) for i, row in enumerate(checked)
+        ]
         self._alive = [True] * len(checked)
 
     def end(self, row: int) -> None:

@@ -43,10 +43,10 @@ def plan_signatures(slots: tuple[int, ...], prefill: tuple[int, ...], verify: in
     found = []
     for count in sorted(slots):
         suffix = "" if count == max(slots) else f"_{count}"
-        found.append(DecoderSignature("decode", 1, count, f"decode{suffix}"))
+        found.append(DecoderSignature("decode", 1, count, key=f"decode{suffix}"))
         sizes = [("prefill", n) for n in sorted({min(n, count) for n in prefill})]
         sizes.append(("verify", min(verify, count)))
-        found += [DecoderSignature(kind, n, count, f"{kind}_{n}{suffix}") for kind, n in sizes]
+        found += [DecoderSignature(kind, n, count, key=f"{kind}_{n}{suffix}") for kind, n in sizes]
     return found
 
 
@@ -56,4 +56,4 @@ def read_signature(key: str, slots: int) -> DecoderSignature | None:
     if hit is None:
         return None
     new = int(hit[2] or hit[3] or 1)
-    return DecoderSignature(hit[1].partition("_")[0], new, slots, key)
+    return DecoderSignature(hit[1].partition("_")[0], new, slots, key=key)

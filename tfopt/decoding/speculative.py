@@ -48,12 +48,12 @@ def speculate(
         raise InputError(f"proposals must be 1 or more, got {proposals}")
     config = with_ends(config, decoder)
     (ids,) = check_prompts([prompt], decoder, config)
-    text = Choices(ids, config, decoder.config.vocab_size, row)
+    text = Choices(ids, config, decoder.config.vocab_size, row=row)
     with decoder.open([0]) as session, draft.open([0]) as helper:
         if len(ids) > 1:
             session.extend(np.asarray([ids[:-1]], np.int32))
         while not text.full and len(text.tokens) < decoder.context + 1:
-            for token in _round(session, helper, text, min(proposals, config.max_tokens - text.new - 1)):
+            for token in _round(session, helper, text, proposals=min(proposals, config.max_tokens - text.new - 1)):
                 if text.take(token) is None:
                     return
                 yield token

@@ -67,8 +67,8 @@ def forward(
     slots = caches[0].key.shape[2] if caches else 0
     offsets = tf.range(new) if new is None or new > 1 else tf.zeros([1], tf.int32)
     places = start + offsets  # (new,)
-    past = _bias(places, tf.range(slots), pads, start, config.sliding_window) if slots else None
-    fresh = _bias(places, places, pads, None, config.sliding_window) if new != 1 else None
+    past = _bias(places, tf.range(slots), pads, start=start, window=config.sliding_window) if slots else None
+    fresh = _bias(places, places, pads, start=None, window=config.sliding_window) if new != 1 else None
     positions = places[None] if pads is None else tf.maximum(places[None] - pads[:, None], 0)
     x = products.lookup(ids, "token_embeddings")
     turn: Any = None
@@ -81,12 +81,14 @@ def forward(
     for index in range(config.num_hidden_layers):
         name = f"layer_{index}"
         cache = caches[index] if slots else None
-        attended, key, value = _attention(config, products, _norm(config, products, x, f"{name}_attention_norm"),
-                                          f"{name}_attention", turn, cache, past, fresh)  # fmt: skip
+        normed = _norm(config, products, x, name=f"{name}_attention_norm")
+        attended, key, value = _attention(
+            config, products, normed, name=f"{name}_attention", turn=turn, cache=cache, past=past, fresh=fresh
+        )
         x += attended
-        x += _feed_forward(config, products, _norm(config, products, x, f"{name}_mlp_norm"), name)
+        x += _feed_forward(config, products, _norm(config, products, x, name=f"{name}_mlp_norm"), name=name)
         grown.append((key, value))
-    return _norm(config, products, x, "final_norm"), grown
+    return _norm(config, products, x, name="final_norm"), grown
 
 
 def rotation(config: CausalLMConfig, positions: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -220,4 +222,4 @@ def float_products(config: CausalLMConfig, weights: Mapping[str, Any]) -> Produc
             return product(hidden, weights["token_embeddings/embeddings"], transposed=True)
         return linear(hidden, "logits")
 
-    return Products(linear, lookup, logits, lambda name: weights[name])
+    return Products(linear, lookup, logits, vector=lambda name: weights[name])

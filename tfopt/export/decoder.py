@@ -62,7 +62,7 @@ def convert_decoder(
         WorkFailedError: the converter gave up.
     """
     config = config_of(model)
-    module = _Traced(config, weights_of(model), apart, narrow_cache)
+    module = _Traced(config, weights_of(model), apart, narrow=narrow_cache)
     signatures = plan_signatures(slots, PREFILL, VERIFY)
     with tempfile.TemporaryDirectory(prefix="tfopt-") as folder:
         functions = {s.key: module.function(s) for s in signatures}
@@ -107,7 +107,9 @@ class _Traced(tf.Module):
             whole = {n: tf.reshape(v, shape if "scale" in n else [*shape, c.head_size]) for n, v in stored.items()}
             parts = ("key", "value", "key_scale", "value_scale")
             caches = [Cache(*(whole.get(f"{part}_{i}") for part in parts)) for i in layers]
-            hidden, grown = forward(c, self._products, tf.reshape(ids, [1, new]), start[0], None, caches)
+            hidden, grown = forward(
+                c, self._products, tf.reshape(ids, [1, new]), start=start[0], pads=None, caches=caches
+            )
             outputs = {
                 "keys": tf.reshape(tf.concat([key for key, _ in grown], 0), [-1]),
                 "values": tf.reshape(tf.concat([value for _, value in grown], 0), [-1]),

@@ -29,7 +29,8 @@ _RANDOM_ROWS, _RANDOM_LENGTH = 8, 8
 def export(
     model: Any,
     path: str | Path,
-    format: str = "saved_model",
+    *,
+    format: str | None = None,
     quantization: str | QuantizeConfig | None = None,
     jit_compile: bool = False,
     representative: dict[str, np.ndarray] | None = None,
@@ -46,7 +47,7 @@ def export(
     Args:
         model: a built model of either Keras generation; it is not changed.
         path: a `.tflite` file, or the folder of a SavedModel.
-        format: "saved_model" or "tflite".
+        format: "saved_model" or "tflite"; by default what the path's suffix says.
         quantization: for TFLite, None (float32), "float16", a name in `quantization.NAMED` such as
             "dynamic_int8", "dynamic_int4_block32", "weight_only_int4", "int8" (integers from input to output)
             or "int16", a `QuantizeConfig`, or "trained": what quantization-aware training simulated. Grids that
@@ -75,7 +76,8 @@ def export(
     """
     keras_api.check_model(model)
     path = Path(path).resolve()
-    _check_arguments(path, format, quantization, jit_compile, batch_size)
+    format = format or _format_of(path)
+    _check_arguments(path, format, quantization, jit_compile=jit_compile, batch_size=batch_size)
     refuse_stateful(model)
     name, config = resolve(quantization, model)
     inputs = inputs_of(model, input_signature)
@@ -87,16 +89,25 @@ def export(
     flexible = format == "saved_model" and not jit_compile
     chosen = check_slots(model, lengths) if generates else () if flexible else check_lengths(model, inputs, lengths)
     longest = compared_length(chosen) if generates else max(chosen, default=_RANDOM_LENGTH)
-    samples = _samples(model, inputs, representative, longest)
+    samples = _samples(model, inputs, representative, longest=longest)
     reference = _outputs(model, inputs, samples)
     checks: list[Check] = []
     layers: tuple[LayerBits, ...] = ()
     with replacing(path) as temporary:
         if config is not None:
             given = None if representative is None else samples
-            with smoother(model, config, inputs, given) as smoothing:
-                record, checks = make_record(model, config, inputs, given)
-                written = write_quantized(model, temporary, inputs, chosen, batch_size, record, given, narrow)
+            with smoother(model, config, inputs, representative=given) as smoothing:
+                record, checks = make_record(model, config, inputs, representative=given)
+                written = write_quantized(
+                    model,
+                    temporary,
+                    inputs,
+                    lengths=chosen,
+                    batch=batch_size,
+                    record=record,
+                    representative=given,
+                    narrow_cache=narrow,
+                )
                 with as_written(model, written):
                     expected = _outputs(model, inputs, samples)
             checks, layers = [*smoothing, *checks, *written.checks], written.layers
@@ -105,16 +116,30 @@ def export(
             if generates:
                 temporary.write_bytes(convert_decoder(model, chosen, name == "float16", narrow_cache=narrow))
             elif format == "tflite":
-                temporary.write_bytes(convert(model, inputs, chosen, batch_size, name == "float16"))
+                temporary.write_bytes(convert(model, inputs, chosen, batch=batch_size, float16=name == "float16"))
             else:
-                write_saved_model(model, temporary, inputs, chosen, jit_compile=jit_compile)
-        checks += check_contents(temporary, format, name, jit_compile)
+                write_saved_model(model, temporary, inputs, lengths=chosen, jit_compile=jit_compile)
+        checks += check_contents(temporary, format=format, quantization=name, jit_compile=jit_compile)
         outputs, more, agreement = check_outputs(
-            temporary, samples, expected, "int8 cache" if narrow else name, representative is not None,
-            static=config is not None and config.is_static,
+            temporary, samples, reference=expected, quantization="int8 cache" if narrow else name,
+            compare_classes=representative is not None, static=config is not None and config.is_static,
         )  # fmt: skip
     error = largest_error(outputs, reference)
-    return Artifact(path, format, name, jit_compile, chosen, error, agreement, (*checks, *more), layers)
+    return Artifact(
+        path,
+        format,
+        name,
+        jit_compile=jit_compile,
+        lengths=chosen,
+        max_abs_error=error,
+        agreement=agreement,
+        checks=(*checks, *more),
+        layers=layers,
+    )
+
+
+def _format_of(path: Path) -> str:
+    return "tflite" if path.suffix == ".tflite" else "saved_model"
 
 
 def _outputs(model: Any, inputs: Inputs, samples: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -116,8 +116,8 @@ def operator(model: Any, builtin: int, version: int, inputs: list[int], outputs:
 def reshape(model: Any, graph: Any, source: int, target: int, shape: list[int]) -> Any:
     """A new RESHAPE operator."""
     sizes = np.array(shape, np.int32)
-    constant = add_tensor(graph, "shape", sizes.shape, INT32, add_buffer(model, sizes))
-    new = operator(model, Op.RESHAPE, 1, [source, constant], [target])
+    constant = add_tensor(graph, "shape", sizes.shape, dtype=INT32, buffer=add_buffer(model, sizes))
+    new = operator(model, Op.RESHAPE, 1, inputs=[source, constant], outputs=[target])
     new.builtinOptionsType, new.builtinOptions = schema.BuiltinOptions.ReshapeOptions, schema.ReshapeOptionsT()
     new.builtinOptions.newShape = shape
     return new

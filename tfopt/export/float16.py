@@ -28,7 +28,7 @@ def narrow_floats(model: Any) -> None:
             if fb.code(model, op) not in LOOKUPS or graph.tensors[int(op.inputs[0])].buffer not in weights:
                 continue
             result = int(op.outputs[0])
-            rows = fb.add_tensor(graph, "rows", graph.tensors[result].shape, fb.FLOAT16)
+            rows = fb.add_tensor(graph, "rows", graph.tensors[result].shape, dtype=fb.FLOAT16)
             op.outputs = [rows]
-            operators.append(fb.operator(model, fb.Op.DEQUANTIZE, 3, [rows], [result]))
+            operators.append(fb.operator(model, fb.Op.DEQUANTIZE, 3, inputs=[rows], outputs=[result]))
         graph.operators = operators

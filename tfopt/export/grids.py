@@ -77,7 +77,7 @@ def find_weights(model: Any) -> list[Found]:
                 continue
             matrix = np.ascontiguousarray(np.moveaxis(values, axis, 0)).reshape(values.shape[axis], -1)
             weights[tensor.buffer] = Found(
-                tensor.buffer, kind, tuple(names[tensor.buffer]), axis, values.shape, matrix
+                tensor.buffer, kind, tuple(names[tensor.buffer]), axis=axis, shape=values.shape, matrix=matrix
             )
     return list(weights.values())
 
@@ -208,7 +208,7 @@ def _parameters(graph: Any, item: Matched, scales: int) -> Any:
         new.detailsType = schema.QuantizationDetails.BlockwiseQuantization
         new.details = schema.BlockwiseQuantizationT()
         name = f"{item.found.name}/scales"
-        new.details.scales = fb.add_tensor(graph, name, grid.scale.shape, fb.FLOAT16, scales)
+        new.details.scales = fb.add_tensor(graph, name, grid.scale.shape, dtype=fb.FLOAT16, buffer=scales)
         new.details.zeroPoints, new.details.blockSize = -1, grid.spec.granularity
         new.quantizedDimension = 0
         return new
@@ -230,8 +230,8 @@ def widen(model: Any, graph: Any, buffers: set[int]) -> None:
         index = int(op.inputs[place])
         if index not in wide:
             tensor = graph.tensors[index]
-            wide[index] = fb.add_tensor(graph, f"{fb.name(tensor)}/wide", tensor.shape, fb.FLOAT32)
-            before.append(fb.operator(model, fb.Op.DEQUANTIZE, 6, [index], [wide[index]]))
+            wide[index] = fb.add_tensor(graph, f"{fb.name(tensor)}/wide", tensor.shape, dtype=fb.FLOAT32)
+            before.append(fb.operator(model, fb.Op.DEQUANTIZE, 6, inputs=[index], outputs=[wide[index]]))
         op.inputs = [wide[index] if i == place else int(v) for i, v in enumerate(op.inputs)]
     graph.operators = [*before, *graph.operators]
 
@@ -243,16 +243,16 @@ def layer_bits(record: Record, matched: list[Matched]) -> list[LayerBits]:
     for path, grid in record.grids.items():
         item = written.pop(path, None)
         if item is None:
-            rows.append(LayerBits(path, 32, "", "the converter folded it into float constants"))
+            rows.append(LayerBits(path, 32, "", reason="the converter folded it into float constants"))
         else:
             rows.append(_row(path, item, grid.note))
     rows += [_row(path, item, "") for path, item in written.items()]
-    return rows + [LayerBits(s.path, 32, "", s.reason) for s in record.skipped]
+    return rows + [LayerBits(s.path, 32, "", reason=s.reason) for s in record.skipped]
 
 
 def _row(path: str, item: Matched, note: str) -> LayerBits:
     grain = item.grid.spec.granularity
-    return LayerBits(path, item.grid.spec.bits, f"block {grain}" if isinstance(grain, int) else grain, note)
+    return LayerBits(path, item.grid.spec.bits, f"block {grain}" if isinstance(grain, int) else grain, reason=note)
 
 
 def stored_bits(item: Matched) -> int:
@@ -268,7 +268,7 @@ def nearest_grid(found: Found, bits: int, path: str) -> Grid:
     reach = np.abs(found.matrix).max(1, keepdims=True)
     scale = np.where(reach > 0, reach / spec.largest, 1).astype(np.float32)
     integers = np.clip(np.rint(found.matrix / scale), spec.smallest, spec.largest).astype(np.int8)
-    return Grid(path, spec, integers, scale, np.zeros_like(scale), found.matrix)
+    return Grid(path, spec, integers, scale=scale, zero=np.zeros_like(scale), source=found.matrix)
 
 
 def closest(found: Found, grids: dict[str, Grid]) -> str | None:

@@ -32,7 +32,7 @@ def _rewrite(model: Any, graph: Any) -> int:
             continue
         table, result = int(widening.inputs[0]), int(op.outputs[0])
         rows = graph.tensors[result]
-        narrow = fb.add_tensor(graph, f"{fb.name(rows)}/rows", rows.shape, graph.tensors[table].type)
+        narrow = fb.add_tensor(graph, f"{fb.name(rows)}/rows", rows.shape, dtype=graph.tensors[table].type)
         widen_rows = copy.deepcopy(widening)
         widen_rows.inputs, widen_rows.outputs = [narrow], [result]
         op.inputs, op.outputs = [table, *map(int, op.inputs[1:])], [narrow]
@@ -54,12 +54,12 @@ def look_up_rows(model: Any) -> None:
             table, ids, result = int(op.inputs[0]), int(op.inputs[1]), int(op.outputs[0])
             count, width = int(np.prod(graph.tensors[ids].shape)), int(graph.tensors[table].shape[1])
             title = fb.name(graph.tensors[result])
-            flat = fb.add_tensor(graph, f"{title}/ids", [count], fb.INT32)
-            rows = fb.add_tensor(graph, f"{title}/rows", [count, width], fb.FLOAT32)
+            flat = fb.add_tensor(graph, f"{title}/ids", [count], dtype=fb.INT32)
+            rows = fb.add_tensor(graph, f"{title}/rows", [count, width], dtype=fb.FLOAT32)
             operators += [
-                fb.reshape(model, graph, ids, flat, [count]),
-                fb.operator(model, fb.Op.EMBEDDING_LOOKUP, 4, [flat, table], [rows]),
-                fb.reshape(model, graph, rows, result, [int(d) for d in graph.tensors[result].shape]),
+                fb.reshape(model, graph, ids, target=flat, shape=[count]),
+                fb.operator(model, fb.Op.EMBEDDING_LOOKUP, 4, inputs=[flat, table], outputs=[rows]),
+                fb.reshape(model, graph, rows, target=result, shape=[int(d) for d in graph.tensors[result].shape]),
             ]
         graph.operators = operators
 

@@ -127,12 +127,12 @@ def make_record(
     else:
         if config.needs_data and representative is None:
             raise InputError(_NEEDS_DATA)
-        record, improved = quantize_weights(model, config, inputs, representative)
+        record, improved = quantize_weights(model, config, inputs, samples=representative)
         checks = [] if improved is None else [_gptq_check(improved)]
     if config.is_static and not record.ranges:
         if representative is None:
             raise InputError(_NEEDS_DATA)
-        record, rows = calibrate(model, record, inputs, representative)
+        record, rows = calibrate(model, record, inputs, samples=representative)
         checks.append(Check("calibration", f"{rows} rows, {len(record.ranges)} ranges", "every batch seen"))
     return record, checks
 
@@ -158,7 +158,7 @@ def smoother(
         return
     if representative is None:
         raise InputError(_NEEDS_DATA)
-    with smoothed(model, inputs, representative, config.smooth) as places:
+    with smoothed(model, inputs, representative, strength=config.smooth) as places:
         yield [Check("smooth", f"{places} places", "reported")]
 
 
@@ -180,14 +180,14 @@ def write_quantized(
         content = convert_decoder(model, lengths, apart=not _may_fold(record), narrow_cache=narrow_cache)
     else:
         with contextlib.nullcontext() if _may_fold(record) else frozen(model, record):
-            content = convert(model, inputs, lengths, batch)
+            content = convert(model, inputs, lengths, batch=batch)
     if config.is_static:
-        samples = None if representative is None else _by_signature(representative, inputs, lengths, batch)
-        content, matched = write_static(content, config, record.grids, samples)
+        samples = None if representative is None else _by_signature(representative, inputs, lengths, batch=batch)
+        content, matched = write_static(content, config, record.grids, samples=samples)
         layers = layer_bits(record, matched)
     else:
         content, matched, layers = write_grids(
-            content, record, look_up_rows, lambda found: _fallback(found, record)
+            content, record, look_up_rows, fallback=lambda found: _fallback(found, record)
         )
     if record.grids and not matched:
         raise VerificationError("grids", "none of the model's weights was found in the converted file")
@@ -195,7 +195,7 @@ def write_quantized(
     checks = [check_grids(path, matched)]
     if config.is_static:
         checks.append(Check("float_operators", float(check_float_left(path)), "reported"))
-    return Written(record, matched, tuple(layers), checks)
+    return Written(record, matched, tuple(layers), checks=checks)
 
 
 def _is_plain(record: Record) -> bool:
@@ -250,7 +250,9 @@ def _like(scale: np.ndarray, stored: np.ndarray) -> np.ndarray:
 def frozen(model: Any, record: Record) -> Iterator[None]:
     """While entered, static activations are rounded to the record's ranges, and nothing is folded into inputs."""
     config = record.config
-    simulation = Simulation(model, config, plan_weights(model, config), "frozen", record.ranges).install()
+    simulation = Simulation(
+        model, config, plan_weights(model, config), mode="frozen", ranges=record.ranges
+    ).install()
     try:
         yield
     finally:

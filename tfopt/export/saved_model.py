@@ -41,9 +41,11 @@ def write_saved_model(
     module.model_variables = [keras_api.tf_variable(w.variable) for w in keras_api.weights(model)]
     signatures = {}
     if not lengths or batch is None:
-        signatures[DEFAULT_SIGNATURE] = _function(model, inputs, batch, None, jit_compile)
+        signatures[DEFAULT_SIGNATURE] = _function(model, inputs, batch, length=None, jit_compile=jit_compile)
     for length in lengths:
-        signatures[length_signature(length)] = _function(model, inputs, batch, length, jit_compile)
+        signatures[length_signature(length)] = _function(
+            model, inputs, batch, length=length, jit_compile=jit_compile
+        )
     for name, function in signatures.items():
         setattr(module, name, function)
     try:

@@ -61,7 +61,7 @@ def write_static(
     plain = fb.write(model)
     known: dict[str, Any] = {name: _as_statistics(r) for name, r in _spread(model, ranges, wide).items()}
     with _quiet():
-        quantizer = _quantizer(plain, config, _touching(model, wide), _readers(model, others))
+        quantizer = _quantizer(plain, config, _touching(model, wide), floats=_readers(model, others))
         missing = _without_range(model, known)
         if missing:
             if samples is None:

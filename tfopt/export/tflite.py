@@ -35,7 +35,7 @@ def convert(model: Any, inputs: Inputs, lengths: tuple[int, ...], batch: int, fl
     with tempfile.TemporaryDirectory(prefix="tfopt-") as folder:
         saved = Path(folder, "model")
         with few_passes(model), unfused(model):
-            write_saved_model(model, saved, inputs, lengths, batch)
+            write_saved_model(model, saved, inputs, lengths=lengths, batch=batch)
         return convert_saved_model(saved, [signature_of(n) for n in lengths or (None,)], float16)
 
 

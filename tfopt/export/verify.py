@@ -24,7 +24,7 @@ _QUANTIZED_AGREEMENT = 0.95
 _SMALLEST_NARROW = 1024
 
 
-def check_contents(path: Path, format: str, quantization: str | None, jit_compile: bool) -> list[Check]:
+def check_contents(path: Path, *, format: str, quantization: str | None, jit_compile: bool) -> list[Check]:
     """Checks that the weights have the asked-for types and that no table is widened as a whole.
 
     Raises:
@@ -57,6 +57,7 @@ def check_contents(path: Path, format: str, quantization: str | None, jit_compil
 def check_outputs(
     path: Path,
     samples: dict[str, np.ndarray],
+    *,
     reference: dict[str, np.ndarray],
     quantization: str | None,
     compare_classes: bool = True,
@@ -93,7 +94,7 @@ def check_outputs(
         measure = "rms_error" if static else "max_abs_error"
         share = _TOLERANCE.get(quantization, _QUANTIZED_TOLERANCE)
         allowed = limit if limit is not None else share * max(float(np.abs(expected).max()), 1e-6)
-        off = _compare(name, outputs[name], expected, measure, allowed)
+        off = _compare(name, outputs[name], expected, measure=measure, limit=allowed)
         checks.append(Check(measure if len(reference) == 1 else f"{measure} of {name}", off, allowed))
     agreement = None
     name, expected = next(iter(reference.items()))

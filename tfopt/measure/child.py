@@ -23,6 +23,7 @@ _PROGRESS = "> "
 
 def measure_in_child(
     targets: Mapping[str, Path],
+    *,
     data: Path | None,
     text: np.ndarray | None,
     window: int | None,
@@ -97,13 +98,13 @@ def serve(folder: Path) -> None:
         set_threads(request["threads"])
     found = compare_artifacts(
         request["targets"],
-        None if request["data"] is None else batches(request["data"], 64, split="validation"),
-        inputs,
-        request["threads"],
-        request["rounds"],
-        request["errors"],
-        lambda line: print(f"{_PROGRESS}{line}", flush=True),  # noqa: T201
-        None if request["window"] is None else np.load(folder / "text.npy"),
-        request["window"],
+        data=None if request["data"] is None else batches(request["data"], 64, split="validation"),
+        inputs=inputs,
+        threads=request["threads"],
+        rounds=request["rounds"],
+        errors=request["errors"],
+        log=lambda line: print(f"{_PROGRESS}{line}", flush=True),  # noqa: T201
+        text=None if request["window"] is None else np.load(folder / "text.npy"),
+        window=request["window"],
     )
     (folder / "result.json").write_text(json.dumps([dataclasses.asdict(m) for m in found]), "utf-8")

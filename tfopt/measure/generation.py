@@ -35,6 +35,7 @@ class GenerationSpeed:
 
 def measure_generation(
     decoders: Mapping[str, Decoder],
+    *,
     prompt_tokens: int = 64,
     new_tokens: int = 64,
     rounds: int = 5,
@@ -83,7 +84,7 @@ def _once(decoder: Decoder, prompt_tokens: int, new_tokens: int) -> tuple[float,
         token = int(session.extend(ids)[0, -1].argmax())
         first = time.perf_counter() - started
         started = time.perf_counter()
-        _answer(session, decoder, [*ids[0].tolist(), token], new_tokens - 1)
+        _answer(session, decoder, [*ids[0].tolist(), token], count=new_tokens - 1)
         return first, time.perf_counter() - started, session.cache_bytes
 
 

@@ -22,6 +22,7 @@ Log = Callable[[str], None]
 def measure(
     target: str | Path | Predictor,
     data: Iterable[Any] | None = None,
+    *,
     inputs: Mapping[str, np.ndarray] | None = None,
     name: str | None = None,
     threads: int | None = None,
@@ -38,12 +39,13 @@ def measure(
         rounds: timed calls.
     """
     label = name or Path(target.path if isinstance(target, Predictor) else target).stem
-    found = compare_artifacts({label: target}, data, inputs, threads=threads, rounds=rounds)
+    found = compare_artifacts({label: target}, data=data, inputs=inputs, threads=threads, rounds=rounds)
     return dataclasses.replace(found[0], speedup=None, shrink=None, agreement=None)
 
 
 def compare_artifacts(
     targets: Mapping[str, str | Path | Predictor],
+    *,
     data: Iterable[Any] | None = None,
     inputs: Mapping[str, np.ndarray] | None = None,
     threads: int | None = None,
@@ -69,19 +71,19 @@ def compare_artifacts(
     if (text is None) != (window is None):
         raise InputError(f"text and window go together, got window={window}")
     predictors = {
-        name: target if isinstance(target, Predictor) else Predictor.load(target, threads)
+        name: target if isinstance(target, Predictor) else Predictor.load(target, threads=threads)
         for name, target in targets.items()
     }
     log("sizes, plain and packed")
     found = {name: _stored(name, predictor) for name, predictor in predictors.items()}
     if inputs is not None:
         log(f"timing {len(predictors)} artifacts in turns")
-        _add_timing(found, predictors, inputs, threads, rounds, log)
+        _add_timing(found, predictors, inputs, threads=threads, rounds=rounds, log=log)
     if data is not None:
-        _add_quality(found, predictors, data, log)
+        _add_quality(found, predictors, data, log=log)
     if text is not None and window is not None:
         log("perplexity and generation of all in turns")
-        found = add_text_figures(found, predictors, text, window, rounds)
+        found = add_text_figures(found, predictors, text, window=window, rounds=rounds)
     baseline = next(iter(found.values()))
     return [
         dataclasses.replace(m, shrink=baseline.bytes / m.bytes, max_abs_error=(errors or {}).get(m.name))
@@ -92,7 +94,7 @@ def compare_artifacts(
 def _stored(name: str, predictor: Predictor) -> Measurement:
     weights, packed = predictor.weights(), archive.sizes(predictor.path)
     return Measurement(
-        name, predictor.format, str(predictor.path), size_of(predictor.path),
+        name, predictor.format, str(predictor.path), bytes=size_of(predictor.path),
         bytes_gzip=size.gzip_bytes(predictor.path), bytes_packed=packed.packed_bytes,
         bytes_entropy=packed.entropy_bytes, sparsity=size.sparsity(weights),
         kernel_sparsity=size.sparsity([w for w in weights if w.is_kernel]),

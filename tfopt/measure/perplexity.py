@@ -44,7 +44,7 @@ class PredictedText:
 
 
 def perplexity(
-    decoder: Decoder, ids: Sequence[int], window: int | None = None, stride: int | None = None
+    decoder: Decoder, ids: Sequence[int], *, window: int | None = None, stride: int | None = None
 ) -> Perplexity:
     """Predicts every token of a text but the first from those before it.
 
@@ -64,7 +64,7 @@ def perplexity(
         with decoder.open([0]) as session:
             return session.extend(part[None], every=True)[0]
 
-    return predict_text(logits_of, decoder.context, ids, window, stride).perplexity
+    return predict_text(logits_of, decoder.context, ids, window=window, stride=stride).perplexity
 
 
 def predict_text(

@@ -63,7 +63,7 @@ def generation_figures(
     if not decoders:
         return {}
     count = max(2, min(_TIMED_TOKENS, window // 2))
-    speeds = measure_generation(decoders, count, count, min(rounds, _ROUNDS))
+    speeds = measure_generation(decoders, prompt_tokens=count, new_tokens=count, rounds=min(rounds, _ROUNDS))
     greedy = greedy_agreement(decoders, text, window)
     return {
         speed.name: {
@@ -83,7 +83,7 @@ def add_text_figures(
 ) -> dict[str, Measurement]:
     """The measurements with quality, agreement and generation filled in."""
     quality = text_quality(predictors, text, window)
-    generation = generation_figures(predictors, text, window, rounds)
+    generation = generation_figures(predictors, text, window, rounds=rounds)
     return {
         name: dataclasses.replace(
             m, quality=quality[name][0], agreement=quality[name][1], generation=generation.get(name)

@@ -308,13 +308,16 @@ def _llama_entries(config: CausalLMConfig) -> Iterator[Entry]:
 
 _HEADS = ("pooler.", "cls.", "classifier.", "embeddings.position_ids", "lm_head.", "vocab_", "pre_classifier.",
           "qa_outputs.")  # fmt: skip
-_CAUSAL = Architecture(("",), _llama_config, write_causal, _llama_entries, ("model.rotary", "lm_head."))
+_CAUSAL = Architecture(
+    ("",), _llama_config, write_causal, entries=_llama_entries, unused=("model.rotary", "lm_head.")
+)
 ARCHITECTURES: dict[str, Architecture] = {
-    "bert": Architecture(("", "bert."), _bert_config, _write_bert, _bert_entries, _HEADS),
-    "roberta": Architecture(("roberta.", ""), _roberta_config, _write_bert, _bert_entries, _HEADS),
+    "bert": Architecture(("", "bert."), _bert_config, _write_bert, entries=_bert_entries, unused=_HEADS),
+    "roberta": Architecture(("roberta.", ""), _roberta_config, _write_bert, entries=_bert_entries, unused=_HEADS),
     "distilbert": Architecture(
-        ("distilbert.", ""), _distilbert_config, _write_distilbert, _distilbert_entries, _HEADS
+        ("distilbert.", ""), _distilbert_config, _write_distilbert, entries=_distilbert_entries, unused=_HEADS
     ),
-    "gpt2": Architecture(("", "transformer."), _gpt2_config, write_causal, _gpt2_entries, ("lm_head.",)),
+    "gpt2": Architecture(("", "transformer."), _gpt2_config, write_causal, entries=_gpt2_entries,
+                         unused=("lm_head.",)),
     "llama": _CAUSAL, "mistral": _CAUSAL, "qwen2": _CAUSAL,
 }  # fmt: skip

@@ -81,6 +81,7 @@ Pooling = Literal["mean", "cls", "pooler"]
 def bert(
     config: BertConfig,
     num_labels: int | None = None,
+    *,
     pooling: Pooling = "mean",
     generation: str = "tf_keras",
     head: Head | None = None,
@@ -121,7 +122,7 @@ def bert(
     builder = _Builder(config, generation)
     ids, mask = builder.inputs()
     hidden = builder.encode(ids, mask)
-    outputs = builder.head(head, hidden, ids, mask, num_labels or 0, pooling)
+    outputs = builder.head(head, hidden, ids, mask=mask, num_labels=num_labels or 0, pooling=pooling)
     names = {None: "bert", "classification": "bert_classifier"}
     model = builder.model([ids, mask], outputs, names.get(head, f"bert_{head}"))
     facts = {**dataclasses.asdict(config), "head": head, "pooling": pooling}

@@ -61,7 +61,9 @@ class _Builder:
         x, bias = self._dropout(x), self._bias(ids, mask)
         for index in range(c.num_hidden_layers):
             name = f"layer_{index}"
-            attended = self._attention(self._norm(x, f"{name}_attention_norm"), bias, turn, f"{name}_attention")
+            attended = self._attention(
+                self._norm(x, f"{name}_attention_norm"), bias, turn, name=f"{name}_attention"
+            )
             x = x + self._dropout(attended)
             x = x + self._dropout(self._feed_forward(self._norm(x, f"{name}_mlp_norm"), name))
         x = self._norm(x, "final_norm")
@@ -120,12 +122,12 @@ class _Builder:
         plain = c.hidden_act != "gelu_tanh"
         kind = c.hidden_act if plain else None
         if c.gated:
-            gate = self._dense(c.intermediate_size, f"{name}_gate", c.output_bias, kind)(x)
+            gate = self._dense(c.intermediate_size, f"{name}_gate", c.output_bias, activation=kind)(x)
             h = (gate if plain else self._ops.gelu_tanh(gate)) * self._dense(
                 c.intermediate_size, f"{name}_up", c.output_bias
             )(x)
         else:
-            h = self._dense(c.intermediate_size, f"{name}_up", c.output_bias, kind)(x)
+            h = self._dense(c.intermediate_size, f"{name}_up", c.output_bias, activation=kind)(x)
             h = h if plain else self._ops.gelu_tanh(h)
         return self._dense(c.hidden_size, f"{name}_down", c.output_bias)(h)
 

@@ -25,6 +25,7 @@ _LARGEST = 1 << 24  # rows, widths and layers beyond this are no header but some
 
 def read_llama2c(
     path: str | Path,
+    *,
     generation: str = "tf_keras",
     tokenizer: str | Path | None = None,
     dropout: float | None = None,
@@ -80,8 +81,9 @@ def _header(path: Path) -> tuple[CausalLMConfig, list[tuple[list[str | None], tu
         if max(map(abs, header)) > _LARGEST:
             raise InputError("numbers beyond those of any model")
         config = CausalLMConfig(
-            abs(vocab), dim, layers, heads, groups, intermediate_size=hidden, max_position_embeddings=context,
-            tie_word_embeddings=vocab > 0, end_tokens=(1, 2),
+            abs(vocab), dim, layers, num_attention_heads=heads, num_key_value_heads=groups,
+            intermediate_size=hidden, max_position_embeddings=context, tie_word_embeddings=vocab > 0,
+            end_tokens=(1, 2),
         )  # fmt: skip
     except InputError as error:
         raise ModelFileError(f"{path} is no llama2.c model: its header reads {header} ({error})") from error

@@ -36,6 +36,7 @@ _SHARD = 5_000_000_000
 def from_pretrained(
     folder: str | Path,
     generation: str = "tf_keras",
+    *,
     num_labels: int | None = None,
     pooling: Pooling = "mean",
     dropout: float | None = None,
@@ -75,11 +76,11 @@ def from_pretrained(
         if dropout is not None:
             config = dataclasses.replace(config, hidden_dropout_prob=dropout)
         head = head or (None if num_labels is None else "classification")
-        extra, found = _stored_head(folder, config, architecture, head, pooling)
+        extra, found = _stored_head(folder, config, architecture, head=head, pooling=pooling)
         if head in ("classification", "tokens") and num_labels is None:
             num_labels = found
-        model = bert(config, num_labels, pooling, generation, head)
-    _assign(model, config, architecture, folder, extra)
+        model = bert(config, num_labels, pooling=pooling, generation=generation, head=head)
+    _assign(model, config, architecture, folder=folder, heads=extra)
     return model
 
 
@@ -116,7 +117,7 @@ def check_weights(folder: Path, config: Config) -> None:
     _, architecture = _read(folder)
     with opened(folder) as tensors:
         stored = _names(tensors, architecture)
-        _check_names({e.theirs for e in architecture.entries(config)}, set(stored), architecture, folder)
+        _check_names({e.theirs for e in architecture.entries(config)}, set(stored), architecture, folder=folder)
         table = next(e.theirs for e in architecture.entries(config))
         shape = tensors.shapes[stored[table]]
     if shape != (config.vocab_size, config.hidden_size):
@@ -127,7 +128,7 @@ def check_weights(folder: Path, config: Config) -> None:
 
 
 def save_pretrained(
-    model: Any, folder: str | Path, shard_bytes: int = _SHARD, dtype: str = "float32"
+    model: Any, folder: str | Path, *, shard_bytes: int = _SHARD, dtype: str = "float32"
 ) -> list[Path]:
     """Writes a model back as a Hugging Face folder, in the layout that its architecture has there.
 
@@ -161,7 +162,7 @@ def save_pretrained(
     prefix = max(architecture.prefixes, key=len) if heads else architecture.prefixes[0]
     values = {prefix + e.theirs: e.write(weights) for e in architecture.entries(config)}
     values |= {(prefix if e.theirs.startswith(OF_THE_ENCODER) else "") + e.theirs: e.write(weights) for e in heads}
-    files = write_tensors(folder, values, raw, shard_bytes, dtype)
+    files = write_tensors(folder, values, raw, shard_bytes=shard_bytes, dtype=dtype)
     tokenizer = getattr(model, keras_api.EXTRA, {}).get(TOKENIZER_MEMBERS[0])
     if tokenizer is not None:
         (folder / "tokenizer.json").write_bytes(tokenizer)
@@ -214,7 +215,7 @@ def _assign(
     with opened(folder) as tensors:
         stored = _names(tensors, architecture)
         entries: list[Entry] = list(architecture.entries(config))
-        _check_names({e.theirs for e in entries}, set(stored), architecture, folder)
+        _check_names({e.theirs for e in entries}, set(stored), architecture, folder=folder)
         entries += heads
         for entry in entries:
             name, expected = stored[entry.theirs], entry.shape(shapes)

@@ -11,7 +11,7 @@ from tfopt.models.llama2c import read_llama2c
 from tfopt.models.pretrained import from_pretrained
 
 
-def load_any(path: str | Path, generation: str = "tf_keras", dropout: float | None = None) -> Any:
+def load_any(path: str | Path, *, generation: str = "tf_keras", dropout: float | None = None) -> Any:
     """A Keras model from a `.keras` or `.h5` file, a Hugging Face folder, or what llama2.c writes.
 
     A tokenizer that lies beside a causal language model stays with it.
@@ -32,13 +32,13 @@ def load_any(path: str | Path, generation: str = "tf_keras", dropout: float | No
         with path.open("rb") as file:
             if file.read(2) in (b"PK", b"\x80\x02"):
                 raise ModelFileError(f"{path} is a pickle, which runs code when it is read; {PICKLE_ADVICE}")
-        return read_llama2c(path, generation, dropout=dropout)
+        return read_llama2c(path, generation=generation, dropout=dropout)
     if path.is_file():
         return keras_api.load_model(path)
     if (path / "config.json").exists():
         return from_pretrained(path, generation, dropout=dropout)
     model, tokenizer = llama2c_files(path)
-    return read_llama2c(model, generation, tokenizer, dropout)
+    return read_llama2c(model, generation=generation, tokenizer=tokenizer, dropout=dropout)
 
 
 def llama2c_files(folder: Path) -> tuple[Path, Path | None]:

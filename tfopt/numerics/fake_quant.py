@@ -77,7 +77,7 @@ def fake_quant_weight(w: tf.Tensor, layout: Layout, spec: WeightSpec, clip: tf.T
     """The weight rounded to the grid that it spans at this moment; the gradient passes straight through."""
     latent = tf.stop_gradient(w)
     values, _ = grouped(latent, layout, spec.granularity)
-    scale, zero = scale_and_zero(latent, layout, spec, clip)
+    scale, zero = scale_and_zero(latent, layout, spec, clip=clip)
     if spec.symmetric and isinstance(clip, float) and clip == 1.0 and spec.granularity in ("tensor", "channel"):
         rounded = tf.round(values / scale) * scale  # nothing reaches beyond the grid
     else:
@@ -92,7 +92,7 @@ def best_clip(w: tf.Tensor, layout: Layout, spec: WeightSpec) -> tf.Tensor:
     best: tf.Tensor | None = None
     chosen: tf.Tensor | None = None
     for ratio in _CLIP_RATIOS:
-        scale, zero = scale_and_zero(w, layout, spec, ratio)
+        scale, zero = scale_and_zero(w, layout, spec, clip=ratio)
         rounded = tf.clip_by_value(tf.round(values / scale) + zero, float(spec.smallest), float(spec.largest))
         error = tf.reduce_sum(((rounded - zero) * scale - values) ** 2, axes, keepdims=True)
         if best is None:

@@ -48,8 +48,8 @@ def quantize_weights(
     improved = None
     if config.rounding == "gptq":
         assert inputs is not None and samples is not None
-        improved = _improve(model, plan, grids, inputs, samples)
-    return Record(config, grids, {}, plan.skipped, trained=False), improved
+        improved = _improve(model, plan, grids, inputs=inputs, samples=samples)
+    return Record(config, grids, {}, skipped=plan.skipped, trained=False), improved
 
 
 def _improve(
@@ -112,7 +112,7 @@ def calibrate(model: Any, record: Record, inputs: Inputs, samples: dict[str, np.
     check_varied(samples)
     rows = len(next(iter(samples.values())))
     plan = plan_weights(model, record.config)
-    simulation = Simulation(model, record.config, plan, "calibrate").install()
+    simulation = Simulation(model, record.config, plan, mode="calibrate").install()
     try:
         for batch in batches_of(samples):
             call(model, inputs, batch)

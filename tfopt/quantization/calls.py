@@ -28,14 +28,14 @@ def new_calls(simulation: Simulation) -> Iterator[tuple[Any, str, Call]]:
         own = planned.get(id(layer), [])
         kind = role(layer)
         if kind == "product" and (own or simulation.config.is_static):
-            yield layer, "call", _product(simulation, layer, path, own)
+            yield layer, "call", _product(simulation, layer, path, own=own)
         elif kind == "table" and own:
             yield layer, "call", _table(simulation, layer, own[0])
         elif simulation.config.is_static:
-            yield from _static(simulation, layer, path, kind)
+            yield from _static(simulation, layer, path, kind=kind)
     if simulation.config.is_static:
         for path, operation in keras_api.operations(simulation.model):
-            yield from _static(simulation, operation, path, role(operation))
+            yield from _static(simulation, operation, path, kind=role(operation))
     yield simulation.model, "call", _root(simulation)
 
 
@@ -57,7 +57,8 @@ def _root(simulation: Simulation) -> Call:
     model = simulation.model
     original = original_call(model)
     keys = [
-        simulation.add_point(model, "model", f"input{i}", False) for i in range(4 * simulation.config.is_static)
+        simulation.add_point(model, "model", f"input{i}", learns=False)
+        for i in range(4 * simulation.config.is_static)
     ]
 
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -95,12 +96,12 @@ def _product(simulation: Simulation, layer: Any, path: str, own: list[PlannedWei
         if inner is not None:
             values["activation"] = activate
         with swapped(layer, values):
-            outputs = original(simulation.rows(layer, inputs, axes, symmetric), *args, **kwargs)
+            outputs = original(simulation.rows(layer, inputs, axes, symmetric=symmetric), *args, **kwargs)
         if in_blocks:
             return simulation.keep_apart(outputs)
         if outer is None:
             return outputs
-        return simulation.mark(outputs, outer, layer, kind)
+        return simulation.mark(outputs, outer, layer, kind=kind)
 
     return call
 
@@ -151,7 +152,7 @@ def _computes(simulation: Simulation, node: Any, path: str) -> Call:
 
     def call(*args: Any, **kwargs: Any) -> Any:
         outputs = original(*args, **kwargs)
-        return simulation.mark(outputs, key, node, kind) if marked else outputs
+        return simulation.mark(outputs, key, node, kind=kind) if marked else outputs
 
     return call
 
@@ -159,11 +160,11 @@ def _computes(simulation: Simulation, node: Any, path: str) -> Call:
 def _softmax(simulation: Simulation, node: Any, path: str) -> Call:
     original = original_call(node)
     scores = simulation.add_point(node, path, "scores")
-    output = simulation.add_point(node, path, "output", False)
+    output = simulation.add_point(node, path, "output", learns=False)
 
     def call(inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        inputs = simulation.mark(inputs, scores, node, "scores")
-        return simulation.mark(original(inputs, *args, **kwargs), output, node, "softmax")
+        inputs = simulation.mark(inputs, scores, node, kind="scores")
+        return simulation.mark(original(inputs, *args, **kwargs), output, node, kind="softmax")
 
     return call
 
@@ -226,7 +227,7 @@ def _attention(simulation: Simulation, layer: Any, path: str) -> Call:
     axes = 1 if grouped else len(layer._attention_axes)
 
     def mark(x: tf.Tensor, name: str, kind: Any = "range") -> tf.Tensor:
-        return simulation.mark(x, keys[name], layer, kind)
+        return simulation.mark(x, keys[name], layer, kind=kind)
 
     def compute(
         query: Any,

@@ -101,7 +101,7 @@ def _decide(selection: Selection, weight: Weight, config: QuantizeConfig) -> Pla
     if layout is None:
         return _unknown(weight, config)
     kind = role(weight.layer)
-    bits = _bits(selection, weight, config, kind == "table")
+    bits = _bits(selection, weight, config, is_table=kind == "table")
     if bits is None:
         return Skipped(weight.path, "float was asked for")
     if not layout.inputs:
@@ -113,7 +113,7 @@ def _decide(selection: Selection, weight: Weight, config: QuantizeConfig) -> Pla
             why = f"{width} inputs do not divide into blocks of {spec.granularity}"
             note = f"one scale per channel: {why if layout.blocks else 'its operator takes no blocks'}"
             spec = spec._replace(granularity="channel")
-    return PlannedWeight(weight, layout, spec, note)
+    return PlannedWeight(weight, layout, spec, note=note)
 
 
 def _unknown(weight: Weight, config: QuantizeConfig) -> Skipped:

@@ -145,10 +145,10 @@ def from_bytes(content: bytes, model: Any) -> Record:
             weight = found[path]
             source = as_matrix(keras_api.to_numpy(weight.variable), layouts(weight.layer)[weight.name])
             scale, zero = archive[f"scale{index}"], archive[f"zero{index}"]
-            grids[path] = grid_of(path, WeightSpec(*spec), source, scale, zero, note)
+            grids[path] = grid_of(path, WeightSpec(*spec), source, scale=scale, zero=zero, note=note)
     return Record(
         QuantizeConfig(**head["config"]), grids, {k: (v[0], v[1]) for k, v in head["ranges"].items()},
-        tuple(Skipped(*s) for s in head["skipped"]), trained=True,
+        skipped=tuple(Skipped(*s) for s in head["skipped"]), trained=True,
     )  # fmt: skip
 
 
@@ -159,4 +159,4 @@ def grid_of(
     width = source.shape[1] // scale.shape[1]
     spread = [np.repeat(a, width, 1) if a.shape[1] > 1 else a for a in (scale, zero)]
     integers = np.clip(np.rint(source / spread[0]) + spread[1], spec.smallest, spec.largest).astype(np.int8)
-    return Grid(path, spec, integers, scale, zero, source, note)
+    return Grid(path, spec, integers, scale=scale, zero=zero, source=source, note=note)

@@ -137,6 +137,7 @@ class Sensitivity:
 def measure_sensitivity(
     model: Any,
     representative: dict[str, np.ndarray],
+    *,
     config: QuantizeConfig | None = None,
     bits: Sequence[int] = (8, 4),
     input_signature: Any = None,
@@ -174,8 +175,8 @@ def measure_sensitivity(
             grid = round_to_nearest(at, value, search_clip=b < 8)
             with on_grids(model, {at.path: grid}):
                 loss = float(((_output(model, inputs, samples) - expected) ** 2).mean()) / variance
-            size = stored_bytes(at, value.size, grid.scale.size, config.is_static)
-            rows.append(Row(planned.path, b, size, loss))
+            size = stored_bytes(at, value.size, grid.scale.size, static=config.is_static)
+            rows.append(Row(planned.path, b, size, loss=loss))
     return Sensitivity(tuple(rows), config, len(next(iter(samples.values()))))
 
 
@@ -201,7 +202,7 @@ def choose_bits(
     """
     if (max_bytes is None) == (max_loss is None):
         raise InputError(f"give either max_bytes or max_loss, got {max_bytes} and {max_loss}")
-    table = measure_sensitivity(model, representative, config)
+    table = measure_sensitivity(model, representative, config=config)
     if max_loss is None:
         return table.within_bytes(max_bytes or 0), table
     inputs = inputs_of(model)

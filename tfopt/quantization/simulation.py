@@ -138,7 +138,7 @@ class Simulation:
         if self.config.weight_scale == "mse":
             self._clips[planned.path] = tf.constant(clip)
         else:
-            scale, _ = scale_and_zero(tf.constant(value), planned.layout, planned.spec, clip)
+            scale, _ = scale_and_zero(tf.constant(value), planned.layout, planned.spec, clip=clip)
             # Trained as a power of e, since Adam's steps have the size of its rate, not of the gradient.
             gain = np.zeros(scale.shape, np.float32)
             variable = keras_api.add_trainable(planned.weight.layer, f"{planned.weight.name}_step_gain", gain)
@@ -187,10 +187,10 @@ class Simulation:
         def rounded() -> tf.Tensor:
             if planned.path in self.steps:
                 step = self.step_size(planned)
-                result = fake_quant_learned(latent, step, planned.layout, planned.spec)
+                result = fake_quant_learned(latent, step, planned.layout, spec=planned.spec)
             else:
                 clip = self._clips.get(planned.path, 1.0)
-                result = fake_quant_weight(latent, planned.layout, planned.spec, clip)
+                result = fake_quant_weight(latent, planned.layout, planned.spec, clip=clip)
             return tf.cast(result, value.dtype)
 
         return self._after_warmup(tf.cast(latent, value.dtype), rounded)
@@ -222,7 +222,7 @@ class Simulation:
         if self.mode != "train" or self.config.activations != "dynamic":
             return x
         symmetric = symmetric or self.config.activation_symmetric
-        return self._after_warmup(x, lambda: fake_quant_rows(x, axes, 8, symmetric))
+        return self._after_warmup(x, lambda: fake_quant_rows(x, axes, 8, symmetric=symmetric))
 
     def keep_apart(self, x: tf.Tensor) -> tf.Tensor:
         """A product's output, in a graph to be converted, so that nothing is folded into its weights from behind.
@@ -244,12 +244,12 @@ class Simulation:
             if known is None:
                 return x
             low, high = usable(*known, symmetric)
-            return fake_quant_range(x, tf.constant(low), tf.constant(high), bits, symmetric)
+            return fake_quant_range(x, tf.constant(low), tf.constant(high), bits=bits, symmetric=symmetric)
         point = self.points.get(key)
         if point is None:
             return x
         if fixed is None:
-            self._observe(point, x, layer, kind)
+            self._observe(point, x, layer, kind=kind)
         # What 16 bits take from a value is nothing that training could feel, and rounding costs two passes.
         if self.mode == "calibrate" or (key in self._wide and self.config.activation_bits == 8):
             return x
@@ -258,20 +258,22 @@ class Simulation:
             low, high = (tf.convert_to_tensor(bound) for bound in fixed or point.range())
             low, high = usable_tensors(low, high, symmetric)
             if fixed:
-                return fake_quant_range(x, low, high, bits, symmetric)
+                return fake_quant_range(x, low, high, bits=bits, symmetric=symmetric)
             observed = tf.convert_to_tensor(point.seen)[2] > 0  # nothing was before training
-            return tf.cond(observed, lambda: fake_quant_range(x, low, high, bits, symmetric), lambda: x)
+            return tf.cond(
+                observed, lambda: fake_quant_range(x, low, high, bits=bits, symmetric=symmetric), lambda: x
+            )
 
         return self._after_warmup(x, rounded)
 
     def _observe(self, point: Point, x: tf.Tensor, layer: Any, kind: Kind) -> None:
         if self.mode == "calibrate":
-            point.observe(x, kind, self.config.momentum, True)
+            point.observe(x, kind, self.config.momentum, active=True)
         elif self.training(layer):
             active: tf.Tensor | bool = True
             if self.config.freeze_after is not None:
                 active = tf.convert_to_tensor(self.counter) <= self.config.freeze_after
-            point.observe(x, kind, self.config.momentum, active)
+            point.observe(x, kind, self.config.momentum, active=active)
 
     def observed(self) -> dict[str, tuple[float, float]]:
         """Ranges of the points that saw something."""
@@ -298,7 +300,7 @@ def _depends_on_inputs(x: tf.Tensor) -> bool:
 def watched_inputs(model: Any, watch: Callable[[Any, tf.Tensor], None]) -> Iterator[None]:
     """While entered, `watch` is called with every layer that has a kernel and what it is fed."""
     config = QuantizeConfig(weight_bits=8, activations="none")
-    simulation = Simulation(model, config, plan_weights(model, config), "calibrate")
+    simulation = Simulation(model, config, plan_weights(model, config), mode="calibrate")
     simulation.watch = watch
     simulation.install()
     try:

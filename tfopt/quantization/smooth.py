@@ -52,7 +52,7 @@ def smoothed(model: Any, inputs: Inputs, samples: dict[str, np.ndarray], strengt
         for source, products in places:
             touched = [*_own(source), *(p.kernel for p in products)]
             before += [(v, keras_api.to_numpy(v)) for v in touched]
-            _move(source, products, reach[id(products[0])], strength)
+            _move(source, products, reach[id(products[0])], strength=strength)
         for name, found in call(model, inputs, samples).items():
             off, size = float(np.abs(found - expected[name]).max()), float(np.abs(expected[name]).max())
             if off > _SAME * max(size, 1e-6):

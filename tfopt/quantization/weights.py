@@ -24,17 +24,17 @@ def round_to_nearest(planned: PlannedWeight, value: np.ndarray, search_clip: boo
     """
     w = tf.constant(value, tf.float32)
     clip: Any = best_clip(w, planned.layout, planned.spec) if search_clip else 1.0
-    scale, zero = scale_and_zero(w, planned.layout, planned.spec, clip)
-    return make_grid(planned, w, scale, zero)
+    scale, zero = scale_and_zero(w, planned.layout, planned.spec, clip=clip)
+    return make_grid(planned, w, scale, zero=zero)
 
 
 def make_grid(planned: PlannedWeight, w: tf.Tensor, scale: tf.Tensor, zero: tf.Tensor) -> Grid:
     """The grid of a weight whose scales are given in the shape of `scale_and_zero`."""
-    integers = to_integers(w, planned.layout, planned.spec, scale, zero).numpy()
+    integers = to_integers(w, planned.layout, planned.spec, scale=scale, zero=zero).numpy()
     source = as_matrix(np.asarray(w), planned.layout)
     scales, zeros = (_scale_matrix(np.asarray(a), planned, source.shape) for a in (scale, zero))
     matrix = as_matrix(integers, planned.layout).astype(np.int8)
-    return Grid(planned.path, planned.spec, matrix, scales, zeros, source, planned.note)
+    return Grid(planned.path, planned.spec, matrix, scale=scales, zero=zeros, source=source, note=planned.note)
 
 
 def _scale_matrix(scale: np.ndarray, planned: PlannedWeight, shape: tuple[int, ...]) -> np.ndarray:

@@ -160,13 +160,15 @@ class Recipe(Section):
 
     def artifacts(self) -> "list[PlannedArtifact]":
         """What a run exports; the first is the float SavedModel that the rest is compared with."""
-        planned = [PlannedArtifact(BASELINE, BASELINE, ExportSection(format="saved_model"), "baseline/saved_model")]
+        planned = [
+            PlannedArtifact(BASELINE, BASELINE, ExportSection(format="saved_model"), path="baseline/saved_model")
+        ]
         for owner in (BASELINE, *(v.name for v in self.variants)):
             for section in self.exports:
                 if self._exports(section, owner):
                     name = f"{owner}_{section.suffix}"
                     file = "model.tflite" if section.format == "tflite" else "saved_model"
-                    planned.append(PlannedArtifact(name, owner, section, f"{name}/{file}"))
+                    planned.append(PlannedArtifact(name, owner, section, path=f"{name}/{file}"))
         return planned
 
     def _check_bits(self, planned: PlannedArtifact) -> None:

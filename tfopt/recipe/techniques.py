@@ -78,9 +78,11 @@ class PruneSection(TechniqueSection):
 
     def settings(self, material: Material) -> dict[str, Any]:
         begin, end = _steps(self, material)
-        schedule: SparsitySchedule = ConstantSparsity(self.sparsity, begin, end, self.frequency)
+        schedule: SparsitySchedule = ConstantSparsity(self.sparsity, begin, end, frequency=self.frequency)
         if self.schedule == "polynomial":
-            schedule = PolynomialDecay(self.initial_sparsity, self.sparsity, begin, end, frequency=self.frequency)
+            schedule = PolynomialDecay(
+                self.initial_sparsity, self.sparsity, begin, end_step=end, frequency=self.frequency
+            )
         return {"schedule": schedule, **self.model_dump(include={"structure", "scope", "include", "exclude"})}
 
 
@@ -167,7 +169,7 @@ class ShrinkSection(TechniqueSection):
         values = self.model_dump(exclude={"importance", "begin", "end", "frequency"})
         if self.when == "during":
             begin, end = _steps(self, material)
-            return {**values, "schedule": PolynomialDecay(0.0, _ALL, begin, end, frequency=self.frequency)}
+            return {**values, "schedule": PolynomialDecay(0.0, _ALL, begin, end_step=end, frequency=self.frequency)}
         return {**values, "data": material.batches() if self.importance == "first_order" else None}
 
 

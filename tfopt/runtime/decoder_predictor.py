@@ -57,7 +57,7 @@ class DecoderPredictor(Predictor):
 
     def weights(self) -> list[StoredWeight]:
         file = read_tflite(self.path)
-        return [StoredWeight(c.name, c.bits, c.data, c.is_kernel) for c in file.constants if c.is_matrix]
+        return [StoredWeight(c.name, c.bits, c.data, is_kernel=c.is_kernel) for c in file.constants if c.is_matrix]
 
 
 def _rows(inputs: Mapping[str, np.ndarray]) -> list[tuple[np.ndarray, np.ndarray]]:

@@ -47,7 +47,12 @@ class EagerSession(Session):
         now, end = self.length, self.length + ids.shape[1]
         past = [Cache(tf.constant(k[:, :, :now]), tf.constant(v[:, :, :now])) for k, v, _, _ in self._caches]
         hidden, new = forward(
-            self._decoder.config, self._decoder.products, tf.constant(ids), tf.constant(now), self._pads, past
+            self._decoder.config,
+            self._decoder.products,
+            tf.constant(ids),
+            start=tf.constant(now),
+            pads=self._pads,
+            caches=past,
         )
         for cache, (key, value) in zip(self._caches, new, strict=True):
             cache.key[:, :, now:end], cache.value[:, :, now:end] = key.numpy(), value.numpy()

@@ -41,7 +41,7 @@ class KerasPredictor(Predictor):
 
     def weights(self) -> list[StoredWeight]:
         return [
-            StoredWeight(w.path, array.dtype.itemsize * 8, array, w.name != "embeddings")
+            StoredWeight(w.path, array.dtype.itemsize * 8, array, is_kernel=w.name != "embeddings")
             for w in keras_api.weights(self.model)
             if (array := keras_api.to_numpy(w.variable)).ndim >= 2
         ]

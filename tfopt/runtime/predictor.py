@@ -83,7 +83,7 @@ class Predictor(abc.ABC):
         self.signatures = sorted(self._open(threads), key=lambda s: s.length or 0)
 
     @staticmethod
-    def load(path: str | Path, threads: int | None = None) -> "Predictor":
+    def load(path: str | Path, *, threads: int | None = None) -> "Predictor":
         """Loads a `.keras` or `.h5` file, a SavedModel folder or a `.tflite` file.
 
         Args:
@@ -133,7 +133,7 @@ class Predictor(abc.ABC):
         return tuple(self.signatures[0].inputs)
 
     def predict(
-        self, inputs: Mapping[str, Any] | np.ndarray | Sequence[Any], batch_size: int | None = None
+        self, inputs: Mapping[str, Any] | np.ndarray | Sequence[Any], *, batch_size: int | None = None
     ) -> dict[str, np.ndarray]:
         """Runs the artifact.
 

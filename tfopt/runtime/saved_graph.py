@@ -24,10 +24,10 @@ def refuse_operations(path: Path) -> None:
         has_objects = bool(graph.object_graph_def.nodes)
         # A SavedModel without objects is restored by running an operation of its graph.
         restored = [] if has_objects else _main_graph(graph, [graph.saver_def.restore_op_name])
-        _check(path, restored, bodies, TRUSTED_OPERATIONS | _RESTORE)
-        _check(path, _main_graph(graph, _run_by_signatures(graph)), bodies, TRUSTED_OPERATIONS)
+        _check(path, restored, bodies, trusted=TRUSTED_OPERATIONS | _RESTORE)
+        _check(path, _main_graph(graph, _run_by_signatures(graph)), bodies, trusted=TRUSTED_OPERATIONS)
         for name in graph.object_graph_def.concrete_functions:
-            _check(path, bodies.get(name, ()), bodies, TRUSTED_OPERATIONS)
+            _check(path, bodies.get(name, ()), bodies, trusted=TRUSTED_OPERATIONS)
 
 
 def _read(path: Path) -> Any:

@@ -59,7 +59,9 @@ class SavedModelPredictor(Predictor):
     def weights(self) -> list[StoredWeight]:
         found = getattr(self._loaded, "model_variables", [])
         return [
-            StoredWeight(v.name, v.dtype.size * 8, v.numpy(), "embeddings" not in v.name.rpartition("/")[2])
+            StoredWeight(
+                v.name, v.dtype.size * 8, v.numpy(), is_kernel="embeddings" not in v.name.rpartition("/")[2]
+            )
             for v in found
             if len(v.shape) >= 2
         ]

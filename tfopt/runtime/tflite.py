@@ -50,7 +50,7 @@ class TFLitePredictor(Predictor):
 
     def weights(self) -> list[StoredWeight]:
         return [
-            StoredWeight(c.name, c.bits, c.data, c.is_kernel)
+            StoredWeight(c.name, c.bits, c.data, is_kernel=c.is_kernel)
             for c in read_tflite(self.path).constants
             if c.is_matrix
         ]

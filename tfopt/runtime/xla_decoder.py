@@ -56,8 +56,8 @@ class XlaDecoder(Decoder):
         return tf.function(self._extend, jit_compile=True)
 
     def _extend(self, ids: Any, start: Any, last: Any, pads: Any, keys: Any, values: Any, every: bool) -> tf.Tensor:
-        hidden, new = forward(self.config, self.products, ids, start, pads, _caches(keys, values))
-        _store(keys, values, new, start)
+        hidden, new = forward(self.config, self.products, ids, start=start, pads=pads, caches=_caches(keys, values))
+        _store(keys, values, new, start=start)
         return self.products.logits(hidden if every else tf.gather(hidden, last[None], axis=1))
 
     def loop(self, config: SamplingConfig) -> Any:
@@ -72,11 +72,13 @@ class XlaDecoder(Decoder):
     ) -> Any:  # fmt: skip
         def body(step: Any, token: Any, alive: Any, said: Any, tokens: Any, *caches: Any) -> Any:
             held = [Cache(caches[2 * i], caches[2 * i + 1]) for i in range(self.config.num_hidden_layers)]
-            hidden, new = forward(self.config, self.products, token[:, None], start + step, pads, held)
+            hidden, new = forward(
+                self.config, self.products, token[:, None], start=start + step, pads=pads, caches=held
+            )
             logits = self.products.logits(hidden)[:, 0]
             stops = tf.reduce_any(tf.one_hot(ends, logits.shape[-1], True, False), 0)
             logits = tf.where((step < least) & stops[None], -np.inf, logits)
-            chosen = choose(logits, said, tf.gather(uniforms, step, axis=1), config)
+            chosen = choose(logits, said, tf.gather(uniforms, step, axis=1), config=config)
             alive &= ~tf.reduce_any(chosen[:, None] == ends[None], 1)
             if config.repetition_penalty != 1.0:
                 said |= tf.one_hot(chosen, self.config.vocab_size, on_value=True, off_value=False)
@@ -245,7 +247,7 @@ def narrow_products(config: CausalLMConfig, weights: Mapping[str, tf.Tensor], bi
     def logits(hidden: tf.Tensor) -> tf.Tensor:
         return product(hidden, "token_embeddings/embeddings" if config.tie_word_embeddings else "logits/kernel")
 
-    return Products(linear, lookup, logits, lambda name: weights[name])
+    return Products(linear, lookup, logits, vector=lambda name: weights[name])
 
 
 def choose(logits: tf.Tensor, said: tf.Tensor, uniform: tf.Tensor, config: SamplingConfig) -> tf.Tensor:

@@ -70,7 +70,7 @@ def path_of(
     plans = [Plan()]
     layers = sum(1 for kind, _ in places if kind == "layer")
     for _, _, option in sorted(steps, key=lambda step: step[:2]):
-        taken = _with(plans[-1], option, losses, layers)
+        taken = _with(plans[-1], option, losses, layers=layers)
         if taken is not None and _saved(whole, costs(matrices, taken), measure) > _saved(
             whole, costs(matrices, plans[-1]), measure
         ):  # beside the others it may save nothing

@@ -44,6 +44,7 @@ _BATCH, _BATCHES = 32, 32
 def search(
     model: Any,
     data: str | Path,
+    *,
     out: str | Path,
     max_bytes: int | None = None,
     max_packed_bytes: int | None = None,
@@ -94,17 +95,17 @@ def search(
     loaded = keras_api.load_model(model) if isinstance(model, str | Path) else keras_api.check_model(model)
     longest = max(read_manifest(data, split).max_length for split in ("train", "validation"))
     check_fits(loaded, data, longest)
-    work = _Search(loaded, data, out, longest, log)
-    plans = work.plans(_MEASURES[budget], limit if budget != "max_latency_ms" else None, points, samples)
+    work = _Search(loaded, data, out, longest=longest, log=log)
+    plans = work.plans(_MEASURES[budget], limit if budget != "max_latency_ms" else None, points, samples=samples)
     report, folder = work.run(plans, epochs, rounds, threads)
     found = work.points(plans, report, folder)
     full = (report.artifact("baseline").quality or {"accuracy": 0.0})["accuracy"]
     try:
-        chosen = choose(found, full, budget, limit)
+        chosen = choose(found, full, budget, limit=limit)
     except InputError:
-        _write(out, SearchResult(found, front_of(found), None, report.artifact("baseline")), given)
+        _write(out, SearchResult(found, front_of(found), None, baseline=report.artifact("baseline")), given)
         raise
-    result = SearchResult(found, front_of(found), chosen, report.artifact("baseline"))
+    result = SearchResult(found, front_of(found), chosen, baseline=report.artifact("baseline"))
     _write(out, result, given)
     return result
 
@@ -136,12 +137,14 @@ class _Search:
     def plans(self, measure: planning.Measure, limit: float | None, count: int, samples: int) -> dict[str, Plan]:
         """Plans to measure, by name."""
         structure = self._structure
-        given = batching.samples(self._data, samples, "train", balanced=True)
+        given = batching.samples(self._data, samples, split="train", balanced=True)
         inputs = {name: given[name] for name in inputs_of(self._model).specs if name in given}
         batches = batching.batches(self._data, _BATCH, split="train").take(_BATCHES)
         options, table = options_of(self._model), self._out / "sensitivity.json"
-        losses = sensitivity(self._model, structure, options, inputs, batches, table, self._log)
-        way = planning.path_of(self._matrices, options, losses, measure)[1:]
+        losses = sensitivity(
+            self._model, structure, options, samples=inputs, data=batches, path=table, log=self._log
+        )
+        way = planning.path_of(self._matrices, options, losses, measure=measure)[1:]
         if not way:
             raise InputError(f"nothing in model {self._model.name!r} can be made smaller")
         chosen = []
@@ -163,7 +166,7 @@ class _Search:
 
         Runs of other plans, models or data stay where they are, so that a search can come back to them.
         """
-        recipe = self._recipe(plans, epochs, rounds, threads)
+        recipe = self._recipe(plans, epochs, rounds, threads=threads)
         digest = hashlib.sha256(recipe.to_toml().encode())
         digest.update(sha256(self._file).encode() + tree_digest(self._data).encode())
         folder = self._out / "runs" / digest.hexdigest()[:12]
@@ -171,7 +174,7 @@ class _Search:
         with replacing(self._out / "points") as temporary:
             temporary.mkdir()
             for name, plan in plans.items():
-                alone = self._recipe({name: plan}, epochs, rounds, threads)
+                alone = self._recipe({name: plan}, epochs, rounds, threads=threads)
                 (temporary / f"{name}.toml").write_text(alone.to_toml(), "utf-8")
         return report, folder
 
@@ -187,7 +190,8 @@ class _Search:
             "data": {"source": "packed", "folder": str(self._data), "max_length": self._longest},
             "model": {"kind": "keras", "file": str(self._file)}, "train": {"epochs": 0},
             "variants": [
-                planning.variant(plan, name, self._split, epochs, self._named(plan)) for name, plan in plans.items()
+                planning.variant(plan, name, self._split, epochs=epochs, named=self._named(plan))
+                for name, plan in plans.items()
             ],
             "exports": exports,
             "measure": {"rounds": rounds, **({} if threads is None else {"threads": threads})},
@@ -206,8 +210,9 @@ class _Search:
             recipe = self._out / "points" / f"{name}.toml" if name in plans else None
             what = _in_words(plans[name]) if name in plans else "8 bits everywhere"
             found.append(Point(
-                m.name if recipe is None else name, m.quality["accuracy"], m.bytes, m.bytes_packed or m.bytes,
-                m.latency_ms.p50, folder / m.path, recipe, what,
+                m.name if recipe is None else name, m.quality["accuracy"], m.bytes,
+                packed_bytes=m.bytes_packed or m.bytes, latency_ms=m.latency_ms.p50, artifact=folder / m.path,
+                recipe=recipe, choices=what,
             ))  # fmt: skip
         return tuple(sorted(found, key=lambda p: -p.packed_bytes))
 

@@ -159,5 +159,5 @@ class _Changes:
         places = [s for s in group.slices if "moving_" not in s.path]
         values = {s.path: keras_api.to_numpy(self._weights[s.path].variable).copy() for s in places}
         for place in places:
-            clear(values[place.path], place, group.units, gone)
+            clear(values[place.path], place, group.units, gone=gone)
         return values

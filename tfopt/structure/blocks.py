@@ -67,7 +67,7 @@ def _only_layer(inside: list[list[Node]], structure: Structure) -> int:
 def _block(start: int, end: int, inside: list[Node]) -> Block:
     names = (n.operation.name for n in inside if getattr(n.operation, "weights", None))
     made = tuple(out for node in inside for out in node.outputs)
-    return Block(start, end, tuple(dict.fromkeys(names)), made)
+    return Block(start, end, tuple(dict.fromkeys(names)), tensors=made)
 
 
 def _stream(graph: list[Node], structure: Structure) -> list[int]:

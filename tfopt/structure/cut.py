@@ -62,7 +62,7 @@ def cut(model: Any, structure: Structure, kept: Kept) -> Any:
         changed[path] = np.compress(stays, changed.get(path, values[path]), index)
     changes = Changes(
         changed, _targets(model, structure, sizes), {b.end: b.start for b in kept.removed},
-        renaming(model, kept.removed),
+        rename=renaming(model, kept.removed),
     )  # fmt: skip
     made = _rebuilt(model, changes)
     _keep_members(model, made)

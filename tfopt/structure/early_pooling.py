@@ -37,11 +37,11 @@ def early_pooling(model: Any, structure: Structure) -> EarlyPooling:
     graph = list(nodes(model))
     shapes = {out: tuple(structure.trace.tensors[out].shape) for node in graph for out in node.outputs}
     start, width = blocks[-1].start, shapes[blocks[-1].start][-1]
-    last, after = _last_tokens(model, graph, shapes, start, blocks[-1].end)
+    last, after = _last_tokens(model, graph, shapes, start=start, end=blocks[-1].end)
     try:
         values = _values(model, graph, structure.trace.length)
         for pooled in (t for t in after if len(shapes[t]) == 2 and shapes[t][-1] == width):
-            found = _between_tokens(graph, start, last, pooled)
+            found = _between_tokens(graph, start, last, pooled=pooled)
             if _gives_equal_tokens_back(found, values):
                 _check(found, values)
                 return found
@@ -90,7 +90,7 @@ def _between_tokens(graph: list[Node], start: int, last: int, pooled: int) -> Ea
     rows, whole = _rows(graph, start, last)
     made = {out for node in inside for out in node.outputs}
     outer = {i for node in inside for i in node.inputs} - made - {last}
-    return EarlyPooling(start, last, pooled, inside, rows, frozenset(whole | outer | {start}))
+    return EarlyPooling(start, last, pooled, pooling=inside, rows=rows, needs=frozenset(whole | outer | {start}))
 
 
 def _rows(graph: list[Node], start: int, last: int) -> tuple[tuple[Node, ...], set[int]]:
@@ -184,12 +184,13 @@ def _check(found: EarlyPooling, values: dict[int, Any]) -> None:
             continue
         _put_on(masks, values)
         rows = found.one_token(values[found.start][:, place : place + 1], values, _for_one)
-        if not _equal(values[found.last], rows[found.last], place, read):
+        if not _equal(values[found.last], rows[found.last], place, read=read):
             names = (
                 node.operation.name
                 for node in found.rows
                 for out in node.outputs
-                if tuple(values[out].shape)[1:2] == (length,) and not _equal(values[out], rows[out], place, read)
+                if tuple(values[out].shape)[1:2] == (length,)
+                and not _equal(values[out], rows[out], place, read=read)
             )
             raise InputError(
                 f"{next(names)!r} gives a token alone something else than among the others, so the last layer "

@@ -58,7 +58,9 @@ def factorable(path: str, layer: Any) -> Factorable | str:
     own = layer.name
     if _is(layer, "Embedding"):
         table = keras_api.to_numpy(layer.embeddings)
-        return Factorable(f"{path}/embeddings", layer, table, path, f"{name}{own}_up", "embeddings")
+        return Factorable(
+            f"{path}/embeddings", layer, table, first=path, second=f"{name}{own}_up", weight="embeddings"
+        )
     if not _is(layer, "Dense", "EinsumDense", *_CONVOLUTIONS):
         return f"{type(layer).__name__} has no matrix that two layers could make up"
     kernel = keras_api.to_numpy(layer.kernel)
@@ -67,7 +69,9 @@ def factorable(path: str, layer: Any) -> Factorable | str:
     if _is(layer, *_CONVOLUTIONS) and layer.groups > 1:
         return "a convolution in groups is no single matrix"
     rows = kernel.shape[0] if _is(layer, "EinsumDense") else int(np.prod(kernel.shape[:-1]))
-    return Factorable(f"{path}/kernel", layer, kernel.reshape(rows, -1), f"{name}{own}_low", path, "kernel")
+    return Factorable(
+        f"{path}/kernel", layer, kernel.reshape(rows, -1), first=f"{name}{own}_low", second=path, weight="kernel"
+    )
 
 
 def two_layers(found: Factorable, rank: int) -> Callable[[Any], Any]:

@@ -49,7 +49,7 @@ def features_of(model: Any) -> Features:
     seen = [_attention(graph, block, structure) for block in blocks]
     return Features(
         tensors[blocks[0].start], tuple(tensors[block.end] for block in blocks),
-        tuple(maps for maps, _ in seen), tuple(values for _, values in seen), pools_early,
+        tuple(maps for maps, _ in seen), values=tuple(values for _, values in seen), pools_early=pools_early,
     )  # fmt: skip
 
 

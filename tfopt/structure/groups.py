@@ -91,7 +91,9 @@ def structure_of(model: Any) -> Structure:
     found = trace(model)
     own = {w.path: w for w in keras_api.weights(model)}
     weights = {path: [axis(int(d)) for d in w.variable.shape] for path, w in own.items()}
-    walk = Walk(weights, found.variables, lambda op: _is_layer(found, op), lambda op: _may_reshape(found, op))
+    walk = Walk(
+        weights, found.variables, lambda op: _is_layer(found, op), may_reshape=lambda op: _may_reshape(found, op)
+    )
     for tensor in found.inputs:
         walk.give(tensor, fresh(tensor, "it is an axis of an input"))
     for op in found.operations:
@@ -114,7 +116,7 @@ def structure_of(model: Any) -> Structure:
         path: [leaf.fixed for one in axes for leaf in leaves(one) if leaf.fixed] for path, axes in weights.items()
     }
     fixed = {path: list(dict.fromkeys(r)) for path, r in reasons.items() if r}
-    return Structure(groups, fixed, found, walk.axes, _residual(weights))
+    return Structure(groups, fixed, found, axes=walk.axes, residual=_residual(weights))
 
 
 def _residual(weights: dict[str, list[Axis]]) -> Factor | None:
@@ -168,7 +170,7 @@ def _groups(own: dict[str, Any], walk: Walk) -> tuple[Group, ...]:
                 around = [f.size for f in parts]
                 outer, inner = math.prod(around[:position]), math.prod(around[position + 1 :])
                 consumed = (path, index) in walk.consumed
-                slices.setdefault(id(leaf), []).append(Slices(path, index, outer, inner, consumed))
+                slices.setdefault(id(leaf), []).append(Slices(path, index, outer, inner=inner, consumed=consumed))
                 factors[id(leaf)] = leaf
     groups: list[Group] = []
     for key, places in slices.items():
@@ -180,7 +182,9 @@ def _groups(own: dict[str, Any], walk: Walk) -> tuple[Group, ...]:
         name = own[made[0].path].layer_path
         if any(g.name == name for g in groups):  # one layer may make units of several kinds
             name = f"{name}:{made[0].axis}:{made[0].outer}"
-        groups.append(Group(name, _kind(factor, places, own, walk), factor.size, tuple(places), factor))
+        groups.append(
+            Group(name, _kind(factor, places, own, walk=walk), factor.size, slices=tuple(places), factor=factor)
+        )
     return tuple(groups)
 
 

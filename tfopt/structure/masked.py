@@ -62,12 +62,12 @@ def compare(model: Any, structure: Structure, kept: Mapping[str, np.ndarray], ma
     for group in groups:
         gone = np.setdiff1d(np.arange(group.units), kept[group.name])
         for place in (s for s in group.slices if s.path in masked):
-            clear(masked[place.path], place, group.units, gone)
+            clear(masked[place.path], place, group.units, gone=gone)
     norms = []
     try:
         for group in groups:
             if group.kind == "width":
-                norms.append(narrow_norms(model, structure, group, kept[group.name], made))
+                norms.append(narrow_norms(model, structure, group, kept=kept[group.name], made=made))
         for path, value in masked.items():
             variables[path].assign(value)
         expected = {name: value.numpy() for name, value in call(model, inputs, samples).items()}

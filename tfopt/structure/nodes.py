@@ -65,7 +65,9 @@ def _of_keras3(node: Any) -> Node:
 
     inputs = tuple(id(t) for t in node.input_tensors)
     outputs = tuple(node.outputs)
-    return Node(None if node.is_input else node.operation, inputs, tuple(map(id, outputs)), outputs, fill)
+    return Node(
+        None if node.is_input else node.operation, inputs, tuple(map(id, outputs)), symbolic=outputs, fill=fill
+    )
 
 
 def _of_tf_keras(node: Any) -> Node:
@@ -75,7 +77,7 @@ def _of_tf_keras(node: Any) -> Node:
 
     inputs = () if node.is_input else tuple(int(i) for i in node.flat_input_ids)
     outputs = tuple(flat(node.outputs))
-    return Node(None if node.is_input else node.layer, inputs, tuple(map(id, outputs)), outputs, fill)
+    return Node(None if node.is_input else node.layer, inputs, tuple(map(id, outputs)), symbolic=outputs, fill=fill)
 
 
 def flat(value: Any) -> list[Any]:

@@ -169,7 +169,7 @@ class _Maker:
         if path in self._changes.replaced:
             return self._changes.replaced[path]()
         if keras_api.is_model(old) and keras_api.sublayers(old) and getattr(old, "get_config", None):
-            inner = _Maker(old, self._changes, self._values, f"{path}/")
+            inner = _Maker(old, self._changes, self._values, prefix=f"{path}/")
             made = inner.make()
             self.pairs += inner.pairs
             return made

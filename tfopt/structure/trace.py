@@ -77,7 +77,9 @@ def _traced(model: Any, root: Any, length: int) -> Trace:
         if (path := captured.get(tensor.name)) is not None
     }
     outputs = [values[id(t)] for t in flat(struct_of(root, "outputs"))]
-    return Trace(list(graph.get_operations()), owner, reads, values, given, outputs, length)
+    return Trace(
+        list(graph.get_operations()), owner, reads, tensors=values, inputs=given, outputs=outputs, length=length
+    )
 
 
 def _handles(variable: Any) -> list[Any]:

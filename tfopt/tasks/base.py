@@ -80,7 +80,7 @@ class Task(abc.ABC):
 
     def samples(self) -> dict[str, np.ndarray]:
         """Held-out texts for the comparison of artifacts with their Keras model."""
-        return batching.samples(self.data, self.samples_count, "validation")
+        return batching.samples(self.data, self.samples_count, split="validation")
 
     def notes(self, facts: dict[str, Any]) -> list[str]:
         """Sentences about the data that a reader of the report should know."""

@@ -101,7 +101,14 @@ class CausalLMTask(Task):
                 ids = token_stream(texts.texts, tokenizer.encode_ids, end)
                 shards = section.shards if split == "train" else 1
                 written = write_blocks(
-                    folder, split, ids, section.max_length + 1, len(texts), texts.source, shards, self.recipe.seed
+                    folder,
+                    split,
+                    ids,
+                    length=section.max_length + 1,
+                    texts=len(texts),
+                    source=texts.source,
+                    shards=shards,
+                    seed=self.recipe.seed,
                 )
                 facts |= {f"{split}_texts": len(texts), f"{split}_records": written.records}
                 facts[f"{split}_tokens"] = len(ids)
@@ -143,7 +150,7 @@ class CausalLMTask(Task):
     def build(self, facts: dict[str, Any]) -> Any:
         section = self.recipe.model
         if section.folder is not None:
-            return load_any(section.folder, self.recipe.generation, section.dropout)
+            return load_any(section.folder, generation=self.recipe.generation, dropout=section.dropout)
         end = facts["end_token"]
         config = CausalLMConfig(
             vocab_size=facts["vocab_size"], hidden_size=section.hidden_size,
@@ -158,7 +165,7 @@ class CausalLMTask(Task):
         return model
 
     def batches(self, batch_size: int, split: str, shuffle: bool = False) -> tf.data.Dataset:
-        return next_tokens(self.data, batch_size, shuffle, self.recipe.seed, split)
+        return next_tokens(self.data, batch_size, shuffle, seed=self.recipe.seed, split=split)
 
     def lengths(self, section: ExportSection) -> list[int] | None:
         """Lengths of caches for TFLite, of windows for XLA."""
@@ -174,7 +181,7 @@ class CausalLMTask(Task):
 
     def _windows(self, count: int, split: str) -> dict[str, np.ndarray]:
         """Records without their last token, which is only a label."""
-        found = batching.samples(self.data, count, split)
+        found = batching.samples(self.data, count, split=split)
         return {name: value[:, :-1] for name, value in found.items()}
 
     def held_out(self) -> HeldOut:

@@ -111,7 +111,7 @@ class ClassificationTask(Task):
         tokenizer = load_tokenizer(source) if source else train_bpe(train.texts, section.vocab_size)
         kept = None
         if section.least_count is not None:
-            content, kept = cut_tokenizer(tokenizer.to_str(), str(source), train.texts, section.least_count)
+            content, kept = cut_tokenizer(tokenizer.to_str(), str(source), train.texts, least=section.least_count)
             tokenizer = parse_tokenizer(content.decode(), str(source))
         with replacing(self.data) as folder:
             folder.mkdir()
@@ -120,8 +120,9 @@ class ClassificationTask(Task):
             save_tokenizer(tokenizer, folder / "tokenizer.json")
             manifests = {
                 split: packing.write_pack(
-                    folder, split, texts, tokenizer, section.max_length, names,
-                    section.shards if split == "train" else 1, section.on_long, self.recipe.seed,
+                    folder, split, data=texts, tokenizer=tokenizer, max_length=section.max_length, labels=names,
+                    shards=section.shards if split == "train" else 1, on_long=section.on_long,
+                    seed=self.recipe.seed,
                 )
                 for split, texts in (("train", train), ("validation", validation))
             }  # fmt: skip
@@ -157,7 +158,11 @@ class ClassificationTask(Task):
             return self._loaded()
         if section.folder is not None:
             return from_pretrained(
-                section.folder, self.recipe.generation, classes, section.pooling, section.dropout
+                section.folder,
+                self.recipe.generation,
+                num_labels=classes,
+                pooling=section.pooling,
+                dropout=section.dropout,
             )
         config = BertConfig(
             vocab_size=facts["vocab_size"], hidden_size=section.hidden_size,
@@ -165,7 +170,7 @@ class ClassificationTask(Task):
             intermediate_size=section.intermediate_size, max_position_embeddings=self.recipe.data.max_length,
             hidden_dropout_prob=section.dropout,
         )  # fmt: skip
-        return bert(config, classes, section.pooling, self.recipe.generation)
+        return bert(config, classes, pooling=section.pooling, generation=self.recipe.generation)
 
     def _loaded(self) -> Any:
         path, generation = self._model_file(), self.recipe.generation
@@ -189,7 +194,7 @@ class ClassificationTask(Task):
         return self.recipe.lengths or sorted({n for n in (32, 64, 128) if n < longest} | {longest})
 
     def calibration(self) -> dict[str, np.ndarray]:
-        return batching.samples(self.data, self.samples_count, "train", balanced=True)
+        return batching.samples(self.data, self.samples_count, split="train", balanced=True)
 
     def held_out(self) -> HeldOut:
         length, samples = self.recipe.measure.length or self.recipe.data.max_length, self.samples()

@@ -65,6 +65,7 @@ def total_steps(records: int, config: TrainConfig) -> int:
 def fit(
     model: Any,
     data: Any,
+    *,
     config: TrainConfig,
     steps: int,
     callbacks: list[Any] | None = None,
@@ -96,7 +97,7 @@ def fit(
     """
     keras = keras_api.keras_module(keras_api.generation_of(model))
     with scope(strategy):
-        optimizer = _optimizer(keras, model, config, steps)
+        optimizer = _optimizer(keras, model, config, steps=steps)
         if compile_with is not None:
             compile_with(optimizer, jit_compile=config.jit_compile)
         else:

@@ -1,0 +1,36 @@
+from . import callbacks, compress, errors, models, schedules
+from .archive import pack, unpack
+from .compare import compare
+from .compress.cluster import cluster
+from .compress.distill import Distiller
+from .compress.finish import finish
+from .compress.lora import LoraConfig
+from .compress.low_rank import factorize
+from .compress.prune import PruneConfig, prune
+from .compress.quantize import quantize_aware
+from .compress.shrink import ShrinkConfig, shrink
+from .compress.vocabulary import cut_vocabulary
+from .decoding.generate import GenerateConfig
+from .errors import TfoptError
+from .export import Artifact, export
+from .generation import Generator
+from .inspection import Inspection, inspect
+from .measure import Measurement, measure
+from .measure.generation import measure_generation
+from .measure.perplexity import perplexity
+from .pipeline import run
+from .quantization import QuantizeConfig
+from .quantization.sensitivity import measure_sensitivity
+from .recipe import Recipe
+from .report import Report
+from .runtime import Predictor
+from .search import search
+
+__version__: str
+__all__ = [
+    "Artifact", "Distiller", "GenerateConfig", "Generator", "Inspection", "LoraConfig", "Measurement",
+    "Predictor", "PruneConfig", "QuantizeConfig", "Recipe", "Report", "ShrinkConfig", "TfoptError",
+    "callbacks", "cluster", "compare", "compress", "cut_vocabulary", "errors", "export", "factorize",
+    "finish", "inspect", "measure", "measure_generation", "measure_sensitivity", "models", "pack",
+    "perplexity", "prune", "quantize_aware", "run", "schedules", "search", "shrink", "unpack",
+]  # fmt: skip
