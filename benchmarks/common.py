@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from tfopt.files import write_json
+from tfopt._base.files import write_json
 from tfopt.report import machine_info
 
 RESULTS = Path(__file__).parent / "results"

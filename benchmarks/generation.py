@@ -51,7 +51,8 @@ class Bench:
     """The contestants of one shape."""
 
     def __init__(self, config: CausalLMConfig, folder: Path, threads: int) -> None:
-        from tfopt import export, keras_api
+        from tfopt import export
+        from tfopt._keras import keras_api
         from tfopt.models import causal_lm
         from tfopt.runtime.tflite_decoder import TFLiteDecoder
         from tfopt.runtime.xla_decoder import XlaDecoder
@@ -130,7 +131,7 @@ class Bench:
     def starts(self) -> dict[str, Any]:
         """Loading without and with the weights that LiteRT kept."""
         from tfopt.runtime.tflite_decoder import TFLiteDecoder
-        from tfopt.tflite_file import read_tflite
+        from tfopt.tflite.file import read_tflite
 
         path, times = (
             self.folder / "int8.tflite",

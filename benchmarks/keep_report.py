@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 
 from benchmarks.common import RESULTS
-from tfopt.files import write_bytes, write_json
+from tfopt._base.files import write_bytes, write_json
 from tfopt.report import Report
 from tfopt.report.plots import plots
 

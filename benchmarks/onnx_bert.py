@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from tfopt import keras_api
+from tfopt._keras import keras_api
 
 
 class Graph:

@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from benchmarks.common import goal, save, show
-from tfopt import Predictor, export, keras_api
+from tfopt import Predictor, export
+from tfopt._keras import keras_api
 from tfopt.compress import quantize
 from tfopt.data import batches as batching
 from tfopt.quantization import NAMED, QuantizeConfig

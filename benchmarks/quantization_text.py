@@ -15,7 +15,8 @@ import numpy as np
 
 from benchmarks.common import save, show
 from benchmarks.quantization_sst2 import NEAREST4
-from tfopt import Predictor, Recipe, export, keras_api
+from tfopt import Predictor, Recipe, export
+from tfopt._keras import keras_api
 from tfopt.measure.perplexity import predict_text
 from tfopt.measure.text import greedy_agreement
 from tfopt.quantization import NAMED

@@ -60,7 +60,8 @@ def contestants(folder: Path, threads: int) -> tuple[dict[str, Callable[[], Any]
     import openvino as ov
 
     from benchmarks.onnx_bert import write_onnx
-    from tfopt import Predictor, export, keras_api
+    from tfopt import Predictor, export
+    from tfopt._keras import keras_api
     from tfopt.models import BertConfig, bert
     from tfopt.runtime.saved_model import set_threads
 

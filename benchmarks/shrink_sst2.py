@@ -19,9 +19,10 @@ import numpy as np
 from benchmarks.common import goal, ratio, save, show
 from benchmarks.runtimes import HEADS, in_turns, onnx_int8, onnx_runtime, openvino, openvino_int8
 from benchmarks.sst2_students import STUDENTS, School
-from tfopt import Predictor, archive, export, keras_api, shrink
+from tfopt import Predictor, archive, export, shrink
+from tfopt._base.files import size_of
+from tfopt._keras import keras_api
 from tfopt.data import batches as batching
-from tfopt.files import size_of
 from tfopt.runtime.saved_model import set_threads
 from tfopt.tasks.base import widened
 

@@ -11,13 +11,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tfopt import Distiller, cut_vocabulary, factorize, keras_api, shrink
+from tfopt import Distiller, cut_vocabulary, factorize, shrink
+from tfopt._base.files import replacing, write_json
+from tfopt._keras import keras_api
 from tfopt.compress import prune, quantize
 from tfopt.data import batches as batching
 from tfopt.data import pack as packing
 from tfopt.data.readers import Texts, label_names, read_texts
 from tfopt.data.tokenizers import parse_tokenizer, save_tokenizer
-from tfopt.files import replacing, write_json
 from tfopt.quantization import QuantizeConfig
 from tfopt.recipe import Recipe
 from tfopt.schedules import PolynomialDecay

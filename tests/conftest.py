@@ -9,8 +9,8 @@ import pytest
 import tensorflow as tf
 from filelock import FileLock
 
-from tfopt import keras_api
-from tfopt.files import write_text
+from tfopt._base.files import write_text
+from tfopt._keras import keras_api
 from tfopt.models import BertConfig, bert
 from tfopt.train import make_strategy
 from tfopt.train.strategy import scope
@@ -195,7 +195,7 @@ def tiny_recipe(labelled_tsv, tmp_path_factory):
 @pytest.fixture(scope="session")
 def finished_run(tiny_recipe, tmp_path_factory, worker_id):
     """A finished run of the tiny recipe, made once for all workers; tests that change it copy it first."""
-    from tfopt.pipeline import run
+    from tfopt.run.pipeline import run
 
     shared = tmp_path_factory.getbasetemp() if worker_id == "master" else tmp_path_factory.getbasetemp().parent
     with FileLock(shared / "finished_run.lock"):

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from tfopt import keras_api
+from tfopt._keras import keras_api
 from tfopt.decoding.config import CausalLMConfig
 from tfopt.models import causal_lm
 

@@ -1,4 +1,4 @@
-"""The arrows of the design: who may import whom, and that importing the package is cheap."""
+"""The arrows of the design: who may import whom, that there are no cycles, and that importing is cheap."""
 
 import ast
 import dataclasses
@@ -6,84 +6,119 @@ import inspect
 import subprocess
 import sys
 
+import grimp
 import pytest
 
 from .conftest import REPOSITORY
 
 PACKAGE = REPOSITORY / "tfopt"
-LEAVES = {
-    "_keras",
-    "errors",
-    "files",
-    "schedules",
-    "tflite_file",
-    "child",
-    "native_log",
-    "keras_api",
-    "keras_io",
-    "layer_calls",
-    "selection",
-}
+# Who may import whom, by folder or top module; what is not listed may not be imported. `__init__` is lazy.
+BELOW = {"errors", "_base", "_keras"}
 ALLOWED = {
-    "numerics": set(),
-    "decoding": set(),
-    "models": {"numerics", "decoding"},
-    "data": set(),
-    "quantization": {"numerics"},
-    "structure": {"decoding"},
-    "compress": {"numerics", "quantization", "structure", "data", "decoding"},
-    "train": {"recipe"},
-    "export": {"data", "decoding", "numerics", "quantization"},
-    "runtime": {"decoding"},
-    "archive": set(),
-    "measure": {"archive", "runtime", "data", "decoding", "numerics"},
-    "report": {"measure"},
-    "recipe": {"recipe_sections", "quantization"},
-    "recipe_sections": {"numerics", "quantization"},
-    "tasks": {"recipe", "recipe_sections", "data", "decoding", "models"},
-    "run_folder": {"recipe", "report"},
-}  # top-level modules that are not listed join everything: pipeline, cli, compare, inspection, ...
+    "errors": set(),
+    "schedules": {"errors"},
+    "callbacks": {"compress"},
+    "__main__": {"cli"},
+    "_base": {"errors"},
+    "_keras": {"errors", "_base"},
+    "numerics": {"errors"},
+    "data": {"errors", "_base"},
+    "structure": BELOW,
+    "quantization": BELOW | {"numerics"},
+    "decoding": BELOW,
+    "tflite": {"errors", "_base", "numerics", "quantization"},
+    "archive": {"errors", "_base", "tflite"},
+    "models": BELOW | {"numerics", "decoding", "data"},
+    "compress": BELOW | {"schedules", "numerics", "quantization", "structure", "data"},
+    "recipe": {"errors", "_base", "schedules", "numerics", "quantization", "compress"},
+    "tasks": BELOW | {"recipe", "data", "decoding", "models"},
+    "train": BELOW,
+    "export": BELOW | {"data", "decoding", "numerics", "quantization", "tflite"},
+    "runtime": BELOW | {"decoding", "tflite"},
+    "engine": BELOW | {"data", "decoding", "models", "runtime", "tflite"},
+    "measure": {"errors", "_base", "archive", "data", "decoding", "numerics", "runtime"},
+    "report": {"errors", "_base", "measure"},
+}
+EVERYTHING = {"run", "search", "cli"}  # in this order: each may also import those before it
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 
-def imports(path):
-    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            if node.module == "tfopt":
-                yield from (f"tfopt.{alias.name}" for alias in node.names)
+@pytest.fixture(scope="module")
+def graph():
+    """Who imports whom in the package, relative imports included; those for type checkers alone do not count."""
+    return grimp.build_graph("tfopt", exclude_type_checking_imports=True, cache_dir=None)
+
+
+def home(module):
+    return module.split(".")[1] if "." in module else ""
+
+
+def test_arrows(graph):
+    homes = {home(module) for module in graph.modules} - {""}
+    assert homes == set(ALLOWED) | EVERYTHING, "every folder and top module has a row"
+    wrong = []
+    for module in graph.modules:
+        for other in graph.find_modules_directly_imported_by(module):
+            here, there = home(module), home(other)
+            allowed = ALLOWED.get(here, set(ALLOWED) | {"run", "search", ""})
+            if here != there and there not in allowed:
+                wrong.append(f"{module} imports {other}")
+    assert not wrong
+
+
+def test_there_are_no_cycles(graph):
+    imports = {module: graph.find_modules_directly_imported_by(module) for module in graph.modules}
+    assert not [scc for scc in map(sorted, strongly_connected(imports)) if len(scc) > 1]
+
+
+def strongly_connected(imports):
+    """Sets of modules that reach each other (Kosaraju)."""
+    order, seen = [], set()
+
+    def visit(start, edges, found):
+        waiting = [(start, iter(edges[start]))]
+        seen.add(start)
+        while waiting:
+            module, others = waiting[-1]
+            following = next((other for other in others if other not in seen), None)
+            if following is None:
+                waiting.pop()
+                found.append(module)
             else:
-                yield node.module
+                seen.add(following)
+                waiting.append((following, iter(edges[following])))
+
+    for module in imports:
+        if module not in seen:
+            visit(module, imports, order)
+    reverse = {module: [m for m, others in imports.items() if module in others] for module in imports}
+    seen.clear()
+    for module in reversed(order):
+        if module not in seen:
+            found = []
+            visit(module, reverse, found)
+            yield found
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_arrows(path):
-    parts = path.relative_to(PACKAGE).with_suffix("").parts
-    home, names = parts[0], list(imports(path))
-    if parts != ("keras_api",):
-        assert not [n for n in names if n.split(".")[0] in ("keras", "tf_keras")], "only keras_api imports Keras"
-    own = {n.split(".")[1] for n in names if n.startswith("tfopt.")} - {home}
-    if home in ALLOWED:
-        assert own <= ALLOWED[home] | LEAVES
-    elif home in LEAVES:
-        assert own <= LEAVES
-    if home == "compress" and parts[1] not in ("base", "__init__"):
-        siblings = {n.split(".")[2] for n in names if n.startswith("tfopt.compress.")}
-        assert siblings <= {"base"}, "techniques do not import each other"
-    if home in (
-        "recipe",
-        "recipe_sections",
-        "archive",
-        "schedules",
-        "errors",
-        "files",
-        "tflite_file",
-        "child",
-        "native_log",
-        "report",
-    ):
-        assert not [n for n in names if n.split(".")[0] == "tensorflow"]
+def test_only_one_folder_knows_keras(graph):
+    """`import keras` and `import tf_keras` stand nowhere; `_keras` asks for them by the generation's name."""
+    for path in MODULES:
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
+            assert not {name.split(".")[0] for name in names} & {"keras", "tf_keras"}, path
+
+
+def test_techniques_do_not_import_each_other(graph):
+    shared = {"tfopt.compress.base", "tfopt.compress.techniques"}
+    for module in graph.find_children("tfopt.compress"):
+        siblings = {m for m in graph.find_modules_directly_imported_by(module) if m.startswith("tfopt.compress.")}
+        assert siblings <= shared or module == "tfopt.compress.finish", module
+
+
+def test_the_top_level_has_few_modules():
+    assert len(list(PACKAGE.glob("*.py"))) <= 6
+    assert {len(path.relative_to(PACKAGE).parts) for path in MODULES} <= {1, 2}
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
@@ -157,6 +192,6 @@ def test_public_names_exist_and_functions_stay_functions():
 
     for name in tfopt.__all__:
         assert getattr(tfopt, name) is not None
-    assert callable(tfopt.export) and callable(tfopt.measure) and callable(tfopt.compare)
-    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+    assert callable(tfopt.export) and callable(tfopt.measure) and callable(tfopt.run.compare)
+    with pytest.raises(AttributeError, match="No tfopt attribute nothing"):
         tfopt.nothing  # noqa: B018

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 import tfopt
 from tfopt import archive
+from tfopt._base.files import tree_digest
 from tfopt.archive.coding import decode, encode
 from tfopt.archive.entropy import bound
 from tfopt.errors import DataError, InputError, MissingFileError
-from tfopt.files import tree_digest
 from tfopt.models import BertConfig, bert
 
 RNG = np.random.default_rng(0)
@@ -209,7 +209,7 @@ def test_bad_arguments_say_what_to_do(folder, tmp_path):
 def test_commands(folder, tmp_path):
     def tfopt(*arguments, **settings):
         return subprocess.run(
-            [sys.executable, "-m", "tfopt.cli", *map(str, arguments)], capture_output=True, **settings
+            [sys.executable, "-m", "tfopt", *map(str, arguments)], capture_output=True, **settings
         )
 
     out = tmp_path / "m.tfopt"

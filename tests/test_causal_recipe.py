@@ -10,9 +10,9 @@ import tfopt
 from tfopt.data.blocks import hold_out, next_tokens, write_blocks
 from tfopt.data.readers import Texts, read_documents
 from tfopt.errors import DataError, InputError, MissingFileError, ModelFileError
-from tfopt.pipeline import run
 from tfopt.report import Report
-from tfopt.verification import verify_run
+from tfopt.run.pipeline import run
+from tfopt.run.verification import verify_run
 
 RECIPE = """
 schema = 1

@@ -9,9 +9,9 @@ import tensorflow as tf
 from safetensors.numpy import load_file, save_file
 
 import tfopt
-from tfopt import keras_api
+from tfopt._keras import keras_api
+from tfopt.engine.generator import generates
 from tfopt.errors import InputError, MissingFileError, ModelFileError
-from tfopt.generation import generates
 from tfopt.models import BertConfig, bert, from_pretrained, save_pretrained
 
 from .decoders import FAMILIES, logits_of, make, tokens

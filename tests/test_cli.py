@@ -8,7 +8,8 @@ import sys
 import numpy as np
 import pytest
 
-from tfopt import cli, keras_api
+from tfopt import cli
+from tfopt._keras import keras_api
 from tfopt.data.tfrecord import scan_records
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import tfopt
-from tfopt import keras_api
+from tfopt._keras import keras_api
 from tfopt.callbacks import MagnitudePruning, WeightClustering
 from tfopt.errors import InputError
 from tfopt.numerics.clusters import kmeans, nearest

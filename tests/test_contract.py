@@ -8,12 +8,12 @@ import pytest
 import tensorflow as tf
 
 import tfopt
-from tfopt import keras_api
+from tfopt._keras import keras_api
+from tfopt._keras.keras_io import inputs_of
 from tfopt.compress import cluster, distill, lora, low_rank, prune, quantize, shrink
 from tfopt.compress.finish import finish_all
 from tfopt.compress.techniques import NAMES, TECHNIQUES
 from tfopt.errors import InputError
-from tfopt.keras_io import inputs_of
 from tfopt.recipe.techniques import VariantSection
 from tfopt.schedules import ConstantSparsity
 from tfopt.train.strategy import scope

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from tfopt.data import pack as packing
 from tfopt.data.batches import batches, samples
-from tfopt.data.pack import check_shards, describe, read_manifest, verify
+from tfopt.data.describe import describe
+from tfopt.data.pack import check_shards, read_manifest, verify
 from tfopt.data.readers import label_ids, label_names, read_texts
 from tfopt.data.tfrecord import encode_records, scan_records
 from tfopt.data.tokenizers import encode, load_tokenizer, save_tokenizer, train_bpe
@@ -128,7 +129,7 @@ def test_grouping_by_length_pads_less(packed):
 def test_samples_and_describe(packed):
     found = samples(packed[0], 5)
     assert found["input_ids"].shape[0] == 5 and set(found) == {"input_ids", "attention_mask", "label"}
-    facts = packing.describe(packed[0])["data"]
+    facts = describe(packed[0])["data"]
     assert sum(facts["length_histogram"].values()) == facts["records"] == sum(facts["class_counts"])
 
 

@@ -7,15 +7,16 @@ import numpy as np
 import pytest
 
 import tfopt
-from tfopt import keras_api
+from tfopt._keras import keras_api
 from tfopt.compress import quantize
+from tfopt.data.detokenizers import ByteStream, HuggingFaceTokenizer
+from tfopt.data.llama2c_tokenizer import Llama2cTokenizer
 from tfopt.decoding.generate import GenerateConfig, Texts
-from tfopt.decoding.llama2c_tokenizer import Llama2cTokenizer
 from tfopt.decoding.sampling import Sampler, SamplingConfig, distribution, penalized, pick
 from tfopt.decoding.speculative import speculate
-from tfopt.decoding.text import ByteStream, HuggingFaceTokenizer, StopStrings
+from tfopt.decoding.stop_strings import StopStrings
+from tfopt.engine.generator import Generator
 from tfopt.errors import InputError, ModelFileError
-from tfopt.generation import Generator
 from tfopt.measure.generation import measure_generation
 from tfopt.models import read_llama2c
 from tfopt.quantization import NAMED, QuantizeConfig
@@ -24,7 +25,7 @@ from tfopt.quantization.weights import on_grids
 from tfopt.runtime.eager_decoder import EagerDecoder
 from tfopt.runtime.tflite_decoder import TFLiteDecoder
 from tfopt.runtime.xla_decoder import XlaDecoder, choose
-from tfopt.tflite_file import read_metadata, read_tflite
+from tfopt.tflite.file import read_metadata, read_tflite
 
 from .decoders import FAMILIES, logits_of, make, tokens
 

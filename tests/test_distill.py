@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 import tfopt
-from tfopt import keras_api
+from tfopt._keras import extras, keras_api
 from tfopt.compress import prune, quantize
 from tfopt.errors import DataError, InputError
 from tfopt.numerics import distillation as losses
@@ -269,12 +269,10 @@ def test_what_does_not_fit_together(keras, generation):
     other = "keras" if generation == "tf_keras" else "tf_keras"
     with pytest.raises(InputError, match="of one Keras generation"):
         tfopt.Distiller(bert(config, 3, generation=other), teacher)
-    from tfopt.decoding.signatures import TOKENIZER_MEMBERS
-    from tfopt.decoding.weights import keep_tokenizer
 
     first, second = llama(keras), llama(keras)
-    keep_tokenizer(first, TOKENIZER_MEMBERS[0], b"{}")
-    keep_tokenizer(second, TOKENIZER_MEMBERS[0], b"{ }")
+    extras.keep(first, extras.TOKENIZERS[0], b"{}")
+    extras.keep(second, extras.TOKENIZERS[0], b"{ }")
     with pytest.raises(InputError, match="different tokenizers, so the same ids mean different texts"):
         tfopt.Distiller(first, second)
     plain = attention(keras)

@@ -7,9 +7,9 @@ import pytest
 import tensorflow as tf
 
 import tfopt
-from tfopt import keras_api
+from tfopt._keras import keras_api
+from tfopt._keras.keras_io import call, inputs_of
 from tfopt.errors import InputError
-from tfopt.keras_io import call, inputs_of
 from tfopt.models.bert import encoder_config
 from tfopt.models.symbolic_ops import SymbolicOps
 from tfopt.structure.nodes import nodes

@@ -6,12 +6,12 @@ import tensorflow as tf
 import tf_keras
 
 import tfopt
-from tfopt import keras_api
+from tfopt._keras import keras_api
+from tfopt._keras.keras_io import call
 from tfopt.errors import InputError, VerificationError
-from tfopt.export import tflite as tflite_export
+from tfopt.export import convert as converting
 from tfopt.export import verify as export_verify
-from tfopt.keras_io import call
-from tfopt.tflite_file import read_tflite
+from tfopt.tflite.file import read_tflite
 
 KINDS = [
     ("saved_model", None, False),
@@ -74,7 +74,7 @@ def test_quantized_tables_are_looked_up_row_by_row(generation, tmp_path):
 
 def test_a_table_that_is_widened_as_a_whole_is_an_error(tmp_path, monkeypatch):
     """Without the rewriting, the converter's own float16 file must not pass."""
-    monkeypatch.setattr(tflite_export, "widen_after_lookup", lambda content: content)
+    monkeypatch.setattr(converting, "widen_after_lookup", lambda content: content)
     with pytest.raises(VerificationError, match="'table_lookup' failed") as caught:
         tfopt.export(
             wide_bert("tf_keras"), tmp_path / "m.tflite", format="tflite", quantization="float16", lengths=[16]
@@ -91,7 +91,7 @@ def test_a_converter_that_writes_nan_is_caught(tmp_path, monkeypatch):
         module.serve = tf.function(lambda named: call(model, inputs, named), [inputs.with_sizes(batch, lengths[0])])
         tf.saved_model.save(module, str(path), signatures={f"serving_{lengths[0]}": module.serve})
 
-    monkeypatch.setattr(tflite_export, "write_saved_model", naive)
+    monkeypatch.setattr(converting, "write_saved_model", naive)
     model = wide_bert("keras")
     with pytest.raises(VerificationError) as caught:
         tfopt.export(model, tmp_path / "m.tflite", format="tflite", lengths=[16])
@@ -182,7 +182,7 @@ def test_recurrent_layers_start_anew_at_every_call(keras, tmp_path, kind, quanti
 
 
 def test_a_file_that_keeps_state_between_calls_is_caught(tmp_path, monkeypatch):
-    monkeypatch.setattr(tflite_export, "unfused", lambda model: contextlib.nullcontext())
+    monkeypatch.setattr(converting, "unfused", lambda model: contextlib.nullcontext())
     layers = [tf_keras.layers.Input((6, 8)), tf_keras.layers.LSTM(16), tf_keras.layers.Dense(3)]
     for quantization in (None, "dynamic_int8"):
         with pytest.raises(VerificationError, match="'state' failed: .* keeps its value from call to call"):
@@ -334,7 +334,7 @@ def test_the_model_is_not_changed(keras, generation, tokens, tmp_path):
         ({"quantization": "float16"}, "needs format='tflite'"),
         ({"format": "tflite", "jit_compile": True}, "jit_compile needs format='saved_model'"),
         ({"format": "tflite", "path": "m"}, "must end in .tflite, got 'm'"),
-        ({"path": "m.tflite"}, "must be a folder"),
+        ({"path": "m.tflite", "format": "saved_model"}, "must be a folder"),
         ({"format": "tflite", "lengths": [0]}, "lengths must be positive"),
         ({"format": "tflite", "lengths": [16, 64]}, "does not take sequences of length 64"),
         ({"format": "tflite", "batch_size": 0}, "batch_size must be 1 or more, got 0"),

@@ -3,8 +3,8 @@ import sys
 
 import pytest
 
+from tfopt._base.files import files_below, replacing, size_of, tree_digest, write_text
 from tfopt.errors import MissingFileError
-from tfopt.files import files_below, replacing, size_of, tree_digest, write_text
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path):
@@ -57,7 +57,7 @@ def test_a_full_disk_keeps_the_good_file(tmp_path):
     """The kernel itself refuses to write on: a limit on the size of files stands in for a full disk."""
     target = write_text(tmp_path / "a.txt", "good")
     script = (
-        "import resource, signal; from tfopt.files import write_bytes\n"
+        "import resource, signal; from tfopt._base.files import write_bytes\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
         f"write_bytes({str(target)!r}, b'x' * 5000)\n"

@@ -4,7 +4,7 @@ import h5py
 import numpy as np
 import pytest
 
-from tfopt import keras_api
+from tfopt._keras import keras_api
 from tfopt.errors import InputError, MissingFileError, ModelFileError
 
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 import tfopt
-from tfopt import keras_api
+from tfopt._keras import keras_api
 from tfopt.compress import lora, quantize
 from tfopt.errors import InputError
 from tfopt.quantization.record import record_of

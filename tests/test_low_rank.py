@@ -6,10 +6,10 @@ import pytest
 from hypothesis import strategies as st
 
 import tfopt
-from tfopt import keras_api
+from tfopt._keras import keras_api
+from tfopt._keras.keras_io import inputs_of
 from tfopt.compress.low_rank import splittable
 from tfopt.errors import InputError
-from tfopt.keras_io import inputs_of
 from tfopt.numerics.low_rank import decompose
 
 from .structured_models import attention, convolutions, encoder, llama, nested

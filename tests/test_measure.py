@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import tfopt
-from tfopt.child import ChildFailedError, run_in_child
+from tfopt._base.child import ChildFailedError, run_in_child
 from tfopt.errors import DataError, InputError
 from tfopt.measure import findings, latency, size
 from tfopt.measure.results import Latency, Measurement

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from tfopt import keras_api
+from tfopt._keras import keras_api
 from tfopt.errors import InputError, MissingFileError, ModelFileError
 from tfopt.models import BertConfig, bert, from_pretrained
 

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 import tfopt
+from tfopt._base.files import sha256, tree_digest
 from tfopt.errors import DataError, InputError, VerificationError
-from tfopt.files import sha256, tree_digest
-from tfopt.pipeline import run
 from tfopt.report import Report
-from tfopt.verification import verify_run
+from tfopt.run.pipeline import run
+from tfopt.run.verification import verify_run
 
 ARTIFACTS = [
     "baseline", "baseline_keras", "baseline_tflite", "baseline_tflite_int8",

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 import tfopt
-from tfopt import keras_api
+from tfopt._keras import keras_api
+from tfopt._keras.keras_io import inputs_of
 from tfopt.data import batches
 from tfopt.errors import InputError, VerificationError, WorkFailedError
 from tfopt.export import quantization as export_quantization
-from tfopt.keras_io import inputs_of
 from tfopt.quantization import NAMED, QuantizeConfig
 from tfopt.quantization import calibration as calibrating
 from tfopt.quantization.gptq import gptq
@@ -19,7 +19,7 @@ from tfopt.quantization.sensitivity import choose_bits
 from tfopt.quantization.simulation import simulation_of
 from tfopt.quantization.smooth import find_places, smoothed
 from tfopt.quantization.weights import on_grids
-from tfopt.tflite_file import read_tflite
+from tfopt.tflite.file import read_tflite
 
 from .quantized_models import KINDS, signature, trained
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 import tfopt
-from tfopt import keras_api
-from tfopt.benchmark import common_inputs
+from tfopt._keras import keras_api
 from tfopt.errors import InputError, MissingFileError, ModelFileError
+from tfopt.run.bench import common_inputs
 
 from .conftest import TINY
 

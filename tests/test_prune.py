@@ -4,7 +4,7 @@ import tensorflow as tf
 import tf_keras
 
 import tfopt
-from tfopt import keras_api
+from tfopt._keras import keras_api
 from tfopt.callbacks import MagnitudePruning
 from tfopt.compress.prune import Pruner, prunable
 from tfopt.errors import InputError

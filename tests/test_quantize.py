@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 
 import tfopt
-from tfopt import keras_api
+from tfopt._keras import keras_api
 from tfopt.callbacks import MagnitudePruning, QuantizationMonitor
 from tfopt.compress import quantize
 from tfopt.errors import InputError
@@ -15,7 +15,7 @@ from tfopt.quantization import NAMED, QuantizeConfig
 from tfopt.quantization.record import record_of
 from tfopt.quantization.simulation import simulation_of
 from tfopt.schedules import ConstantSparsity
-from tfopt.tflite_file import read_tflite
+from tfopt.tflite.file import read_tflite
 
 from .quantized_models import KINDS, signature, trained
 

@@ -8,7 +8,7 @@ import pytest
 import typer
 
 import tfopt
-from tfopt.cli import app
+from tfopt.cli.app import app
 
 from .conftest import REPOSITORY
 

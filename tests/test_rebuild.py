@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import tfopt
-from tfopt import keras_api
+from tfopt._keras import keras_api
 from tfopt.errors import InputError
 
 from .test_shrink import outputs, parameters, randomized

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import tfopt
-from tfopt import keras_api
+from tfopt._keras import keras_api
 from tfopt.compress.base import Option
 from tfopt.errors import InputError
 from tfopt.models import BertConfig, bert

@@ -7,10 +7,10 @@ import tensorflow as tf
 from hypothesis import strategies as st
 
 import tfopt
-from tfopt import keras_api
+from tfopt._keras import extras, keras_api
+from tfopt._keras.keras_io import call, inputs_of
 from tfopt.compress import shrink as technique
 from tfopt.errors import InputError
-from tfopt.keras_io import call, inputs_of
 from tfopt.schedules import PolynomialDecay
 from tfopt.structure.axes import axis, fix, leaves, regroup, size_of, unify
 from tfopt.structure.blocks import blocks_of
@@ -27,7 +27,7 @@ def randomized(model, seed=0):
     """The model with random weights everywhere: biases, gammas and moving averages too."""
     rng = np.random.default_rng(seed)
     for weight in keras_api.weights(model):
-        if weight.name.startswith("moving_") and hasattr(model, keras_api.EXTRA):
+        if weight.name.startswith("moving_") and extras.of(model):
             continue  # the scale of an RMS norm, which has no statistics
         shape = tuple(weight.variable.shape)
         low = 0.5 if weight.name in ("moving_variance", "gamma") else -0.5

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 import tfopt
-from tfopt import keras_api
+from tfopt._keras import keras_api
 from tfopt.data.tokenizers import load_tokenizer
 from tfopt.errors import InputError
-from tfopt.pipeline import run
-from tfopt.verification import verify_run
+from tfopt.run.pipeline import run
+from tfopt.run.verification import verify_run
 
 SMALLER = [
     {"name": "short",

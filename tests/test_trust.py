@@ -12,7 +12,8 @@ import tf_keras
 from tensorflow.python.trackable.resource import TrackableResource
 
 import tfopt
-from tfopt import cli, keras_api
+from tfopt import cli
+from tfopt._keras import keras_api
 from tfopt._keras.trust import TRUSTED_FUNCTIONS, refuse_code
 from tfopt.errors import ModelFileError
 from tfopt.runtime.trusted_operations import TRUSTED_OPERATIONS

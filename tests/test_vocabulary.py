@@ -7,7 +7,7 @@ import pytest
 import tokenizers
 
 import tfopt
-from tfopt import keras_api
+from tfopt._keras import extras
 from tfopt.compress.vocabulary import cut_vocabulary
 from tfopt.data.tokenizers import encode, load_tokenizer, parse_tokenizer, train_bpe
 from tfopt.errors import InputError, ModelFileError
@@ -86,7 +86,7 @@ def test_the_corpus_reads_as_before_and_other_text_still_reads(make, keras, tmp_
     np.testing.assert_allclose(outputs(found.model, rows(smaller)), outputs(model, rows(tokenizer)), atol=1e-5)
     (tmp_path / "tokenizer.json").write_bytes(found.tokenizer)
     assert load_tokenizer(tmp_path).get_vocab_size() == len(found.kept)
-    assert json.loads(getattr(found.model, keras_api.EXTRA)["tfopt_bert.json"])["vocab_size"] == len(found.kept)
+    assert json.loads(extras.of(found.model)["tfopt_bert.json"])["vocab_size"] == len(found.kept)
     assert tfopt.export(found.model, tmp_path / "m.tflite", format="tflite", lengths=[16]).max_abs_error < 1e-3
 
 

@@ -1,6 +1,5 @@
 from . import callbacks, compress, errors, models, schedules
 from .archive import pack, unpack
-from .compare import compare
 from .compress.cluster import cluster
 from .compress.distill import Distiller
 from .compress.finish import finish
@@ -11,18 +10,19 @@ from .compress.quantize import quantize_aware
 from .compress.shrink import ShrinkConfig, shrink
 from .compress.vocabulary import cut_vocabulary
 from .decoding.generate import GenerateConfig
+from .engine.generator import Generator
 from .errors import TfoptError
 from .export import Artifact, export
-from .generation import Generator
-from .inspection import Inspection, inspect
 from .measure import Measurement, measure
 from .measure.generation import measure_generation
 from .measure.perplexity import perplexity
-from .pipeline import run
 from .quantization import QuantizeConfig
 from .quantization.sensitivity import measure_sensitivity
 from .recipe import Recipe
 from .report import Report
+from .run.compare import compare
+from .run.inspection import Inspection, inspect
+from .run.pipeline import run
 from .runtime import Predictor
 from .search import search
 

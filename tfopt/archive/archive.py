@@ -18,11 +18,11 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
+from tfopt._base.files import existing, files_below, replacing
 from tfopt.archive.coding import decode, encode
 from tfopt.archive.entropy import bound
 from tfopt.archive.parts import parts
 from tfopt.errors import DataError, InputError
-from tfopt.files import existing, files_below, replacing
 
 SUFFIX = ".tfopt"
 _MAGIC = b"TFOPT1\r\n"

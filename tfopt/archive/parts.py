@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tfopt.archive.coding import encode
 from tfopt.errors import ModelFileError
-from tfopt.tflite_file import constant_places
+from tfopt.tflite.file import constant_places
 
 _LEAST, _CHUNK = 1 << 10, 1 << 20  # bytes of values worth a part of their own; bytes of a part at most
 _SAMPLE = 1 << 16

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
-from tfopt.selection import Skipped
+from tfopt._keras.selection import Skipped
 
 _ATTRIBUTE = "_tfopt_attached"
 

@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfopt import keras_api
+from tfopt._keras import keras_api
+from tfopt._keras.keras_api import Weight
+from tfopt._keras.selection import Patterns, Selection, Skipped
 from tfopt.compress.base import Option, Prepared, attach, attached, detach
 from tfopt.errors import InputError
-from tfopt.keras_api import Weight
 from tfopt.numerics.clusters import kmeans, nearest
 from tfopt.numerics.masks import PRUNED_SHARE
-from tfopt.selection import Patterns, Selection, Skipped
 
 _log = logging.getLogger(__name__)
 _NAME = "cluster"

@@ -16,12 +16,11 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfopt import keras_api
+from tfopt._keras import extras, keras_api
+from tfopt._keras.keras_io import Inputs, inputs_of
 from tfopt.compress.base import Option, Prepared, attach, attached, detach
 from tfopt.data.cache import cached
-from tfopt.decoding.signatures import TOKENIZER_MEMBERS
 from tfopt.errors import InputError
-from tfopt.keras_io import Inputs, inputs_of
 from tfopt.numerics.distillation import divergence, hidden_error, relation_divergence, soft_cross_entropy
 from tfopt.structure.features import Features, features_of
 from tfopt.structure.nodes import flat, functional, nodes, struct_of
@@ -206,10 +205,10 @@ class Distiller:
 
     def finish(self) -> Any:
         """The student, with what other techniques attached to `model`; `tfopt.finish` ends all of them."""
-        ours = getattr(self.student, keras_api.EXTRA, {})
-        members = {**ours, **getattr(self.model, keras_api.EXTRA, {})}
+        ours = extras.of(self.student)
+        members = {**ours, **extras.of(self.model)}
         if members:
-            object.__setattr__(self.student, keras_api.EXTRA, members)
+            extras.put(self.student, members)
         for technique, what in attached(self.model).items():
             if technique != _NAME:
                 attach(self.student, technique, what)
@@ -306,8 +305,8 @@ def _check_pair(student: Any, teacher: Any) -> None:
     taken = [_told_apart(inputs_of(model)) for model in (student, teacher)]
     if taken[0] != taken[1]:
         raise InputError(f"student and teacher must take the same inputs, got {taken[0]} and {taken[1]}")
-    members = [getattr(model, keras_api.EXTRA, {}) for model in (student, teacher)]
-    for name in TOKENIZER_MEMBERS:
+    members = [extras.of(model) for model in (student, teacher)]
+    for name in extras.TOKENIZERS:
         if name in members[0] and name in members[1] and members[0][name] != members[1][name]:
             raise InputError("student and teacher have different tokenizers, so the same ids mean different texts")
 

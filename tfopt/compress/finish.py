@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from tfopt import keras_api
+from tfopt._keras import keras_api
 from tfopt.compress.techniques import TECHNIQUES
 from tfopt.errors import InputError
 

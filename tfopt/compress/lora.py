@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfopt import keras_api
+from tfopt._keras import keras_api
+from tfopt._keras.keras_api import Weight
+from tfopt._keras.layer_calls import Call, Replaced, attribute_of, forget_traces, freeze, original_call, swapped
+from tfopt._keras.selection import Patterns, Selection, Skipped
 from tfopt.compress.base import Option, Prepared
 from tfopt.errors import InputError
-from tfopt.keras_api import Weight
-from tfopt.layer_calls import Call, Replaced, attribute_of, forget_traces, freeze, original_call, swapped
 from tfopt.quantization.record import detach
 from tfopt.quantization.simulation import simulation_of
-from tfopt.selection import Patterns, Selection, Skipped
 
 _log = logging.getLogger(__name__)
 _ATTRIBUTE = "_tfopt_adapters"

@@ -11,14 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from tfopt import keras_api
+from tfopt._keras import extras, keras_api
+from tfopt._keras.keras_io import call, check_samples, inputs_of
+from tfopt._keras.selection import Patterns, Selection, Skipped
 from tfopt.compress.base import Option, Prepared
-from tfopt.decoding.signatures import CONFIG_MEMBER
 from tfopt.errors import InputError
-from tfopt.keras_io import call, check_samples, inputs_of
 from tfopt.numerics.low_rank import Decomposition, decompose
 from tfopt.quantization.simulation import watched_inputs
-from tfopt.selection import Patterns, Selection, Skipped
 from tfopt.structure.factors import Factorable, factorable, two_layers
 from tfopt.structure.nodes import is_functional, nodes
 from tfopt.structure.rebuild import Changes, rebuild
@@ -138,7 +137,7 @@ def splittable(
     """Matrices of layers that are nodes of the graph, and the others with the reason why they stay whole."""
     selection = Selection(model, include, exclude)
     in_graph = {id(node.operation) for node in nodes(model)}
-    generates = CONFIG_MEMBER in getattr(model, keras_api.EXTRA, {})
+    generates = extras.CONFIG in extras.of(model)
     layers = {w.layer_path: w for w in selection.weights if len(w.variable.shape) > 1}
     taken = {path for path, _ in keras_api.walk(model)}
     found, skipped = [], []
@@ -237,7 +236,7 @@ def _split(
         values |= one.values(*parts[one.path].of_rank(ranks[one.path]))
         replaced[one.layer.name] = lambda one=one: two_layers(one, ranks[one.path])
     made = rebuild(model, Changes(values, replaced=replaced))
-    members = getattr(model, keras_api.EXTRA, {})
+    members = extras.of(model)
     if members:
-        object.__setattr__(made, keras_api.EXTRA, {n: m for n, m in members.items() if "quantization" not in n})
+        extras.put(made, {n: m for n, m in members.items() if "quantization" not in n})
     return made

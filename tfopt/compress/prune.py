@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from tfopt import keras_api
+from tfopt._keras import keras_api
+from tfopt._keras.keras_api import Weight
+from tfopt._keras.selection import Patterns, Selection, Skipped
 from tfopt.compress.base import Option, Prepared, attach, attached, detach
 from tfopt.errors import InputError
-from tfopt.keras_api import Weight
 from tfopt.numerics.masked_assign import MaskedAssign
 from tfopt.numerics.masks import (
     PRUNED_SHARE,
@@ -27,7 +28,6 @@ from tfopt.numerics.masks import (
     zero_share,
 )
 from tfopt.schedules import Follower, SparsitySchedule, check_sparsity
-from tfopt.selection import Patterns, Selection, Skipped
 
 _log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from tfopt import keras_api
+from tfopt._keras import keras_api
 from tfopt.compress.base import Option, Prepared
 from tfopt.errors import InputError
 from tfopt.numerics.fake_quant import scale_and_zero

@@ -8,23 +8,22 @@ Michel et al., https://arxiv.org/abs/1905.10650). While a model trains, whole un
 
 import contextlib
 import dataclasses
-import difflib
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 
-from tfopt import keras_api
+from tfopt._keras import keras_api
+from tfopt._keras.selection import Patterns, Selection, Skipped
 from tfopt.compress.base import Option, Prepared, attach, attached, detach
 from tfopt.errors import InputError, TfoptError
 from tfopt.numerics.masked_assign import MaskedAssign
 from tfopt.schedules import Follower, PolynomialDecay, SparsitySchedule
-from tfopt.selection import Patterns, Selection, Skipped
 from tfopt.structure.blocks import blocks_of, chosen_blocks
 from tfopt.structure.cut import Kept, cut, pooled_early
 from tfopt.structure.early_pooling import cheaper, early_pooling
-from tfopt.structure.groups import Group, Structure, structure_of
+from tfopt.structure.groups import Group, Structure, check_names, structure_of, why_none
 from tfopt.structure.importance import importance, magnitude
 from tfopt.structure.masked import alive, clear, compare, touched
 from tfopt.structure.nodes import is_functional
@@ -364,12 +363,12 @@ def _chosen(model: Any, structure: Structure, config: ShrinkConfig) -> list[Grou
         share = getattr(config, kind)
         groups = [g for g in structure.groups if g.kind == kind]
         if isinstance(share, Mapping):
-            _check_names(kind, share, groups)
+            check_names(kind, share, groups)
         if not share:
             continue
         meant = [g for g in groups if config.share(g) and _is_meant(g, selection, by_path)]
         if not meant:
-            raise InputError(_nothing(kind, groups, structure))
+            raise InputError(why_none(kind, groups, structure))
         if not any(g.count(config.share(g)) for g in meant):
             most = max(g.units for g in meant)
             raise InputError(
@@ -379,26 +378,10 @@ def _chosen(model: Any, structure: Structure, config: ShrinkConfig) -> list[Grou
     return found
 
 
-def _check_names(kind: str, shares: Mapping[str, float], groups: list[Group]) -> None:
-    known = [g.name for g in groups]
-    for name in shares:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, 1, 0.0)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise InputError(f"no layer {name!r} makes {kind} that can be taken out{hint}")
-
-
 def _is_meant(group: Group, selection: Selection, weights: Mapping[str, Any]) -> bool:
     """Whether all layers that make the units are meant."""
     makers = (weights[s.path] for s in group.slices if not s.consumed)
     return all(selection.reason_to_skip(weight) is None for weight in makers)
-
-
-def _nothing(kind: str, groups: list[Group], structure: Structure) -> str:
-    if groups:
-        return f"{kind} are to be taken out, but include and exclude leave none of {len(groups)} groups"
-    why = "; ".join(f"{path}: {reasons[-1]}" for path, reasons in list(structure.fixed.items())[-3:])
-    return f"the model has no {kind} that can be taken out" + (f" ({why})" if why else "")
 
 
 def _checked(model: Any, structure: Structure, kept: Mapping[str, np.ndarray]) -> Any:

@@ -12,11 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from tfopt import keras_api
+from tfopt._base.files import existing
+from tfopt._keras import extras, keras_api
 from tfopt.data.vocabulary import cut_tokenizer
-from tfopt.decoding.signatures import CONFIG_MEMBER
 from tfopt.errors import InputError
-from tfopt.files import existing
 from tfopt.structure.nodes import nodes
 from tfopt.structure.rebuild import Changes, rebuild
 
@@ -77,9 +76,9 @@ def cut_rows(model: Any, kept: np.ndarray) -> Any:
         )
     path = next(w.path for w in keras_api.weights(model) if w.layer is table)
     made = rebuild(model, Changes({path: keras_api.to_numpy(table.embeddings)[kept]}))
-    members = getattr(model, keras_api.EXTRA, {})
+    members = extras.of(model)
     if members:
-        object.__setattr__(made, keras_api.EXTRA, _resized(members, len(kept)))
+        extras.put(made, _resized(members, len(kept)))
     return made
 
 
@@ -97,7 +96,7 @@ def _table(model: Any) -> Any:
     Raises:
         InputError: there is none, or ids or table are used otherwise.
     """
-    if CONFIG_MEMBER in getattr(model, keras_api.EXTRA, {}):
+    if extras.CONFIG in extras.of(model):
         raise InputError(
             f"model {model.name!r} generates: its output has a column for every token, which must stay"
         )

@@ -6,8 +6,8 @@ from typing import Any
 
 import tensorflow as tf
 
+from tfopt._base.files import replacing, sha256, write_json
 from tfopt.errors import DataError, InputError
-from tfopt.files import replacing, sha256, write_json
 
 _RECORDS, _MANIFEST = "batches.tfrecord", "manifest.json"
 _BUFFER_BYTES = 1 << 28  # of batches that a pass draws from

@@ -2,21 +2,20 @@
 
 import dataclasses
 import json
-from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from tfopt._base.files import existing, replacing, sha256, write_json
 from tfopt.data.readers import Texts, label_ids
 from tfopt.data.tfrecord import check_framing, encode_records, scan_records
 from tfopt.data.tokenizers import Encoded, OnLong, encode, save_tokenizer
 from tfopt.errors import DataError, InputError
-from tfopt.files import existing, replacing, sha256, write_json
 
 SPLIT = "data"
-_MANIFEST_SUFFIX = ".manifest.json"
+MANIFEST_SUFFIX = ".manifest.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,7 +172,7 @@ def write_encoded(
 
 def splits(folder: str | Path) -> list[str]:
     """Names of the splits that a folder holds."""
-    return sorted(p.name.removesuffix(_MANIFEST_SUFFIX) for p in Path(folder).glob(f"*{_MANIFEST_SUFFIX}"))
+    return sorted(p.name.removesuffix(MANIFEST_SUFFIX) for p in Path(folder).glob(f"*{MANIFEST_SUFFIX}"))
 
 
 def _write_shards(
@@ -199,7 +198,7 @@ def _write_shards(
 
 def manifest_name(split: str) -> str:
     """Name of the file that describes a split."""
-    return f"{split}{_MANIFEST_SUFFIX}"
+    return f"{split}{MANIFEST_SUFFIX}"
 
 
 def read_manifest(folder: str | Path, split: str = SPLIT) -> Manifest:
@@ -256,7 +255,7 @@ def verify(path: str | Path) -> dict[str, int]:
         check_shards(path, manifest)
         expected |= {path / shard.file: shard.records for shard in manifest.shards}
     if not expected:
-        raise DataError(f"{path} holds no pack (no *{_MANIFEST_SUFFIX})")
+        raise DataError(f"{path} holds no pack (no *{MANIFEST_SUFFIX})")
     total = 0
     for file, records in expected.items():
         count = sum(1 for _ in scan_records(file))
@@ -264,25 +263,3 @@ def verify(path: str | Path) -> dict[str, int]:
             raise DataError(f"{file} holds {count} records, the manifest says {records}")
         total += count
     return {"files": len(expected), "records": total, "bytes": sum(f.stat().st_size for f in expected)}
-
-
-def describe(folder: str | Path) -> dict[str, Any]:
-    """The manifests of a packed folder as plain values, with a histogram of record lengths each.
-
-    Raises:
-        DataError: a shard disagrees with its manifest, or holds no records of ours.
-    """
-    from tfopt.data.batches import record_lengths
-
-    found = {}
-    for split in splits(existing(folder, "packed data folder")):
-        manifest = read_manifest(folder, split)
-        check_shards(folder, manifest)
-        histogram = Counter(-(-int(n) // 16) * 16 for n in record_lengths(folder, manifest))
-        found[split] = {
-            **dataclasses.asdict(manifest),
-            "length_histogram": {f"<= {k}": histogram[k] for k in sorted(histogram)},
-        }
-    if not found:
-        raise DataError(f"{folder} holds no pack (no *{_MANIFEST_SUFFIX})")
-    return found

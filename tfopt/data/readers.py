@@ -9,8 +9,8 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+from tfopt._base.files import existing
 from tfopt.errors import DataError, InputError
-from tfopt.files import existing
 
 FORMATS = {
     ".tsv": "tsv",

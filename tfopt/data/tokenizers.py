@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from tfopt._base.files import existing, replacing
 from tfopt.errors import DataError, InputError, ModelFileError
-from tfopt.files import existing, replacing
 
 SPECIAL_TOKENS = ("[PAD]", "[CLS]", "[SEP]")
 OnLong = Literal["error", "truncate", "drop"]

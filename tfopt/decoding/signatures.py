@@ -9,8 +9,6 @@ import re
 
 from tfopt.errors import InputError
 
-CONFIG_MEMBER, TOKENIZER_MEMBERS = "tfopt_causal_lm.json", ("tfopt_tokenizer.json", "tfopt_tokenizer.bin")
-ENCODER_MEMBER = "tfopt_bert.json"
 KINDS = ("decode", "prefill", "verify")
 
 

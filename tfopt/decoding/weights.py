@@ -4,15 +4,14 @@ from typing import Any
 
 import numpy as np
 
-from tfopt import keras_api
+from tfopt._keras import extras, keras_api
 from tfopt.decoding.config import CausalLMConfig
-from tfopt.decoding.signatures import CONFIG_MEMBER as MEMBER
 from tfopt.errors import InputError
 
 
 def is_causal_lm(model: Any) -> bool:
     """Whether `models.causal_lm` built this model, in this process or before it was saved."""
-    return MEMBER in getattr(model, keras_api.EXTRA, {})
+    return extras.CONFIG in extras.of(model)
 
 
 def config_of(model: Any) -> CausalLMConfig:
@@ -26,7 +25,7 @@ def config_of(model: Any) -> CausalLMConfig:
             f"model {model.name!r} is no causal language model of tfopt: build it with models.causal_lm or "
             "models.from_pretrained, and save it with models.save"
         )
-    return CausalLMConfig.from_json(getattr(model, keras_api.EXTRA)[MEMBER])
+    return CausalLMConfig.from_json(extras.of(model)[extras.CONFIG])
 
 
 def weights_of(model: Any) -> dict[str, np.ndarray]:
@@ -34,9 +33,3 @@ def weights_of(model: Any) -> dict[str, np.ndarray]:
     return {
         w.path: keras_api.to_numpy(w.variable) for w in keras_api.weights(model) if not w.name.startswith("moving_")
     }
-
-
-def keep_tokenizer(model: Any, member: str, content: bytes) -> None:
-    """Lets a tokenizer's file travel with the model, into what is saved and exported from it."""
-    members = getattr(model, keras_api.EXTRA, {})
-    object.__setattr__(model, keras_api.EXTRA, {**members, member: content})

@@ -3,6 +3,8 @@
 import dataclasses
 from pathlib import Path
 
+from tfopt.tflite.layer_bits import LayerBits
+
 
 @dataclasses.dataclass(frozen=True)
 class Check:
@@ -11,23 +13,6 @@ class Check:
     name: str
     found: float | str
     limit: float | str
-
-
-@dataclasses.dataclass(frozen=True)
-class LayerBits:
-    """How one weight matrix of the model stands in a file.
-
-    Attributes:
-        path: the weight.
-        bits: of its grid; 32 if it stayed in float.
-        granularity: what one scale covers: "tensor", "channel", "block 32" and so on; "" in float.
-        reason: why it stayed in float or has another granularity than was asked for, or "".
-    """
-
-    path: str
-    bits: int
-    granularity: str
-    reason: str
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,16 +11,16 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfopt import keras_api
+from tfopt._keras import extras
 from tfopt.decoding.config import CausalLMConfig
 from tfopt.decoding.signatures import DecoderSignature, plan_signatures
 from tfopt.decoding.step import Cache, Products, float_products, forward
 from tfopt.decoding.weights import config_of, weights_of
 from tfopt.errors import InputError
-from tfopt.export import flatbuffer as fb
-from tfopt.export.float16 import narrow_floats
-from tfopt.export.ranges import strip_ranges
-from tfopt.export.tflite import convert_saved_model
+from tfopt.export.convert import convert_saved_model
+from tfopt.tflite import flatbuffer as fb
+from tfopt.tflite.float16 import narrow_floats
+from tfopt.tflite.ranges import strip_ranges
 
 # Every step reads a whole cache: the fewer slots beyond the text, the better.
 DEFAULT_SLOTS, PREFILL, VERIFY = (128, 256, 512, 1024, 2048, 4096), (16, 128), 8
@@ -68,7 +68,7 @@ def convert_decoder(
         functions = {s.key: module.function(s) for s in signatures}
         tf.saved_model.save(module, folder, signatures=functions)
         content = convert_saved_model(folder, list(functions))
-    return _finished(content, getattr(model, keras_api.EXTRA), float16)
+    return _finished(content, extras.of(model), float16)
 
 
 def _finished(content: bytes, members: dict[str, bytes], float16: bool) -> bytes:

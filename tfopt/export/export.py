@@ -5,25 +5,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 
-from tfopt import keras_api
-from tfopt.decoding.weights import is_causal_lm
+from tfopt._base.files import replacing
+from tfopt._base.formats import WRITTEN, Format, format_for, format_named
+from tfopt._keras import keras_api
+from tfopt._keras.keras_io import inputs_of
 from tfopt.errors import InputError
-from tfopt.export.artifact import Artifact, Check, LayerBits
-from tfopt.export.decoder import check_slots, compared_length, convert_decoder
-from tfopt.export.quantization import as_written, make_record, resolve, smoother, write_quantized
+from tfopt.export.artifact import Artifact
+from tfopt.export.job import Job, Wanted, outputs_of
+from tfopt.export.quantization import resolve
 from tfopt.export.recurrent import refuse_stateful
-from tfopt.export.saved_model import write_saved_model
-from tfopt.export.signatures import MASK, check_lengths
-from tfopt.export.tflite import convert
-from tfopt.export.verify import check_contents, check_outputs, largest_error
-from tfopt.files import replacing
-from tfopt.keras_io import Inputs, call, check_samples, inputs_of
+from tfopt.export.samples import make_samples
+from tfopt.export.verify import check_outputs, largest_error
 from tfopt.quantization.config import QuantizeConfig
-
-FORMATS = ("saved_model", "tflite")
-_RANDOM_ROWS, _RANDOM_LENGTH = 8, 8
 
 
 def export(
@@ -76,131 +70,60 @@ def export(
     """
     keras_api.check_model(model)
     path = Path(path).resolve()
-    format = format or _format_of(path)
-    _check_arguments(path, format, quantization, jit_compile=jit_compile, batch_size=batch_size)
+    kind = format_for(path) if format is None else format_named(format)
+    wanted = Wanted(quantization, jit_compile, batch_size, cache)
+    _check_path(path, kind)
+    _check_wanted(kind, wanted)
     refuse_stateful(model)
-    name, config = resolve(quantization, model)
-    inputs = inputs_of(model, input_signature)
-    generates, narrow = format == "tflite" and is_causal_lm(model), cache == "int8"
-    if cache not in ("float32", "int8") or (narrow and not generates):
-        raise InputError(f"cache must be 'float32', or 'int8' for a TFLite file that generates, got {cache!r}")
-    if generates and batch_size != 1:
-        raise InputError(f"a TFLite file that generates takes one text at a time, got batch_size={batch_size}")
-    flexible = format == "saved_model" and not jit_compile
-    chosen = check_slots(model, lengths) if generates else () if flexible else check_lengths(model, inputs, lengths)
-    longest = compared_length(chosen) if generates else max(chosen, default=_RANDOM_LENGTH)
-    samples = _samples(model, inputs, representative, longest=longest)
-    reference = _outputs(model, inputs, samples)
-    checks: list[Check] = []
-    layers: tuple[LayerBits, ...] = ()
+    job = _plan(model, kind, wanted, lengths=lengths, representative=representative, signature=input_signature)
+    reference = outputs_of(job)
+    writer = kind.writer_module()
     with replacing(path) as temporary:
-        if config is not None:
-            given = None if representative is None else samples
-            with smoother(model, config, inputs, representative=given) as smoothing:
-                record, checks = make_record(model, config, inputs, representative=given)
-                written = write_quantized(
-                    model,
-                    temporary,
-                    inputs,
-                    lengths=chosen,
-                    batch=batch_size,
-                    record=record,
-                    representative=given,
-                    narrow_cache=narrow,
-                )
-                with as_written(model, written):
-                    expected = _outputs(model, inputs, samples)
-            checks, layers = [*smoothing, *checks, *written.checks], written.layers
-        else:
-            expected = reference
-            if generates:
-                temporary.write_bytes(convert_decoder(model, chosen, name == "float16", narrow_cache=narrow))
-            elif format == "tflite":
-                temporary.write_bytes(convert(model, inputs, chosen, batch=batch_size, float16=name == "float16"))
-            else:
-                write_saved_model(model, temporary, inputs, lengths=chosen, jit_compile=jit_compile)
-        checks += check_contents(temporary, format=format, quantization=name, jit_compile=jit_compile)
+        written = writer.write(job, temporary)
+        checks = [*written.checks, *writer.check(temporary, job.name, jit_compile)]
         outputs, more, agreement = check_outputs(
-            temporary, samples, reference=expected, quantization="int8 cache" if narrow else name,
-            compare_classes=representative is not None, static=config is not None and config.is_static,
+            temporary, job.samples, reference=written.expected or reference, quantization=job.tolerance,
+            compare_classes=job.given is not None, static=job.config is not None and job.config.is_static,
         )  # fmt: skip
-    error = largest_error(outputs, reference)
     return Artifact(
-        path,
-        format,
-        name,
-        jit_compile=jit_compile,
-        lengths=chosen,
-        max_abs_error=error,
-        agreement=agreement,
-        checks=(*checks, *more),
-        layers=layers,
-    )
+        path, kind.name, job.name, jit_compile=jit_compile, lengths=job.lengths,
+        max_abs_error=largest_error(outputs, reference), agreement=agreement, checks=(*checks, *more),
+        layers=written.layers,
+    )  # fmt: skip
 
 
-def _format_of(path: Path) -> str:
-    return "tflite" if path.suffix == ".tflite" else "saved_model"
+def _plan(model: Any, kind: Format, wanted: Wanted, lengths: Any, representative: Any, signature: Any) -> Job:
+    """Everything that is decided before anything is written."""
+    name, config = resolve(wanted.quantization, model)
+    inputs = inputs_of(model, signature)
+    chosen, longest = kind.writer_module().lengths(model, inputs, wanted, lengths=lengths)
+    samples = make_samples(model, inputs, representative, longest=longest)
+    return Job(
+        model, inputs, chosen, wanted=wanted, name=name, config=config, samples=samples,
+        given=None if representative is None else samples,
+    )  # fmt: skip
 
 
-def _outputs(model: Any, inputs: Inputs, samples: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    return {name: value.numpy() for name, value in call(model, inputs, samples).items()}
+def _check_wanted(kind: Format, wanted: Wanted) -> None:
+    quantization = wanted.quantization
+    if quantization is not None and not kind.quantizations:
+        others = ", ".join(repr(f.name) for f in WRITTEN if f.quantizations)
+        raise InputError(f"quantization={quantization!r} needs format={others}; a {kind.title} keeps float weights")
+    if wanted.jit_compile and not kind.compiles:
+        others = ", ".join(repr(f.name) for f in WRITTEN if f.compiles)
+        raise InputError(f"jit_compile needs format={others}; a {kind.title} is not compiled by XLA")
+    if wanted.batch_size < 1:
+        raise InputError(f"batch_size must be 1 or more, got {wanted.batch_size}")
+    if wanted.cache not in ("float32", "int8"):
+        raise InputError(f"cache must be 'float32', or 'int8' for a file that generates, got {wanted.cache!r}")
 
 
-def _check_arguments(path: Path, format: str, quantization: Any, jit_compile: bool, batch_size: int) -> None:
-    if format not in FORMATS:
-        raise InputError(f"format must be one of {', '.join(FORMATS)}, got {format!r}")
-    if format == "saved_model" and quantization is not None:
-        raise InputError(f"quantization={quantization!r} needs format='tflite'; a SavedModel keeps float weights")
-    if format == "tflite" and jit_compile:
-        raise InputError("jit_compile needs format='saved_model'; TFLite files are not compiled by XLA")
-    if (path.suffix == ".tflite") != (format == "tflite"):
-        wanted = "end in .tflite" if format == "tflite" else "be a folder, without .tflite"
-        raise InputError(f"the path of format {format!r} must {wanted}, got {path.name!r}")
-    if batch_size < 1:
-        raise InputError(f"batch_size must be 1 or more, got {batch_size}")
-    if path.is_file() != (format == "tflite") and path.exists():
-        kind = "file" if path.is_file() else "folder"
-        raise InputError(f"{path} is a {kind}, which format {format!r} cannot replace; choose another path")
-    if path.is_dir() and any(path.iterdir()) and not (path / "saved_model.pb").exists():
-        raise InputError(f"{path} is not empty and holds no SavedModel; choose another folder")
-
-
-def _samples(model: Any, inputs: Inputs, given: dict[str, np.ndarray] | None, longest: int) -> dict[str, Any]:
-    """The samples to compare with, no longer than what is exported."""
-    if given is not None:
-        samples = check_samples(inputs, given)
-        if inputs.has_length and not any(
-            None not in tuple(s.shape)[1:] and len(s.shape) > 1 for s in inputs.specs.values()
-        ):
-            samples = {name: value[:, :longest] for name, value in samples.items()}
-        return samples
-    rng = np.random.default_rng(0)
-    shapes = inputs.with_sizes(_RANDOM_ROWS, longest)
-    vocabulary = _usable_ids(model, inputs, shapes)
-    samples = {}
-    for name, spec in shapes.items():
-        shape = tuple(spec.shape)
-        if name == MASK:
-            samples[name] = np.ones(shape)
-        elif spec.dtype.is_integer:
-            samples[name] = rng.integers(0, vocabulary, shape)
-        else:
-            samples[name] = rng.standard_normal(shape)
-        samples[name] = samples[name].astype(spec.dtype.as_numpy_dtype)
-    return samples
-
-
-def _usable_ids(model: Any, inputs: Inputs, shapes: dict[str, tf.TensorSpec]) -> int:
-    """The most ids that every integer input takes: the rows of the largest lookup table that none exceeds."""
-    tables = [w.variable for w in keras_api.weights(model) if w.name == "embeddings"]
-    for rows in sorted({int(t.shape[0]) for t in tables}, reverse=True):
-        probe = {
-            n: tf.ones(s.shape, s.dtype) * (1 if n == MASK or not s.dtype.is_integer else rows - 1)
-            for n, s in shapes.items()
-        }
-        try:
-            call(model, inputs, probe)
-        except tf.errors.InvalidArgumentError:
-            continue
-        return rows
-    return 2
+def _check_path(path: Path, kind: Format) -> None:
+    if format_for(path) is not kind:
+        wanted = "be a folder, without a suffix of files" if kind.is_folder else f"end in {kind.suffixes[0]}"
+        raise InputError(f"the path of format {kind.name!r} must {wanted}, got {path.name!r}")
+    if path.exists() and path.is_dir() != kind.is_folder:
+        what = "folder" if path.is_dir() else "file"
+        raise InputError(f"{path} is a {what}, which format {kind.name!r} cannot replace; choose another path")
+    if path.is_dir() and any(path.iterdir()) and not kind.holds(path):
+        raise InputError(f"{path} is not empty and holds no {kind.title}; choose another folder")

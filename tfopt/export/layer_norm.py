@@ -9,7 +9,7 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
-from tfopt import keras_api
+from tfopt._keras import keras_api
 from tfopt.quantization.calls import is_plain_norm, norm_call
 
 

@@ -8,12 +8,25 @@ from typing import Any
 
 import numpy as np
 
-from tfopt import keras_api
+from tfopt._keras import keras_api
+from tfopt._keras.keras_io import Inputs
 from tfopt.decoding.weights import is_causal_lm
 from tfopt.errors import InputError, VerificationError
-from tfopt.export.artifact import Check, LayerBits
+from tfopt.export.artifact import Check
+from tfopt.export.convert import convert, signature_of
 from tfopt.export.decoder import convert_decoder
-from tfopt.export.grids import (
+from tfopt.export.signatures import pad_to
+from tfopt.export.static import Samples, check_float_left, write_static
+from tfopt.quantization.calibration import Improved, calibrate, quantize_weights
+from tfopt.quantization.config import NAMED, QuantizeConfig
+from tfopt.quantization.kinds import layouts
+from tfopt.quantization.plan import plan_weights
+from tfopt.quantization.record import Grid, Record, as_matrix, record_of
+from tfopt.quantization.simulation import Simulation
+from tfopt.quantization.smooth import smoothed
+from tfopt.quantization.weights import on_grids
+from tfopt.tflite.file import read_tflite
+from tfopt.tflite.grids import (
     SMALLEST_QUANTIZED,
     Found,
     Matched,
@@ -23,20 +36,8 @@ from tfopt.export.grids import (
     size_of,
     write_grids,
 )
-from tfopt.export.lookups import look_up_rows
-from tfopt.export.signatures import pad_to
-from tfopt.export.static import Samples, check_float_left, write_static
-from tfopt.export.tflite import convert, signature_of
-from tfopt.keras_io import Inputs
-from tfopt.quantization.calibration import Improved, calibrate, quantize_weights
-from tfopt.quantization.config import NAMED, QuantizeConfig
-from tfopt.quantization.kinds import layouts
-from tfopt.quantization.plan import plan_weights
-from tfopt.quantization.record import Grid, Record, as_matrix, record_of
-from tfopt.quantization.simulation import Simulation
-from tfopt.quantization.smooth import smoothed
-from tfopt.quantization.weights import on_grids
-from tfopt.tflite_file import read_tflite
+from tfopt.tflite.layer_bits import LayerBits
+from tfopt.tflite.lookups import look_up_rows
 
 TRAINED = "trained"
 FLOAT_KINDS = (None, "float16")

@@ -8,9 +8,9 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
-from tfopt import keras_api
+from tfopt._keras import keras_api
+from tfopt._keras.layer_calls import swapped
 from tfopt.errors import InputError
-from tfopt.layer_calls import swapped
 
 _FUSED = "_could_use_gpu_kernel"
 

@@ -1,15 +1,44 @@
-"""Writes SavedModels with named signatures."""
+"""SavedModels with named signatures, plain or compiled by XLA where they are loaded."""
 
 from pathlib import Path
 from typing import Any
 
 import tensorflow as tf
 
-from tfopt import keras_api
-from tfopt.errors import WorkFailedError
-from tfopt.keras_io import Inputs, call
+from tfopt._keras import keras_api
+from tfopt._keras.keras_io import Inputs, call
+from tfopt.errors import InputError, VerificationError, WorkFailedError
+from tfopt.export.artifact import Check
+from tfopt.export.job import Job, Wanted, Written
+from tfopt.export.samples import LENGTH
+from tfopt.export.signatures import check_lengths
 
 DEFAULT_SIGNATURE = "serving_default"
+
+
+def lengths(model: Any, inputs: Inputs, wanted: Wanted, lengths: Any) -> tuple[tuple[int, ...], int]:
+    """One signature per length for XLA, which compiles for every new shape; else one that takes any."""
+    if wanted.cache != "float32":
+        raise InputError(f"cache={wanted.cache!r} is for a TFLite file that generates")
+    chosen = check_lengths(model, inputs, lengths) if wanted.jit_compile else ()
+    return chosen, max(chosen, default=LENGTH)
+
+
+def write(job: Job, path: Path) -> Written:
+    """Writes the folder."""
+    write_saved_model(job.model, path, job.inputs, lengths=job.lengths, jit_compile=job.wanted.jit_compile)
+    return Written()
+
+
+def check(path: Path, name: str | None, jit_compile: bool) -> list[Check]:
+    """That XLA compiles it if that was asked for.
+
+    Raises:
+        VerificationError: named "xla".
+    """
+    if must_compile(path) != jit_compile:
+        raise VerificationError("xla", f"jit_compile={jit_compile} was asked for, the file says otherwise")
+    return [Check("xla", str(jit_compile), str(jit_compile))]
 
 
 def length_signature(length: int) -> str:

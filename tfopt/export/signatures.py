@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from tfopt._keras.keras_io import Inputs, takes_length
 from tfopt.errors import InputError
-from tfopt.keras_io import Inputs, takes_length
 
 DEFAULT_LENGTHS = (32, 64, 128)
 MASK = "attention_mask"

@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 
 from tfopt.errors import InputError, WorkFailedError
-from tfopt.export import flatbuffer as fb
-from tfopt.export.grids import Found, Matched, find_weights, match
-from tfopt.export.ranges import Range, strip_ranges
 from tfopt.quantization.config import QuantizeConfig
 from tfopt.quantization.record import Grid
+from tfopt.tflite import flatbuffer as fb
+from tfopt.tflite.grids import Found, Matched, find_weights, match
+from tfopt.tflite.ranges import Range, strip_ranges
 
 Samples = Mapping[str, Iterable[dict[str, np.ndarray]]]
 # Outputs are values of the input on the input's grid; the input that counts.

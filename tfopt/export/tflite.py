@@ -1,65 +1,85 @@
-"""Converts to TFLite through a SavedModel: float32 or float16."""
+"""TFLite files: float, float16 or integers, of encoders and of models that generate."""
 
-import tempfile
 from pathlib import Path
 from typing import Any
 
-import tensorflow as tf
+from tfopt._keras.keras_io import Inputs
+from tfopt.decoding.weights import is_causal_lm
+from tfopt.errors import InputError, VerificationError
+from tfopt.export.artifact import Check
+from tfopt.export.convert import convert
+from tfopt.export.decoder import check_slots, compared_length, convert_decoder
+from tfopt.export.job import Job, Wanted, Written, outputs_of
+from tfopt.export.quantization import as_written, make_record, smoother, write_quantized
+from tfopt.export.samples import LENGTH
+from tfopt.export.signatures import check_lengths
+from tfopt.tflite.file import read_tflite
 
-from tfopt.errors import WorkFailedError
-from tfopt.export.layer_norm import few_passes
-from tfopt.export.lookups import widen_after_lookup
-from tfopt.export.recurrent import unfused
-from tfopt.export.saved_model import DEFAULT_SIGNATURE, length_signature, write_saved_model
-from tfopt.keras_io import Inputs
+# The converter leaves smaller tensors in float: nothing is gained by narrowing them.
+_SMALLEST_NARROW = 1024
+_FLOATS = {None: "float32", "float16": "float16"}
 
 
-def signature_of(length: int | None) -> str:
-    """Name of the signature for a length, or for a model of one shape."""
-    return DEFAULT_SIGNATURE if length is None else length_signature(length)
+def lengths(model: Any, inputs: Inputs, wanted: Wanted, lengths: Any) -> tuple[tuple[int, ...], int]:
+    """Lengths of texts; of models that generate, of their caches."""
+    if not is_causal_lm(model):
+        if wanted.cache != "float32":
+            raise InputError(f"cache={wanted.cache!r} is for models that generate, and this one does not")
+        chosen = check_lengths(model, inputs, lengths)
+        return chosen, max(chosen, default=LENGTH)
+    if wanted.batch_size != 1:
+        raise InputError(
+            f"a TFLite file that generates takes one text at a time, got batch_size={wanted.batch_size}"
+        )
+    slots = check_slots(model, lengths)
+    return slots, compared_length(slots)
 
 
-def convert(model: Any, inputs: Inputs, lengths: tuple[int, ...], batch: int, float16: bool = False) -> bytes:
-    """A float file with one signature per length, or `serving_default` if there is one shape only.
+def write(job: Job, path: Path) -> Written:
+    """Writes the file."""
+    if job.config is not None:
+        return _quantized(job, path)
+    half = job.name == "float16"
+    if is_causal_lm(job.model):
+        path.write_bytes(convert_decoder(job.model, job.lengths, half, narrow_cache=job.narrow_cache))
+    else:
+        path.write_bytes(convert(job.model, job.inputs, job.lengths, batch=job.wanted.batch_size, float16=half))
+    return Written()
 
-    Args:
-        model: a Keras model of either generation.
-        inputs: the model's inputs.
-        lengths: fixed lengths; empty if all axes are known.
-        batch: rows per call.
-        float16: store weights in float16.
+
+def _quantized(job: Job, path: Path) -> Written:
+    assert job.config is not None
+    with smoother(job.model, job.config, job.inputs, representative=job.given) as smoothing:
+        record, checks = make_record(job.model, job.config, job.inputs, representative=job.given)
+        written = write_quantized(
+            job.model, path, job.inputs, lengths=job.lengths, batch=job.wanted.batch_size, record=record,
+            representative=job.given, narrow_cache=job.narrow_cache,
+        )  # fmt: skip
+        with as_written(job.model, written):
+            expected = outputs_of(job)
+    return Written(expected, (*smoothing, *checks, *written.checks), written.layers)
+
+
+def check(path: Path, name: str | None, jit_compile: bool) -> list[Check]:
+    """That weights have the asked-for types, no table is widened as a whole, and nothing survives a call.
 
     Raises:
-        WorkFailedError: the converter gave up; its reason is kept.
+        VerificationError: named "dtypes", "table_lookup" or "state".
     """
-    with tempfile.TemporaryDirectory(prefix="tfopt-") as folder:
-        saved = Path(folder, "model")
-        with few_passes(model), unfused(model):
-            write_saved_model(model, saved, inputs, lengths=lengths, batch=batch)
-        return convert_saved_model(saved, [signature_of(n) for n in lengths or (None,)], float16)
-
-
-def convert_saved_model(saved: str | Path, keys: list[str], float16: bool = False) -> bytes:
-    """A float file from a SavedModel's signatures.
-
-    Raises:
-        WorkFailedError: the converter gave up; its reason is kept.
-    """
-    converter = tf.lite.TFLiteConverter.from_saved_model(str(saved), signature_keys=keys)
-    if float16:
-        converter.optimizations = [tf.lite.Optimize.DEFAULT]
-        converter.target_spec.supported_types = [tf.float16]
-    try:
-        content = converter.convert()
-    except (tf.errors.OpError, RuntimeError, ValueError) as error:
-        raise WorkFailedError(f"TFLite conversion failed: {_reason(error)}") from error
-    except Exception as error:
-        if type(error).__name__ != "ConverterError":  # defined in a private module of TensorFlow
-            raise
-        raise WorkFailedError(f"TFLite conversion failed: {_reason(error)}") from error
-    return widen_after_lookup(content) if float16 else bytes(content)
-
-
-def _reason(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if "error:" in line] or str(error).splitlines()
-    return lines[0] if lines else type(error).__name__
+    file = read_tflite(path)
+    checks = []
+    if name in _FLOATS:  # the weights of others are checked one by one against their grids
+        expected = _FLOATS[name]
+        weights = [c for c in file.constants if c.is_matrix and c.data.size >= _SMALLEST_NARROW]
+        wrong = [c for c in weights if c.dtype != expected and (c.is_kernel or c.is_lookup)]
+        if wrong:
+            raise VerificationError("dtypes", f"weight {wrong[0].name!r} is {wrong[0].dtype}, not {expected}")
+        checks.append(Check("dtypes", expected, expected))
+    if file.dequantized_tables:
+        table = file.dequantized_tables[0]
+        raise VerificationError("table_lookup", f"table {table!r} is widened as a whole on every call")
+    if file.variables:
+        raise VerificationError(
+            "state", f"{file.variables[0]!r} keeps its value from call to call, so answers depend on earlier ones"
+        )
+    return [*checks, Check("table_lookup", "rows only", "rows only"), Check("state", "none", "none")]

@@ -1,18 +1,16 @@
 """Checks a written artifact against the model it came from.
 
-The artifact is loaded and run in a child process; what is inside is compared with what was asked for;
-its outputs are compared with the Keras model's. Every check has a name and a stated limit.
+The artifact is loaded and run in a child process, and its outputs are compared with the Keras model's. Every check
+has a name and a stated limit. What is inside a file is checked by the module that writes it.
 """
 
 from pathlib import Path
 
 import numpy as np
 
-from tfopt.child import ChildFailedError, run_in_child
+from tfopt._base.child import ChildFailedError, run_in_child
 from tfopt.errors import VerificationError
 from tfopt.export.artifact import Check
-from tfopt.export.saved_model import must_compile
-from tfopt.tflite_file import read_tflite
 
 # Largest difference of an output as a share of the largest output of the Keras model.
 _TOLERANCE = {None: 1e-3, "float16": 2e-2}
@@ -20,38 +18,6 @@ _QUANTIZED_TOLERANCE = 0.25
 # Share of the samples that must get the class that the Keras model gives them.
 _AGREEMENT = {None: 1.0, "float16": 0.99}
 _QUANTIZED_AGREEMENT = 0.95
-# The converter leaves smaller tensors in float: nothing is gained by narrowing them.
-_SMALLEST_NARROW = 1024
-
-
-def check_contents(path: Path, *, format: str, quantization: str | None, jit_compile: bool) -> list[Check]:
-    """Checks that the weights have the asked-for types and that no table is widened as a whole.
-
-    Raises:
-        VerificationError: named "dtypes", "table_lookup", "state" or "xla".
-    """
-    if format == "saved_model":
-        if must_compile(path) != jit_compile:
-            raise VerificationError("xla", f"jit_compile={jit_compile} was asked for, the file says otherwise")
-        return [Check("xla", str(jit_compile), str(jit_compile))]
-    file = read_tflite(path)
-    checks = []
-    if quantization in _TOLERANCE:  # the weights of others are checked one by one against their grids
-        expected = {None: "float32", "float16": "float16"}[quantization]
-        weights = [c for c in file.constants if c.is_matrix and c.data.size >= _SMALLEST_NARROW]
-        wrong = [c for c in weights if c.dtype != expected and (c.is_kernel or c.is_lookup)]
-        if wrong:
-            raise VerificationError("dtypes", f"weight {wrong[0].name!r} is {wrong[0].dtype}, not {expected}")
-        checks.append(Check("dtypes", expected, expected))
-    if file.dequantized_tables:
-        raise VerificationError(
-            "table_lookup", f"table {file.dequantized_tables[0]!r} is widened as a whole on every call"
-        )
-    if file.variables:
-        raise VerificationError(
-            "state", f"{file.variables[0]!r} keeps its value from call to call, so answers depend on earlier ones"
-        )
-    return [*checks, Check("table_lookup", "rows only", "rows only"), Check("state", "none", "none")]
 
 
 def check_outputs(

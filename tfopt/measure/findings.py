@@ -2,8 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 
+from tfopt._base.formats import WRITTEN
 from tfopt.measure.results import Measurement
 
+_WRITTEN = {format.name for format in WRITTEN}
+_QUANTIZED = {format.name for format in WRITTEN if format.quantizations}
 _FAITHFUL = 0.95  # share of greedy tokens
 _NOTHING = 1.05  # a ratio below this is within what these timings can tell
 
@@ -20,13 +23,13 @@ def findings(artifacts: Sequence[Measurement], pruned_from: Mapping[str, str] | 
     for name, other in (pruned_from or {}).items():
         if name in by_name and other in by_name:
             notes += _about_pruning(by_name[name], by_name[other])
-    full = next((m for m in artifacts if m.format == "tflite" and m.weight_bits == 32), None)
+    full = next((m for m in artifacts if m.format in _QUANTIZED and m.weight_bits == 32), None)
     for m in artifacts[1:]:
-        if full and full.latency_ms and m.latency_ms and m.format == "tflite" and m.weight_bits == 16:
+        if full and full.latency_ms and m.latency_ms and m.format in _QUANTIZED and m.weight_bits == 16:
             ratio = full.latency_ms.p50 / m.latency_ms.p50
             if ratio < _NOTHING:
                 notes.append(f"{m.name}: float16 saves bytes and brought no speed ({ratio:.2f} times {full.name}).")
-        elif m.speedup is not None and m.format != "keras" and m.speedup < _NOTHING:
+        elif m.speedup is not None and m.format in _WRITTEN and m.speedup < _NOTHING:
             notes.append(f"{m.name}: no faster than {artifacts[0].name} here ({m.speedup:.2f} times).")
     notes += [_about_greedy(m) for m in artifacts if (m.generation or {}).get("greedy_agreement", 1.0) < _FAITHFUL]
     noisy = [m.name for m in artifacts if m.latency_spread is not None and m.latency_spread > 0.1]

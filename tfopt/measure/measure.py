@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from tfopt import archive
-from tfopt.child import run_in_child
+from tfopt._base.child import run_in_child
+from tfopt._base.files import size_of
 from tfopt.errors import InputError
-from tfopt.files import size_of
 from tfopt.measure import latency, quality, size
 from tfopt.measure.results import Measurement
 from tfopt.measure.text import add_text_figures

@@ -3,7 +3,7 @@
 import zlib
 from pathlib import Path
 
-from tfopt.files import files_below
+from tfopt._base.files import files_below
 from tfopt.numerics.masks import zero_share
 from tfopt.runtime import StoredWeight
 

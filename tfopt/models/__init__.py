@@ -4,9 +4,9 @@ Every model is a functional one of built-in layers and operations: it saves, rel
 without custom objects, in both Keras generations.
 """
 
+from tfopt._keras.keras_api import load_model as load
+from tfopt._keras.keras_api import save_model as save
 from tfopt.decoding.config import CausalLMConfig
-from tfopt.keras_api import load_model as load
-from tfopt.keras_api import save_model as save
 from tfopt.models.bert import BertConfig, bert
 from tfopt.models.causal_lm import causal_lm
 from tfopt.models.llama2c import read_llama2c

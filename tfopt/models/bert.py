@@ -13,8 +13,7 @@ import math
 import typing
 from typing import Any, Literal
 
-from tfopt import keras_api
-from tfopt.decoding.signatures import ENCODER_MEMBER
+from tfopt._keras import extras, keras_api
 from tfopt.errors import InputError
 from tfopt.models.symbolic_ops import SymbolicOps
 
@@ -126,7 +125,7 @@ def bert(
     names = {None: "bert", "classification": "bert_classifier"}
     model = builder.model([ids, mask], outputs, names.get(head, f"bert_{head}"))
     facts = {**dataclasses.asdict(config), "head": head, "pooling": pooling}
-    object.__setattr__(model, keras_api.EXTRA, {ENCODER_MEMBER: json.dumps(facts).encode()})
+    extras.put(model, {extras.ENCODER: json.dumps(facts).encode()})
     return model
 
 
@@ -136,7 +135,7 @@ def encoder_config(model: Any) -> tuple[BertConfig, Head | None, Pooling]:
     Raises:
         InputError: the model is something else.
     """
-    content = getattr(model, keras_api.EXTRA, {}).get(ENCODER_MEMBER)
+    content = extras.of(model).get(extras.ENCODER)
     if content is None:
         raise InputError(f"model {model.name!r} was not built by models.bert; its shape is not known")
     facts = json.loads(content)

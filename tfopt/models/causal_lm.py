@@ -11,9 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from tfopt import keras_api
+from tfopt._keras import extras, keras_api
 from tfopt.decoding.config import MASKED, CausalLMConfig
-from tfopt.decoding.weights import MEMBER
 from tfopt.errors import InputError
 from tfopt.models.symbolic_ops import SymbolicOps
 
@@ -35,7 +34,7 @@ def causal_lm(config: CausalLMConfig, generation: str = "tf_keras") -> Any:
     if not isinstance(config, CausalLMConfig):
         raise InputError(f"config must be a CausalLMConfig, got {type(config).__name__}")
     model = _Builder(config, generation).build()
-    object.__setattr__(model, keras_api.EXTRA, {MEMBER: config.to_json()})
+    extras.put(model, {extras.CONFIG: config.to_json()})
     return model
 
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from tfopt._base.files import existing, replacing, write_json
+from tfopt._base.formats import PICKLES
 from tfopt.errors import ModelFileError
-from tfopt.files import existing, replacing, write_json
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-PICKLES = (".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 PICKLE_ADVICE = "convert it with safetensors, where whoever made it is trusted, and give the folder of the result"
 _FLOATS = {"F32", "F16", "BF16"}
 

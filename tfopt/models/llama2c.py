@@ -10,13 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from tfopt import keras_api
+from tfopt._base.files import existing
+from tfopt._keras import extras, keras_api
+from tfopt.data.llama2c_tokenizer import Llama2cTokenizer
 from tfopt.decoding.config import CausalLMConfig
-from tfopt.decoding.llama2c_tokenizer import Llama2cTokenizer
-from tfopt.decoding.signatures import TOKENIZER_MEMBERS
-from tfopt.decoding.weights import keep_tokenizer
 from tfopt.errors import InputError, ModelFileError
-from tfopt.files import existing
 from tfopt.models.causal_lm import causal_lm
 
 _HEADER = struct.Struct("<7i")
@@ -50,7 +48,7 @@ def read_llama2c(
         size = Llama2cTokenizer.parse(content, str(tokenizer)).get_vocab_size()
         if size != config.vocab_size:
             raise ModelFileError(f"{tokenizer} has {size} tokens, the model {config.vocab_size}")
-        keep_tokenizer(model, TOKENIZER_MEMBERS[1], content)
+        extras.keep(model, extras.TOKENIZERS[1], content)
     stored = np.memmap(path, np.float32, "r", offset=_HEADER.size)
     variables = {w.path: w.variable for w in keras_api.weights(model)}
     at = 0

@@ -9,12 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from tfopt import keras_api
+from tfopt._base.files import existing
+from tfopt._keras import extras, keras_api
 from tfopt.decoding.config import CausalLMConfig
-from tfopt.decoding.signatures import TOKENIZER_MEMBERS
-from tfopt.decoding.weights import config_of, is_causal_lm, keep_tokenizer
+from tfopt.decoding.weights import config_of, is_causal_lm
 from tfopt.errors import InputError, ModelFileError
-from tfopt.files import existing
 from tfopt.models.architectures import ARCHITECTURES, Architecture, Config, Entry, architecture_of, write_causal
 from tfopt.models.bert import BertConfig, Head, Pooling, bert, encoder_config
 from tfopt.models.causal_lm import causal_lm
@@ -71,7 +70,7 @@ def from_pretrained(
             config = dataclasses.replace(config, dropout=dropout)
         model = causal_lm(config, generation)
         if (folder / "tokenizer.json").exists():
-            keep_tokenizer(model, TOKENIZER_MEMBERS[0], (folder / "tokenizer.json").read_bytes())
+            extras.keep(model, extras.TOKENIZERS[0], (folder / "tokenizer.json").read_bytes())
     else:
         if dropout is not None:
             config = dataclasses.replace(config, hidden_dropout_prob=dropout)
@@ -163,7 +162,7 @@ def save_pretrained(
     values = {prefix + e.theirs: e.write(weights) for e in architecture.entries(config)}
     values |= {(prefix if e.theirs.startswith(OF_THE_ENCODER) else "") + e.theirs: e.write(weights) for e in heads}
     files = write_tensors(folder, values, raw, shard_bytes=shard_bytes, dtype=dtype)
-    tokenizer = getattr(model, keras_api.EXTRA, {}).get(TOKENIZER_MEMBERS[0])
+    tokenizer = extras.of(model).get(extras.TOKENIZERS[0])
     if tokenizer is not None:
         (folder / "tokenizer.json").write_bytes(tokenizer)
         files.append(folder / "tokenizer.json")

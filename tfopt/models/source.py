@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-from tfopt import keras_api
+from tfopt._base.formats import kind_of, llama2c_models
+from tfopt._keras import keras_api
 from tfopt.errors import ModelFileError
-from tfopt.files import existing
-from tfopt.models.checkpoints import PICKLE_ADVICE, PICKLES
+from tfopt.models.checkpoints import PICKLE_ADVICE
 from tfopt.models.llama2c import read_llama2c
 from tfopt.models.pretrained import from_pretrained
 
@@ -25,18 +25,15 @@ def load_any(path: str | Path, *, generation: str = "tf_keras", dropout: float |
         MissingFileError: nothing is there.
         ModelFileError: it is neither.
     """
-    path = existing(path, "model")
-    if path.suffix in PICKLES:
+    path, kind = Path(path), kind_of(path)
+    if kind == "pickle":
         raise ModelFileError(f"{path} is a pickle, which runs code when it is read; {PICKLE_ADVICE}")
-    if path.is_file() and path.suffix == ".bin":
-        with path.open("rb") as file:
-            if file.read(2) in (b"PK", b"\x80\x02"):
-                raise ModelFileError(f"{path} is a pickle, which runs code when it is read; {PICKLE_ADVICE}")
+    if kind == "hugging_face":
+        return from_pretrained(path, generation, dropout=dropout)
+    if kind == "llama2c" and path.is_file():
         return read_llama2c(path, generation=generation, dropout=dropout)
     if path.is_file():
         return keras_api.load_model(path)
-    if (path / "config.json").exists():
-        return from_pretrained(path, generation, dropout=dropout)
     model, tokenizer = llama2c_files(path)
     return read_llama2c(model, generation=generation, tokenizer=tokenizer, dropout=dropout)
 
@@ -47,7 +44,7 @@ def llama2c_files(folder: Path) -> tuple[Path, Path | None]:
     Raises:
         ModelFileError: there is no such model, or several.
     """
-    models = [file for file in sorted(folder.glob("*.bin")) if not file.name.startswith("tok")]
+    models = llama2c_models(folder)
     if len(models) != 1:
         raise ModelFileError(
             f"{folder} is no model: expected a .keras or .h5 file, a folder with config.json, or one llama2.c .bin"

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from tfopt import keras_api
+from tfopt._keras import keras_api
 
 
 class SymbolicOps:

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from tfopt import keras_api
+from tfopt._keras import keras_api
+from tfopt._keras.keras_io import Inputs, call
 from tfopt.errors import InputError, WorkFailedError
-from tfopt.keras_io import Inputs, call
 from tfopt.quantization.config import QuantizeConfig
 from tfopt.quantization.gptq import gptq
 from tfopt.quantization.kinds import class_names, einsum_input_axes, role

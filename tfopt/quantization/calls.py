@@ -1,25 +1,28 @@
 """The calls that replace those of layers while quantization is simulated."""
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tensorflow as tf
 
-from tfopt import keras_api
-from tfopt.layer_calls import Call, attribute_of, original_call, swapped
+from tfopt._keras import keras_api
+from tfopt._keras.layer_calls import Call, attribute_of, original_call, swapped
 from tfopt.quantization.kinds import ATTENTION, class_names, einsum_input_axes, linear_or_relu, role
 from tfopt.quantization.placement import feeds_norm, makes_scores, marks_output
 from tfopt.quantization.plan import PlannedWeight
 from tfopt.quantization.points import Kind
-from tfopt.quantization.simulation import Simulation
+
+if TYPE_CHECKING:
+    from tfopt.quantization.simulation import Simulation
+
 
 # Far below what a softmax still sees, and close enough: integer additions are wrong, or silently leave the mask
 # out, where one scale is hundreds of times the other.
 _MASKED = -1_000.0
 
 
-def new_calls(simulation: Simulation) -> Iterator[tuple[Any, str, Call]]:
+def new_calls(simulation: "Simulation") -> Iterator[tuple[Any, str, Call]]:
     """Yields (owner, attribute, function): what is to be replaced where."""
     planned: dict[int, list[PlannedWeight]] = {}
     for weight in simulation.plan.weights:
@@ -39,7 +42,7 @@ def new_calls(simulation: Simulation) -> Iterator[tuple[Any, str, Call]]:
     yield simulation.model, "call", _root(simulation)
 
 
-def _static(simulation: Simulation, node: Any, path: str, kind: str) -> Iterator[tuple[Any, str, Call]]:
+def _static(simulation: "Simulation", node: Any, path: str, kind: str) -> Iterator[tuple[Any, str, Call]]:
     """Replacements for layers without kernels, whose outputs get fixed ranges."""
     names = class_names(node)
     if kind == "softmax":
@@ -52,7 +55,7 @@ def _static(simulation: Simulation, node: Any, path: str, kind: str) -> Iterator
         yield node, "call", _computes(simulation, node, path)
 
 
-def _root(simulation: Simulation) -> Call:
+def _root(simulation: "Simulation") -> Call:
     """Counts steps and rounds float inputs of the whole model."""
     model = simulation.model
     original = original_call(model)
@@ -75,7 +78,7 @@ def _root(simulation: Simulation) -> Call:
     return call
 
 
-def _product(simulation: Simulation, layer: Any, path: str, own: list[PlannedWeight]) -> Call:
+def _product(simulation: "Simulation", layer: Any, path: str, own: list[PlannedWeight]) -> Call:
     original, axes = original_call(layer), _input_axes(layer)
     names = {attribute_of(layer, w.weight.variable): w for w in own}
     static = simulation.config.is_static
@@ -126,7 +129,7 @@ def _input_axes(layer: Any) -> tuple[int, ...]:
     return (1, 2) if any("1D" in name for name in names) else (1, 2, 3)
 
 
-def _table(simulation: Simulation, layer: Any, planned: PlannedWeight) -> Call:
+def _table(simulation: "Simulation", layer: Any, planned: PlannedWeight) -> Call:
     original = original_call(layer)
     name = attribute_of(layer, planned.weight.variable)
     by_row = simulation.rounds_by_row(planned)
@@ -142,7 +145,7 @@ def _table(simulation: Simulation, layer: Any, planned: PlannedWeight) -> Call:
     return call
 
 
-def _computes(simulation: Simulation, node: Any, path: str) -> Call:
+def _computes(simulation: "Simulation", node: Any, path: str) -> Call:
     original = original_call(node)
     marked = marks_output(node)
     wide = marked and (feeds_norm(node, through_add=True) or makes_scores(node))
@@ -157,7 +160,7 @@ def _computes(simulation: Simulation, node: Any, path: str) -> Call:
     return call
 
 
-def _softmax(simulation: Simulation, node: Any, path: str) -> Call:
+def _softmax(simulation: "Simulation", node: Any, path: str) -> Call:
     original = original_call(node)
     scores = simulation.add_point(node, path, "scores")
     output = simulation.add_point(node, path, "output", learns=False)
@@ -207,7 +210,7 @@ _NORM_POINTS = ("mean", "centered", "square", "variance", "stable", "inverse", "
 _WIDE = ("mean", "centered", "square", "variance", "stable", "inverse", "normed")
 
 
-def _norm(simulation: Simulation, layer: Any, path: str) -> Call:
+def _norm(simulation: "Simulation", layer: Any, path: str) -> Call:
     keys = {name: simulation.add_point(layer, path, name, wide=name in _WIDE) for name in _NORM_POINTS}
     floor = 0.0 if simulation.mode == "frozen" else 1e-12
     return norm_call(layer, lambda x, name: simulation.mark(x, keys[name], layer), floor)
@@ -219,7 +222,7 @@ def _is_own_attention(layer: Any) -> bool:
     return home.__name__ in ATTENTION and home.__module__.partition(".")[0] in keras_api.GENERATIONS
 
 
-def _attention(simulation: Simulation, layer: Any, path: str) -> Call:
+def _attention(simulation: "Simulation", layer: Any, path: str) -> Call:
     names = ("query", "product", "keep", "mask", "scores", "probabilities", "context")
     keys = {name: simulation.add_point(layer, path, name) for name in names}
     grouped = "GroupedQueryAttention" in class_names(layer)

@@ -5,7 +5,7 @@ In subclassed models nothing tells who reads an output: there every output is ro
 
 from typing import Any
 
-from tfopt import keras_api
+from tfopt._keras import keras_api
 from tfopt.quantization.kinds import is_add, is_relu, linear_or_relu, role
 
 

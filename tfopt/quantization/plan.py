@@ -5,13 +5,13 @@ from typing import Any
 
 import numpy as np
 
-from tfopt import keras_api
+from tfopt._keras import keras_api
+from tfopt._keras.keras_api import Weight
+from tfopt._keras.selection import Selection, Skipped
 from tfopt.errors import InputError
-from tfopt.keras_api import Weight
 from tfopt.numerics.grids import Layout, WeightSpec
 from tfopt.quantization.config import QuantizeConfig
 from tfopt.quantization.kinds import input_width, layouts, role, why_float
-from tfopt.selection import Selection, Skipped
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,7 +5,7 @@ from typing import Any, Literal
 import numpy as np
 import tensorflow as tf
 
-from tfopt import keras_api
+from tfopt._keras import keras_api
 
 # Far below the largest score of its row, a softmax gives zero on any grid of ours: exp(-12) is 6e-6.
 _SOFTMAX_DEPTH = 12.0

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from tfopt import keras_api
+from tfopt._keras import extras, keras_api
+from tfopt._keras.selection import Skipped
 from tfopt.numerics.grids import Layout, WeightSpec
 from tfopt.quantization.config import QuantizeConfig
-from tfopt.selection import Skipped
 
 _ATTRIBUTE = "_tfopt_quantization"
 
@@ -85,7 +85,7 @@ def from_matrix(matrix: np.ndarray, shape: tuple[int, ...], layout: Layout) -> n
 def record_of(model: Any) -> Record | None:
     """The record of a model that was quantized, in this process or before it was saved, or None."""
     record = getattr(model, _ATTRIBUTE, None)
-    content = getattr(model, keras_api.EXTRA, {}).get(_MEMBER)
+    content = extras.of(model).get(_MEMBER)
     if record is None and content is not None:
         record = from_bytes(content, model)
         object.__setattr__(model, _ATTRIBUTE, record)
@@ -95,17 +95,17 @@ def record_of(model: Any) -> Record | None:
 def attach(model: Any, record: Record) -> None:
     """Puts the record on the model; `keras_api.save_model` writes it with the model."""
     object.__setattr__(model, _ATTRIBUTE, record)
-    members = getattr(model, keras_api.EXTRA, {})
-    object.__setattr__(model, keras_api.EXTRA, {**members, _MEMBER: to_bytes(record)})
+    members = extras.of(model)
+    extras.put(model, {**members, _MEMBER: to_bytes(record)})
 
 
 def detach(model: Any) -> None:
     """Takes the record off a model whose weights leave their grids."""
     if _ATTRIBUTE in vars(model):
         object.__delattr__(model, _ATTRIBUTE)
-    members = getattr(model, keras_api.EXTRA, {})
+    members = extras.of(model)
     if _MEMBER in members:
-        object.__setattr__(model, keras_api.EXTRA, {n: m for n, m in members.items() if n != _MEMBER})
+        extras.put(model, {n: m for n, m in members.items() if n != _MEMBER})
 
 
 _MEMBER = "tfopt_quantization.npz"

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from tfopt import keras_api
+from tfopt._base.files import write_json
+from tfopt._keras import keras_api
+from tfopt._keras.keras_io import Inputs, call, check_samples, inputs_of
 from tfopt.errors import InputError
-from tfopt.files import write_json
-from tfopt.keras_io import Inputs, call, check_samples, inputs_of
 from tfopt.quantization.calibration import check_varied, quantize_weights
 from tfopt.quantization.config import QuantizeConfig
 from tfopt.quantization.kinds import class_names

@@ -12,9 +12,9 @@ from typing import Any, Literal
 import numpy as np
 import tensorflow as tf
 
-from tfopt import keras_api
+from tfopt._keras import keras_api
+from tfopt._keras.layer_calls import Replaced, forget_traces
 from tfopt.errors import InputError
-from tfopt.layer_calls import Replaced, forget_traces
 from tfopt.numerics.fake_quant import (
     best_clip,
     fake_quant_learned,

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from tfopt import keras_api
+from tfopt._keras import keras_api
+from tfopt._keras.keras_io import Inputs, call
 from tfopt.errors import InputError, WorkFailedError
-from tfopt.keras_io import Inputs, call
 from tfopt.numerics.grids import Layout
 from tfopt.quantization.kinds import class_names, einsum_input_axes, layouts, role
 from tfopt.quantization.simulation import watched_inputs

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfopt import keras_api
+from tfopt._keras import keras_api
 from tfopt.numerics.fake_quant import best_clip, scale_and_zero, to_integers
 from tfopt.quantization.kinds import layouts
 from tfopt.quantization.plan import PlannedWeight

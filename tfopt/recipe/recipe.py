@@ -15,6 +15,7 @@ import pydantic
 import tomli_w
 from pydantic import BaseModel, Field
 
+from tfopt._base.formats import format_named
 from tfopt.errors import InputError, MissingFileError
 from tfopt.quantization import NAMED
 from tfopt.recipe.sections import (
@@ -167,7 +168,7 @@ class Recipe(Section):
             for section in self.exports:
                 if self._exports(section, owner):
                     name = f"{owner}_{section.suffix}"
-                    file = "model.tflite" if section.format == "tflite" else "saved_model"
+                    file = format_named(section.format).file
                     planned.append(PlannedArtifact(name, owner, section, path=f"{name}/{file}"))
         return planned
 

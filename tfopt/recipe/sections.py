@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import pydantic
 from pydantic import BaseModel, ConfigDict, Field
 
+from tfopt._base.formats import WRITTEN, format_named
 from tfopt.quantization import NAMED
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -119,7 +120,7 @@ class ExportSection(Section):
     @pydantic.field_validator("quantization")
     @classmethod
     def _check_quantization(cls, value: str | None) -> str | None:
-        known = ("float16", *NAMED, "trained")
+        known = [name for format in WRITTEN for name in format.quantizations]
         if value is not None and value not in known:
             near = difflib.get_close_matches(value, known, n=1, cutoff=0.0)
             raise ValueError(f"unknown quantization {value!r}; did you mean {near[0]!r}?")
@@ -127,10 +128,13 @@ class ExportSection(Section):
 
     @pydantic.model_validator(mode="after")
     def _check_kind(self) -> "ExportSection":
-        if self.format == "saved_model" and self.quantization:
-            raise ValueError(f"quantization {self.quantization!r} needs format 'tflite'")
-        if self.format == "tflite" and self.jit_compile:
-            raise ValueError("jit_compile needs format 'saved_model'")
+        kind = format_named(self.format)
+        if self.quantization is not None and self.quantization not in kind.quantizations:
+            others = ", ".join(repr(f.name) for f in WRITTEN if self.quantization in f.quantizations)
+            raise ValueError(f"quantization {self.quantization!r} needs format {others}")
+        if self.jit_compile and not kind.compiles:
+            others = ", ".join(repr(f.name) for f in WRITTEN if f.compiles)
+            raise ValueError(f"jit_compile needs format {others}")
         if self.max_bytes is not None and self.max_loss is not None:
             raise ValueError("give either max_bytes or max_loss")
         refined = self.rounding != "nearest" or {self.smooth, self.max_bytes, self.max_loss} != {None}

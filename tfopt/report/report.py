@@ -5,8 +5,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from tfopt._base.files import existing, write_json
 from tfopt.errors import DataError
-from tfopt.files import existing, write_json
 from tfopt.measure.results import Measurement
 
 SCHEMA = 1

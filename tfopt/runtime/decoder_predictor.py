@@ -8,7 +8,7 @@ import numpy as np
 from tfopt.errors import InputError
 from tfopt.runtime.predictor import Predictor, Signature, StoredWeight
 from tfopt.runtime.tflite_decoder import TFLiteDecoder
-from tfopt.tflite_file import read_tflite
+from tfopt.tflite.file import read_tflite
 
 _IDS, _MASK, _LOGITS = "input_ids", "attention_mask", "logits"
 

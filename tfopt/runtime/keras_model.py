@@ -1,13 +1,14 @@
 """Keras files, run with `model.predict` as their owners run them."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from tfopt import keras_api
+from tfopt._keras import keras_api
+from tfopt._keras.keras_io import inputs_of, output_names
 from tfopt.decoding.weights import is_causal_lm
-from tfopt.keras_io import inputs_of, output_names
 from tfopt.runtime.eager_decoder import EagerDecoder
 from tfopt.runtime.predictor import Predictor, Signature, StoredWeight
 from tfopt.runtime.saved_model import set_threads
@@ -45,3 +46,8 @@ class KerasPredictor(Predictor):
             for w in keras_api.weights(self.model)
             if (array := keras_api.to_numpy(w.variable)).ndim >= 2
         ]
+
+
+def predictor_of(path: Path) -> type[Predictor]:
+    """What runs a file of this format."""
+    return KerasPredictor

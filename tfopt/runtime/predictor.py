@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from tfopt.errors import InputError, ModelFileError
-from tfopt.files import existing
+from tfopt._base.files import existing
+from tfopt._base.formats import format_of
+from tfopt.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,31 +97,9 @@ class Predictor(abc.ABC):
             ModelFileError: it is no artifact that can be loaded.
             InputError: a bad number of threads, or too late to set it.
         """
-        return Predictor.class_for(path)(path, threads)
-
-    @staticmethod
-    def class_for(path: str | Path) -> "type[Predictor]":
-        """The class that loads this artifact; only the runtime that it needs is imported."""
-        path = existing(path, "artifact")
-        if path.suffix == ".tflite":
-            from tfopt.runtime.tflite_decoder import is_decoder_file
-
-            if is_decoder_file(path):
-                from tfopt.runtime.decoder_predictor import DecoderPredictor
-
-                return DecoderPredictor
-            from tfopt.runtime.tflite import TFLitePredictor
-
-            return TFLitePredictor
-        if (path / "saved_model.pb").exists():
-            from tfopt.runtime.saved_model import SavedModelPredictor
-
-            return SavedModelPredictor
-        if path.suffix in (".keras", ".h5"):
-            from tfopt.runtime.keras_model import KerasPredictor
-
-            return KerasPredictor
-        raise ModelFileError(f"{path} is no artifact: expected .keras, .h5, .tflite or a SavedModel folder")
+        format = format_of(path)
+        chosen: type[Predictor] = format.runtime_module().predictor_of(Path(path))
+        return chosen(path, threads)
 
     @property
     def lengths(self) -> tuple[int, ...]:

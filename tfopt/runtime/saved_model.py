@@ -1,5 +1,6 @@
 """SavedModel folders in TensorFlow."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -65,6 +66,11 @@ class SavedModelPredictor(Predictor):
             for v in found
             if len(v.shape) >= 2
         ]
+
+
+def predictor_of(path: Path) -> type[Predictor]:
+    """What runs a folder of this format."""
+    return SavedModelPredictor
 
 
 def _signature(key: str, function: Any) -> Signature:

@@ -5,13 +5,16 @@ damaged file with an error where `CompiledModel` ends the process.
 """
 
 import os
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tfopt.errors import ModelFileError
+from tfopt.runtime.decoder_predictor import DecoderPredictor
 from tfopt.runtime.predictor import Predictor, Signature, StoredWeight
-from tfopt.tflite_file import read_tflite
+from tfopt.runtime.tflite_decoder import is_decoder_file
+from tfopt.tflite.file import read_tflite
 
 
 class TFLitePredictor(Predictor):
@@ -54,6 +57,11 @@ class TFLitePredictor(Predictor):
             for c in read_tflite(self.path).constants
             if c.is_matrix
         ]
+
+
+def predictor_of(path: Path) -> type[Predictor]:
+    """What runs a file of this format: those that generate have runs of their own."""
+    return DecoderPredictor if is_decoder_file(path) else TFLitePredictor
 
 
 def _is_quantized(detail: dict[str, Any]) -> bool:

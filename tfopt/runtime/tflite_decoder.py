@@ -15,19 +15,20 @@ from typing import Any
 
 import numpy as np
 
+from tfopt._base.files import replacing
+from tfopt._keras import extras
 from tfopt.decoding.config import CausalLMConfig
 from tfopt.decoding.decoder import Decoder, Session
-from tfopt.decoding.signatures import CONFIG_MEMBER, DecoderSignature, read_signature
+from tfopt.decoding.signatures import DecoderSignature, read_signature
 from tfopt.errors import InputError, ModelFileError
-from tfopt.files import replacing
-from tfopt.tflite_file import read_metadata, read_tflite
+from tfopt.tflite.file import read_metadata, read_tflite
 
 _ALIGNMENT = 64
 
 
 def is_decoder_file(path: Path) -> bool:
     """Whether a TFLite file generates."""
-    return CONFIG_MEMBER in read_metadata(path)
+    return extras.CONFIG in read_metadata(path)
 
 
 def aligned(size: int, dtype: type = np.float32) -> np.ndarray:
@@ -126,10 +127,10 @@ class TFLiteDecoder(Decoder):
 
         self.path = Path(path)
         members = read_metadata(self.path)
-        if CONFIG_MEMBER not in members:
+        if extras.CONFIG not in members:
             raise ModelFileError(f"{path} holds no causal language model; export one with tfopt")
         self.members = members
-        self.config = CausalLMConfig.from_json(members[CONFIG_MEMBER])
+        self.config = CausalLMConfig.from_json(members[extras.CONFIG])
         kept = None if weight_cache is None else _cache_file(self.path, Path(weight_cache))
         if kept is None or not kept.exists():
             read_tflite(self.path)  # LiteRT ends the process on a file that is damaged; this refuses it

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from tfopt import keras_api
+from tfopt._keras import keras_api
 from tfopt.compress.base import Option
 from tfopt.compress.techniques import TECHNIQUES
 

@@ -13,16 +13,17 @@ from typing import Any
 
 import numpy as np
 
-from tfopt import keras_api, pipeline
+from tfopt._base.files import existing, replacing, sha256, tree_digest, write_bytes, write_json, write_text
+from tfopt._keras import keras_api
+from tfopt._keras.keras_io import inputs_of
 from tfopt.compress.base import Option
 from tfopt.compress.low_rank import splittable
 from tfopt.data import batches as batching
 from tfopt.data.pack import read_manifest
 from tfopt.errors import InputError
-from tfopt.files import existing, replacing, sha256, tree_digest, write_bytes, write_json, write_text
-from tfopt.keras_io import inputs_of
 from tfopt.recipe import Recipe
 from tfopt.report import Report
+from tfopt.run import pipeline
 from tfopt.search import plan as planning
 from tfopt.search.front import Point, SearchResult, choose, front_of
 from tfopt.search.options import matrices_of, options_of

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from tfopt import keras_api
+from tfopt._base.files import write_json
+from tfopt._keras import keras_api
+from tfopt._keras.keras_io import call, check_samples, inputs_of
 from tfopt.compress.base import Option
 from tfopt.errors import InputError
-from tfopt.files import write_json
-from tfopt.keras_io import call, check_samples, inputs_of
 from tfopt.numerics.low_rank import decompose
 from tfopt.quantization import QuantizeConfig
 from tfopt.quantization.calibration import check_varied

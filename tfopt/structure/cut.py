@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from tfopt import keras_api
-from tfopt.decoding.signatures import CONFIG_MEMBER, ENCODER_MEMBER, TOKENIZER_MEMBERS
+from tfopt._keras import extras, keras_api
 from tfopt.errors import InputError
 from tfopt.structure.axes import leaves
 from tfopt.structure.blocks import Block
@@ -81,10 +80,10 @@ def pooled_early(model: Any, found: EarlyPooling) -> Any:
     renamed = {last.name: free_name(model, f"{last.name}_early")} if is_output and is_layer else {}
     made = _rebuilt(model, Changes(rename=lambda name: renamed.get(name, name), pooled=found))
     _keep_members(model, made)
-    members = getattr(made, keras_api.EXTRA, {})
-    if ENCODER_MEMBER in members:
-        config = {**json.loads(members[ENCODER_MEMBER]), "cut": "its last layer computes one token"}
-        members[ENCODER_MEMBER] = json.dumps(config).encode()
+    shape = extras.of(made).get(extras.ENCODER)
+    if shape is not None:
+        config = {**json.loads(shape), "cut": "its last layer computes one token"}
+        extras.keep(made, extras.ENCODER, json.dumps(config).encode())
     return made
 
 
@@ -133,14 +132,14 @@ def _renumbering(model: Any, removed: tuple[Block, ...]) -> dict[int, int]:
 
 def _keep_members(model: Any, made: Any) -> None:
     """What travels with a model: the tokenizer, and the shape of one that generates, brought up to date."""
-    members = getattr(model, keras_api.EXTRA, {})
-    kept = {name: content for name, content in members.items() if name in TOKENIZER_MEMBERS}
-    if CONFIG_MEMBER in members:
-        kept[CONFIG_MEMBER] = _generating(json.loads(members[CONFIG_MEMBER]), made)
-    if ENCODER_MEMBER in members:
-        kept[ENCODER_MEMBER] = _encoder(json.loads(members[ENCODER_MEMBER]), made)
+    members = extras.of(model)
+    kept = {name: content for name, content in members.items() if name in extras.TOKENIZERS}
+    if extras.CONFIG in members:
+        kept[extras.CONFIG] = _generating(json.loads(members[extras.CONFIG]), made)
+    if extras.ENCODER in members:
+        kept[extras.ENCODER] = _encoder(json.loads(members[extras.ENCODER]), made)
     if kept:
-        object.__setattr__(made, keras_api.EXTRA, kept)
+        extras.put(made, kept)
 
 
 def _encoder(config: dict[str, Any], made: Any) -> bytes:

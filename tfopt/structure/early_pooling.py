@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfopt import keras_api
+from tfopt._keras import keras_api
 from tfopt.errors import InputError
 from tfopt.structure.blocks import between, blocks_of, bottlenecks
 from tfopt.structure.groups import Structure

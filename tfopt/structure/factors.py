@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from tfopt import keras_api
+from tfopt._keras import keras_api
 
 _CONVOLUTIONS = ("Conv1D", "Conv2D")
 

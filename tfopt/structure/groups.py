@@ -5,12 +5,15 @@ of layers; here they are found as equal factors of axes in the graph of operatio
 """
 
 import dataclasses
+import difflib
 import math
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
 
-from tfopt import keras_api
+from tfopt._keras import keras_api
+from tfopt.errors import InputError
 from tfopt.structure.axes import Axis, Factor, axis, fix, leaves
 from tfopt.structure.rebuild import why_fixed
 from tfopt.structure.rules import apply
@@ -211,3 +214,21 @@ def unit_view(array: np.ndarray, place: Slices, units: int) -> np.ndarray:
     shape = array.shape
     split = (*shape[: place.axis], place.outer, units, place.inner, *shape[place.axis + 1 :])
     return np.moveaxis(array.reshape(split), place.axis + 1, 0).reshape(units, -1)
+
+
+def check_names(kind: str, shares: Mapping[str, float], groups: list[Group]) -> None:
+    """Raises InputError for a name that no group of a kind has."""
+    known = [g.name for g in groups]
+    for name in shares:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1, 0.0)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise InputError(f"no layer {name!r} makes {kind} that can be taken out{hint}")
+
+
+def why_none(kind: str, groups: list[Group], structure: Structure) -> str:
+    """Why no units of a kind are taken out."""
+    if groups:
+        return f"{kind} are to be taken out, but include and exclude leave none of {len(groups)} groups"
+    why = "; ".join(f"{path}: {reasons[-1]}" for path, reasons in list(structure.fixed.items())[-3:])
+    return f"the model has no {kind} that can be taken out" + (f" ({why})" if why else "")

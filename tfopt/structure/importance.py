@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfopt import keras_api
+from tfopt._keras import keras_api
 from tfopt.errors import InputError
 from tfopt.structure.groups import Group, Structure, unit_view
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from tfopt import keras_api
+from tfopt._keras import keras_api
+from tfopt._keras.keras_io import call, inputs_of
 from tfopt.errors import VerificationError
-from tfopt.keras_io import call, inputs_of
 from tfopt.structure.groups import Group, Slices, Structure, unit_view
 from tfopt.structure.width import narrow_norms
 

@@ -5,7 +5,7 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from tfopt import keras_api
+from tfopt._keras import keras_api
 from tfopt.errors import InputError
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from tfopt import keras_api
+from tfopt._keras import keras_api
 from tfopt.errors import InputError
 from tfopt.structure.nodes import flat, free_name, functional, nodes, struct_of
 from tfopt.structure.one_token import ATTENTION, EarlyPooling, one_token_target, without_length

@@ -6,9 +6,9 @@ from typing import Any
 import tensorflow as tf
 from tensorflow.python.framework.func_graph import FuncGraph  # a public name for it does not exist
 
-from tfopt import keras_api
+from tfopt._keras import keras_api
+from tfopt._keras.keras_io import inputs_of
 from tfopt.errors import InputError
-from tfopt.keras_io import inputs_of
 from tfopt.structure.nodes import flat, functional, inputs_in_order, nodes, struct_of
 
 _BATCH, _LENGTHS = 3, (7, 67, 257)  # primes: a size tells an axis; larger ones where convolutions need them

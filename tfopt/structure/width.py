@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from tfopt._keras.layer_calls import Replaced, original_call
 from tfopt.errors import InputError
-from tfopt.layer_calls import Replaced, original_call
 from tfopt.structure.axes import leaves
 from tfopt.structure.groups import Group, Structure
 from tfopt.structure.nodes import nodes

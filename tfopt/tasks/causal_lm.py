@@ -6,18 +6,17 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from tfopt._base.files import existing, replacing
+from tfopt._keras import extras
 from tfopt.data import batches as batching
 from tfopt.data.blocks import hold_out, next_tokens, token_stream, write_blocks
+from tfopt.data.detokenizers import HuggingFaceTokenizer, Tokenizer
+from tfopt.data.llama2c_tokenizer import Llama2cTokenizer
 from tfopt.data.readers import Texts, read_documents
 from tfopt.data.stdlib_docs import read_stdlib_docs
 from tfopt.data.tokenizers import load_tokenizer, train_bpe
 from tfopt.decoding.config import CausalLMConfig
-from tfopt.decoding.llama2c_tokenizer import Llama2cTokenizer
-from tfopt.decoding.signatures import TOKENIZER_MEMBERS
-from tfopt.decoding.text import HuggingFaceTokenizer, Tokenizer
-from tfopt.decoding.weights import keep_tokenizer
 from tfopt.errors import InputError, ModelFileError
-from tfopt.files import existing, replacing
 from tfopt.models.causal_lm import causal_lm
 from tfopt.models.checkpoints import files_of
 from tfopt.models.llama2c import llama2c_config
@@ -35,7 +34,7 @@ _ARCHITECTURES: dict[str, dict[str, Any]] = {
         "hidden_act": "gelu_tanh",
     },
 }  # fmt: skip
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.bin")  # in the order of TOKENIZER_MEMBERS
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.bin")  # in the order of extras.TOKENIZERS
 _TEXT = "validation.txt"
 
 
@@ -161,7 +160,7 @@ class CausalLMTask(Task):
             **_ARCHITECTURES[section.architecture],
         )  # fmt: skip
         model = causal_lm(config, self.recipe.generation)
-        keep_tokenizer(model, TOKENIZER_MEMBERS[0], (self.data / _TOKENIZER_FILES[0]).read_bytes())
+        extras.keep(model, extras.TOKENIZERS[0], (self.data / _TOKENIZER_FILES[0]).read_bytes())
         return model
 
     def batches(self, batch_size: int, split: str, shuffle: bool = False) -> tf.data.Dataset:

@@ -7,7 +7,10 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfopt import keras_api
+from tfopt._base.files import existing, replacing
+from tfopt._base.formats import format_named
+from tfopt._keras import keras_api
+from tfopt._keras.keras_io import call, inputs_of
 from tfopt.data import batches as batching
 from tfopt.data import pack as packing
 from tfopt.data.readers import Texts, label_names, read_texts
@@ -15,8 +18,6 @@ from tfopt.data.stdlib_docs import read_stdlib_docs
 from tfopt.data.tokenizers import load_tokenizer, parse_tokenizer, save_tokenizer, train_bpe
 from tfopt.data.vocabulary import cut_tokenizer
 from tfopt.errors import DataError, InputError, ModelFileError
-from tfopt.files import existing, replacing
-from tfopt.keras_io import call, inputs_of
 from tfopt.models.bert import BertConfig, bert
 from tfopt.models.checkpoints import files_of
 from tfopt.models.pretrained import check_weights, from_pretrained, read_config
@@ -188,7 +189,7 @@ class ClassificationTask(Task):
         return batching.batches(self.data, batch_size, shuffle=shuffle, seed=self.recipe.seed, split=split)
 
     def lengths(self, section: ExportSection) -> list[int] | None:
-        if section.format == "saved_model" and not section.jit_compile:
+        if not (section.jit_compile or format_named(section.format).fixed_lengths):
             return None
         longest = self.recipe.data.max_length
         return self.recipe.lengths or sorted({n for n in (32, 64, 128) if n < longest} | {longest})

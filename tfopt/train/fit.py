@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from tfopt import keras_api
+from tfopt._keras import keras_api
 from tfopt.errors import InputError, WorkFailedError
 from tfopt.train.progress import Progress
 from tfopt.train.strategy import scope

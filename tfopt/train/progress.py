@@ -4,7 +4,7 @@ import sys
 import time
 from typing import Any
 
-from tfopt import keras_api
+from tfopt._keras import keras_api
 
 _SECONDS_BETWEEN_LINES = 15.0
 

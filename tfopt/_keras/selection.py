@@ -6,9 +6,9 @@ import fnmatch
 from collections.abc import Sequence
 from typing import Any
 
-from tfopt import keras_api
+from tfopt._keras import keras_api
+from tfopt._keras.keras_api import Weight
 from tfopt.errors import InputError
-from tfopt.keras_api import Weight
 
 Pattern = str | type
 Patterns = Pattern | Sequence[Pattern] | None

@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from tfopt import keras_api
+from tfopt._keras import keras_api
 
 Call = Callable[..., Any]
 

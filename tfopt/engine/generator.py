@@ -12,17 +12,17 @@ from collections.abc import Generator as Steps
 from pathlib import Path
 from typing import Any
 
-from tfopt import keras_api
+from tfopt._base.formats import kind_of
+from tfopt._keras import extras
+from tfopt.data.detokenizers import HuggingFaceTokenizer, Tokenizer
+from tfopt.data.llama2c_tokenizer import Llama2cTokenizer
 from tfopt.decoding.config import CausalLMConfig
 from tfopt.decoding.decoder import Decoder
 from tfopt.decoding.generate import GenerateConfig, Texts, check_prompts
-from tfopt.decoding.llama2c_tokenizer import Llama2cTokenizer
-from tfopt.decoding.signatures import CONFIG_MEMBER, TOKENIZER_MEMBERS
 from tfopt.decoding.speculative import speculate
-from tfopt.decoding.text import HuggingFaceTokenizer, StopStrings, Tokenizer
+from tfopt.decoding.stop_strings import StopStrings
 from tfopt.errors import InputError
-from tfopt.files import existing
-from tfopt.tflite_file import read_metadata
+from tfopt.tflite.file import read_metadata
 
 Prompt = str | Sequence[int]
 RUNTIMES = ("eager", "xla", "tflite")
@@ -274,7 +274,7 @@ def open_decoder(
         from tfopt.models.source import load_any
 
         source = load_any(source)
-    tokenizer = tokenizer_of(getattr(source, keras_api.EXTRA, {}))
+    tokenizer = tokenizer_of(extras.of(source))
     if runtime == "eager":
         from tfopt.runtime.eager_decoder import EagerDecoder
 
@@ -292,22 +292,22 @@ def generates(path: Path) -> bool:
     Raises:
         MissingFileError: nothing is there.
     """
-    path = existing(path, "artifact")
-    if path.suffix == ".tflite":
-        return CONFIG_MEMBER in read_metadata(path)
-    if path.suffix == ".keras" and zipfile.is_zipfile(path):
+    path, kind = Path(path), kind_of(path)
+    if kind == "tflite":
+        return extras.CONFIG in read_metadata(path)
+    if kind == "keras" and zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
-            return CONFIG_MEMBER in archive.namelist()
-    if path.is_dir() and (path / "config.json").exists():
+            return extras.CONFIG in archive.namelist()
+    if kind == "hugging_face":
         from tfopt.models.pretrained import read_config
 
         return isinstance(read_config(path), CausalLMConfig)
-    return path.suffix == ".bin" or (path.is_dir() and bool(list(path.glob("*.bin"))))
+    return kind == "llama2c"
 
 
 def tokenizer_of(members: Mapping[str, bytes]) -> Tokenizer | None:
     """The tokenizer that a model file carries."""
-    as_json, as_pieces = (members.get(name) for name in TOKENIZER_MEMBERS)
+    as_json, as_pieces = (members.get(name) for name in extras.TOKENIZERS)
     if as_json is not None:
         from tfopt.data.tokenizers import parse_tokenizer
 

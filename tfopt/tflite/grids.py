@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-from tfopt.export import flatbuffer as fb
-from tfopt.export.artifact import LayerBits
-from tfopt.export.ranges import strip_ranges
 from tfopt.numerics.grids import WeightSpec
 from tfopt.quantization.record import Grid, Record
+from tfopt.tflite import flatbuffer as fb
+from tfopt.tflite.layer_bits import LayerBits
+from tfopt.tflite.ranges import strip_ranges
 
 _TOLERANCE = 1e-5
 # Smaller matrices stay in float where no grid was trained for them: nothing is gained by narrowing them.

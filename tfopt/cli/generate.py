@@ -8,9 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from tfopt.cli.output import Json, print_json
 from tfopt.errors import InputError
-
-Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output, nothing else there.")]
 
 
 def generate(
@@ -38,7 +37,7 @@ def generate(
 ) -> None:
     """Continues a text."""
     from tfopt.decoding.generate import GenerateConfig
-    from tfopt.generation import Generator
+    from tfopt.engine.generator import Generator
 
     stops = None if stop_token is None else tuple(stop_token)
     choices = (temperature, top_k, top_p, repetition_penalty, seed)
@@ -58,8 +57,6 @@ def generate(
         return
     answers = generator.generate(prompt, config)
     if as_json:
-        from tfopt.cli import print_json
-
         rows = [{"prompt": p, **dataclasses.asdict(a)} for p, a in zip(prompt, answers, strict=True)]
         print_json(rows[0] if len(rows) == 1 else {"answers": rows})
         return
@@ -71,8 +68,8 @@ def bench_generation(
     artifacts: list[Path], length: int, text: Path | None, rounds: int, threads: int | None
 ) -> tuple[dict[str, Any], Any]:
     """Figures of models that generate, and how to show them."""
-    from tfopt.files import existing
-    from tfopt.generation import Generator
+    from tfopt._base.files import existing
+    from tfopt.engine.generator import Generator
     from tfopt.measure.generation import measure_generation
 
     if len({path.resolve() for path in artifacts}) < len(artifacts):

@@ -12,12 +12,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tfopt import keras_api
+from tfopt._base.files import replacing, write_bytes, write_text
+from tfopt._keras import keras_api
 from tfopt.compress.base import Lessons
 from tfopt.compress.finish import finish_all
 from tfopt.compress.vocabulary import cut_rows
 from tfopt.export.export import export
-from tfopt.files import replacing, write_bytes, write_text
 from tfopt.measure.child import measure_in_child
 from tfopt.measure.findings import findings
 from tfopt.measure.results import Measurement
@@ -29,7 +29,7 @@ from tfopt.recipe.techniques import VariantSection
 from tfopt.report import Report, machine_info
 from tfopt.report.html import page
 from tfopt.report.plots import plots
-from tfopt.run_folder import RunFolder
+from tfopt.run.folder import RunFolder
 from tfopt.tasks import task_of
 from tfopt.train import TrainConfig, fit, make_strategy
 from tfopt.train.fit import seed_everything, total_steps

@@ -6,13 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from tfopt.compare import compare
+from tfopt._base.files import existing
+from tfopt._base.formats import FORMATS
 from tfopt.data.batches import batches
 from tfopt.data.pack import splits
 from tfopt.errors import InputError
-from tfopt.files import existing
 from tfopt.measure.measure import Log
 from tfopt.report import Report
+from tfopt.run.compare import compare
 from tfopt.runtime import Predictor
 
 _ROWS = 32
@@ -106,15 +107,14 @@ def random_inputs(predictor: Predictor, length: int) -> dict[str, np.ndarray]:
 
 def _resolve(path: Path) -> Path:
     existing(path, "artifact")
-    for inner in ("saved_model", "model.tflite", "model.keras"):
-        if (path / inner).exists():
-            return path / inner
-    return path
+    found = [path / format.file for format in FORMATS if (path / format.file).exists()]
+    return found[0] if found else path
 
 
 def _names(paths: list[Path]) -> dict[str, Path]:
     """Short names that tell the artifacts apart."""
-    plain = [p.parent.name if p.name in ("saved_model", "model.tflite", "model.keras") else p.stem for p in paths]
+    inner = {format.file for format in FORMATS}
+    plain = [p.parent.name if p.name in inner else p.stem for p in paths]
     unique = [name if plain.count(name) == 1 else str(path) for name, path in zip(plain, paths, strict=True)]
     if len(set(unique)) < len(unique):
         raise InputError("the same artifact is named twice")

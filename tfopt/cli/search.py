@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from tfopt.cli_generate import Json
+from tfopt.cli.output import Json, print_json
 
 
 def search(
@@ -25,7 +25,6 @@ def search(
     as_json: Json = False,
 ) -> None:
     """Finds layers, heads, neurons, ranks, zeros and bits that meet a budget; goes on where it stopped."""
-    from tfopt.cli import print_json
     from tfopt.search import search as find
 
     found = find(

@@ -6,17 +6,18 @@ from typing import Any
 
 import numpy as np
 
-from tfopt import keras_api
+from tfopt._base.files import existing, sha256
+from tfopt._base.formats import format_named
+from tfopt._keras import keras_api
+from tfopt._keras.keras_io import call, inputs_of
 from tfopt.data import pack as packing
 from tfopt.errors import DataError, InputError, VerificationError
-from tfopt.export.verify import check_contents, check_outputs, largest_error
-from tfopt.files import existing, sha256
-from tfopt.keras_io import call, inputs_of
+from tfopt.export.verify import check_outputs, largest_error
 from tfopt.measure.measure import Log
 from tfopt.recipe import Recipe
 from tfopt.recipe.sections import ExportSection
 from tfopt.report import Report
-from tfopt.run_folder import MANIFEST
+from tfopt.run.folder import MANIFEST
 from tfopt.tasks import task_of
 
 
@@ -51,9 +52,8 @@ def verify_run(folder: str | Path, log: Log = lambda line: None) -> dict[str, An
             log(f"verifying {artifact.name}")
             section, path = artifact.section, folder / artifact.path
             try:
-                check_contents(
-                    path, format=section.format, quantization=section.quantization, jit_compile=section.jit_compile
-                )
+                writer = format_named(section.format).writer_module()
+                writer.check(path, section.quantization, section.jit_compile)
                 limit = _limit(recorded[artifact.name], section, reference)
                 outputs, _, agreement = check_outputs(
                     path,

@@ -9,9 +9,9 @@ import struct
 from collections.abc import Sequence
 from pathlib import Path
 
-from tfopt.decoding.text import ByteStream
+from tfopt._base.files import existing
+from tfopt.data.detokenizers import ByteStream
 from tfopt.errors import InputError, ModelFileError
-from tfopt.files import existing
 
 UNKNOWN, BOS, EOS, _FIRST_BYTE = 0, 1, 2, 3
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from tfopt._base.files import existing
 from tfopt.errors import ModelFileError
-from tfopt.files import existing
 
 # Element types of the format: name, bits, NumPy type in which the bytes are stored.
 _TYPES = {

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tfopt._base.files import files_below, remove, remove_leftovers, sha256, tree_digest, write_json, write_text
 from tfopt.errors import InputError
-from tfopt.files import files_below, remove, remove_leftovers, sha256, tree_digest, write_json, write_text
 from tfopt.recipe import Recipe
 from tfopt.report import Step
 

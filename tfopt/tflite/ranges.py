@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from tfopt.export import flatbuffer as fb
+from tfopt.tflite import flatbuffer as fb
 
 Range = tuple[float, float]
 # Lowest and highest integer of a tensor's type.

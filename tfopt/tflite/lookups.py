@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from tfopt.export import flatbuffer as fb
+from tfopt.tflite import flatbuffer as fb
 
 
 def widen_after_lookup(content: bytes) -> bytes:

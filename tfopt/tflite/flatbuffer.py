@@ -6,7 +6,7 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.tools import flatbuffer_utils
 
-from tfopt.tflite_file import gather_buffers
+from tfopt.tflite.file import gather_buffers
 
 Op = schema.BuiltinOperator
 FLOAT32, INT32, INT8, INT4, FLOAT16, INT16 = (

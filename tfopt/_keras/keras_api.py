@@ -16,14 +16,13 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from tfopt._base.files import existing, replacing
+from tfopt._keras import extras
 from tfopt._keras.trust import refuse_code
 from tfopt.errors import InputError, MissingFileError, ModelFileError
-from tfopt.files import existing, replacing
 
 Generation = Literal["tf_keras", "keras"]
 _WEIGHTS = "model.weights.h5"
-# Attribute of a model with what else belongs into its `.keras` archive: name of the member -> content.
-EXTRA = "_tfopt_members"
 GENERATIONS: tuple[Generation, ...] = ("tf_keras", "keras")
 
 
@@ -245,7 +244,7 @@ def save_model(model: Any, path: str | Path) -> Path:
             model.optimizer = None
         try:
             model.save(temporary)
-            _append(temporary, getattr(model, EXTRA, {}))
+            _append(temporary, extras.of(model))
         finally:
             if optimizer is not None:
                 model.optimizer = optimizer
@@ -288,7 +287,7 @@ def load_model(path: str | Path) -> Any:
         with zipfile.ZipFile(path) as file:
             extra = {n: file.read(n) for n in file.namelist() if n.startswith("tfopt_")}
         if extra:
-            object.__setattr__(model, EXTRA, extra)
+            extras.put(model, extra)
     return model
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tfopt.cli_generate import Json
+from tfopt.cli.output import Json, print_json
 
 
 def pack(
@@ -18,7 +18,6 @@ def pack(
 ) -> None:
     """Packs an artifact for download: zeros, few bits and shared values cost what they should."""
     from tfopt import archive
-    from tfopt.cli import print_json
 
     found = archive.pack(artifact, out)
     if as_json:
@@ -38,7 +37,6 @@ def unpack(
 ) -> None:
     """Writes what an archive holds, bit for bit, after checking it."""
     from tfopt import archive
-    from tfopt.cli import print_json
 
     written = archive.unpack(sys.stdin.buffer if str(source) == "-" else source, out)
     if as_json:

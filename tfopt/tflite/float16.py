@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from tfopt.export import flatbuffer as fb
-from tfopt.export.grids import LOOKUPS, find_weights, widen
+from tfopt.tflite import flatbuffer as fb
+from tfopt.tflite.grids import LOOKUPS, find_weights, widen
 
 
 def narrow_floats(model: Any) -> None:

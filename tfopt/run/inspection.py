@@ -10,15 +10,16 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfopt import keras_api
+from tfopt._base.files import size_of
+from tfopt._base.formats import kind_of
+from tfopt._keras import keras_api
+from tfopt._keras.keras_io import call, inputs_of, takes_length
 from tfopt.compress.techniques import TECHNIQUES
 from tfopt.errors import InputError, TfoptError
-from tfopt.files import existing, size_of
-from tfopt.keras_io import call, inputs_of, takes_length
 from tfopt.models.source import load_any
 from tfopt.numerics.masks import zero_share
 from tfopt.runtime import Predictor
-from tfopt.tflite_file import read_tflite
+from tfopt.tflite.file import read_tflite
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,23 +108,26 @@ def inspect(model: Any, *, length: int = 128) -> Inspection:
 
 def inspect_path(path: str | Path, *, length: int = 128) -> Inspection:
     """Looks into a Keras file, a Hugging Face folder, a SavedModel or a TFLite file."""
-    path = existing(path, "model")
-    if path.suffix == ".tflite":
+    path, kind = Path(path), kind_of(path)
+    if kind == "tflite":
         return _inspect_tflite(path)
-    if (path / "saved_model.pb").exists():
-        weights = Predictor.load(path).weights()
-        layers = [
-            LayerInfo(
-                w.name, "variable", w.array.size, bytes=w.array.nbytes, bits=w.bits, sparsity=_sparsity([w.array])
-            )
-            for w in weights
-        ]
-        return Inspection(
-            path.name, "saved_model", layers, parameters=sum(w.array.size for w in weights), bytes=size_of(path)
-        )
-    if path.is_dir() and not (path / "config.json").exists():
+    if kind == "saved_model":
+        return _inspect_saved_model(path)
+    if path.is_dir() and kind not in ("hugging_face", "llama2c"):
         raise InputError(f"{path} is neither a model nor an artifact")
     return inspect(load_any(path), length=length)
+
+
+def _inspect_saved_model(path: Path) -> Inspection:
+    weights = Predictor.load(path).weights()
+    layers = [
+        LayerInfo(
+            w.name, "variable", w.array.size, bytes=w.array.nbytes, bits=w.bits, sparsity=_sparsity([w.array])
+        )
+        for w in weights
+    ]
+    parameters = sum(w.array.size for w in weights)
+    return Inspection(path.name, "saved_model", layers, parameters=parameters, bytes=size_of(path))
 
 
 def _inspect_tflite(path: Path) -> Inspection:

@@ -1,0 +1,113 @@
+"""The `tfopt` command: its commands in the order of use, and what becomes of errors and signals.
+
+Everything heavy is imported inside the commands, so that help and usage errors come at once.
+"""
+
+import contextlib
+import signal
+import sys
+from typing import Annotated, Any
+
+import typer
+import typer.core
+
+import tfopt
+from tfopt._base.native_log import native_log_aside, quiet_exit
+from tfopt.cli import archive, data, generate, model, run, search
+from tfopt.errors import InputError, TfoptError
+
+DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 75
+# Commands in the order in which they are used, in groups, as `--help` shows them.
+GROUPS = {
+    "Make a model smaller and faster": ("run", "demo", "search"),
+    "Look, export and measure": ("inspect", "export", "bench", "verify"),
+    "Answer prompts": ("generate",),
+    "Data and archives": ("data", "pack", "unpack"),
+}
+
+
+class _InGroups(typer.core.TyperGroup):
+    """Shows the commands in groups."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return [name for names in GROUPS.values() for name in names]
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        for title, names in GROUPS.items():
+            with formatter.section(title):
+                rows = [(name, self.commands[name].get_short_help_str(limit=100)) for name in names]
+                formatter.write_dl(rows)
+
+
+app = typer.Typer(
+    help="Makes Keras models smaller and faster, verifies what it wrote, and measures it against where it came "
+    "from.",
+    cls=_InGroups,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.add_typer(data.app, name="data")
+for command in (
+    run.run, run.demo, search.search, model.inspect, model.export, model.bench, run.verify, generate.generate,
+    archive.pack, archive.unpack,
+):  # fmt: skip
+    app.command()(command)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"tfopt {tfopt.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None: ...
+
+
+def entry() -> None:
+    """`main` as a process of its own."""
+    try:
+        main()
+    finally:
+        quiet_exit()
+
+
+def main() -> None:
+    """The `tfopt` command; exits 0 done, 1 failed, 2 bad input, 75 interrupted and resumable."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
+    with native_log_aside() as native_log:
+        try:
+            app()
+        except _InterruptedBySignal:
+            if sys.argv[1:2] == ["search"]:
+                _fail("interrupted; the same command goes on from the last finished step", INTERRUPTED)
+            if sys.argv[1:2] not in (["run"], ["demo"]):
+                _fail("interrupted", FAILED)
+            _fail("interrupted; the same command with --resume goes on from the last finished step", INTERRUPTED)
+        except InputError as error:
+            _fail(str(error), USAGE)
+        except TfoptError as error:
+            _fail(f"{error}{native_log.kept()}", FAILED)
+        except OSError as error:  # a full disk, a folder that may not be written
+            _fail(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", FAILED)
+
+
+class _InterruptedBySignal(BaseException):
+    """Not KeyboardInterrupt, which the command line library would turn into an exit code of its own."""
+
+
+def _interrupt(number: int, frame: Any) -> None:
+    raise _InterruptedBySignal
+
+
+def _fail(message: str, code: int) -> None:
+    with contextlib.suppress(BrokenPipeError):
+        sys.stderr.write("tfopt: error: " + " ".join(message.split()) + "\n")
+    raise SystemExit(code)

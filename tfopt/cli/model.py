@@ -1,0 +1,151 @@
+"""`tfopt inspect`, `tfopt export` and `tfopt bench`."""
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tfopt._base.formats import WRITTEN
+from tfopt.cli import generate
+from tfopt.cli.output import Json, Threads, figure, progress, show, show_report
+from tfopt.errors import InputError
+
+_FORMATS = ", ".join(format.name for format in WRITTEN)
+_QUANTIZATIONS = " ".join(f"For {f.name}: {', '.join(f.quantizations)}." for f in WRITTEN if f.quantizations)
+
+
+def inspect(
+    model: Annotated[Path, typer.Argument(help="A Keras file, a Hugging Face folder, or an artifact.")],
+    length: Annotated[int, typer.Option(min=1, help="Sequence length, where the model takes any.")] = 128,
+    as_json: Json = False,
+) -> None:
+    """Shows what is inside a model, and what each technique would do to it."""
+    from tfopt.run.inspection import inspect_path
+
+    inspection = inspect_path(model, length=length)
+
+    def shown() -> None:
+        from rich.console import Console
+
+        from tfopt.report.terminal import print_inspection
+
+        print_inspection(inspection, Console())
+
+    show(as_json, dataclasses.asdict(inspection), shown)
+
+
+def export(
+    model: Annotated[Path, typer.Argument(help="A Keras file or a Hugging Face folder.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="The .tflite file or SavedModel folder to write.")],
+    format: Annotated[
+        str | None, typer.Option(help=f"{_FORMATS}; by default what the name of the output says.")
+    ] = None,
+    quantization: Annotated[
+        str | None,
+        typer.Option(help=_QUANTIZATIONS),
+    ] = None,
+    representative: Annotated[Path | None, typer.Option(help="Packed data for ranges and rounding.")] = None,
+    samples: Annotated[int, typer.Option(min=1, help="Records of it, as many of each class.")] = 128,
+    rounding: Annotated[str, typer.Option(help="nearest or gptq.")] = "nearest",
+    smooth: Annotated[float | None, typer.Option(help="Share of spread moved into weights, 0 to 1.")] = None,
+    max_bytes: Annotated[int | None, typer.Option(min=1, help="Budget of the weights: bits by layer.")] = None,
+    max_loss: Annotated[
+        float | None, typer.Option(min=0, max=100, help="Percent of classes that bits by layer may change.")
+    ] = None,
+    jit_compile: Annotated[bool, typer.Option("--jit-compile", help="SavedModel that XLA compiles.")] = False,
+    cache: Annotated[str, typer.Option(help="Of models that generate: float32 or int8.")] = "float32",
+    lengths: Annotated[list[int] | None, typer.Option("--length", help="Exported length; repeatable.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Converts a model and verifies what was written."""
+    from tfopt.export import export as export_model
+    from tfopt.models.source import load_any
+
+    loaded = load_any(model)
+    data = None if representative is None else _calibration_samples(representative, samples)
+    chosen: Any = quantization
+    if rounding != "nearest" or any(value is not None for value in (smooth, max_bytes, max_loss)):
+        chosen = _refined(
+            loaded, quantization, data, rounding=rounding, smooth=smooth, budgets=(max_bytes, max_loss), out=out
+        )
+    artifact = export_model(
+        loaded,
+        out,
+        format=format,
+        quantization=chosen,
+        jit_compile=jit_compile,
+        representative=data,
+        lengths=lengths,
+        cache=cache,
+    )
+    values = {**dataclasses.asdict(artifact), "path": str(artifact.path)}
+
+    def shown() -> None:
+        typer.echo(f"{artifact.path}: every check passed")
+        for check in artifact.checks:
+            limit = f" (limit {figure(check.limit)})" if check.limit != "" else ""
+            typer.echo(f"  {check.name}: {figure(check.found)}{limit}")
+        for layer in artifact.layers:
+            grain = f", one scale per {layer.granularity}" if layer.granularity else ""
+            why = f" ({layer.reason})" if layer.reason else ""
+            typer.echo(f"  {layer.path}: {layer.bits} bits{grain}{why}")
+
+    show(as_json, values, shown)
+
+
+def _calibration_samples(folder: Path, count: int) -> dict[str, Any]:
+    from tfopt.data import batches
+    from tfopt.data.pack import read_manifest
+
+    balanced = bool(read_manifest(folder).labels)
+    return batches.samples(folder, count, balanced=balanced)
+
+
+def _refined(
+    model: Any,
+    name: str | None,
+    data: Any,
+    rounding: Any,
+    smooth: float | None,
+    budgets: tuple[int | None, float | None],
+    out: Path,
+) -> Any:
+    """A named quantization with what the command line adds to it."""
+    from tfopt.quantization import NAMED
+    from tfopt.quantization.sensitivity import choose_bits
+
+    if name is None or name not in NAMED:
+        raise InputError(
+            f"--rounding, --smooth, --max-bytes and --max-loss need --quantization {', '.join(NAMED)}, got {name}"
+        )
+    config = dataclasses.replace(NAMED[name], rounding=rounding, smooth=smooth)
+    if budgets == (None, None):
+        return config
+    if data is None:
+        raise InputError("--max-bytes and --max-loss need --representative DIR, to measure what each layer loses")
+    chosen, table = choose_bits(model, data, config, *budgets)
+    typer.echo(table.text(), err=True)
+    table.save(out.with_name(out.name + ".sensitivity.json"))
+    return chosen
+
+
+def bench(
+    artifacts: Annotated[list[Path], typer.Argument(help="Artifacts; the first is the baseline.")],
+    length: Annotated[int, typer.Option(min=1, help="Sequence length to time with.")] = 128,
+    data: Annotated[Path | None, typer.Option(help="Packed data to compute the accuracy on.")] = None,
+    text: Annotated[Path | None, typer.Option(help="Of models that generate: text for the perplexity.")] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Timed calls of each artifact.")] = 50,
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Measures artifacts in turns in one process; models that generate by their answers."""
+    from tfopt.engine.generator import generates
+    from tfopt.run import bench as benchmark
+
+    if all(generates(path) for path in artifacts):
+        show(as_json, *generate.bench_generation(artifacts, length, text, rounds=rounds, threads=threads))
+        return
+
+    report = benchmark.bench(artifacts, length=length, data=data, rounds=rounds, threads=threads, log=progress)
+    show(as_json, report.to_dict(), lambda: show_report(report))

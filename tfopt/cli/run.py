@@ -1,0 +1,80 @@
+"""`tfopt run`, `tfopt demo` and `tfopt verify`."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tfopt.cli import archive
+from tfopt.cli.output import Json, print_json, progress, show, show_report
+
+Out = Annotated[Path | None, typer.Option("--out", help="Folder for everything that is written.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Begin anew over an earlier run.")]
+
+
+def demo(out: Out = None, resume: Resume = False, overwrite: Overwrite = False, as_json: Json = False) -> None:
+    """Trains, compresses, exports and measures a small transformer on Python's own documentation."""
+    _run("demo", {}, out or Path("saved_models", "demo"), resume=resume, overwrite=overwrite, as_json=as_json)
+
+
+def run(
+    recipe: Annotated[str, typer.Argument(help="A recipe file, or the name of a built-in recipe.")],
+    model: Annotated[
+        Path | None, typer.Option(help="Hugging Face folder or .keras file of the model to start from.")
+    ] = None,
+    train: Annotated[Path | None, typer.Option(help="Training texts (.tsv, .csv, .jsonl).")] = None,
+    validation: Annotated[Path | None, typer.Option(help="Held-out texts.")] = None,
+    out: Out = None, resume: Resume = False, overwrite: Overwrite = False, as_json: Json = False,
+) -> None:  # fmt: skip
+    """Runs a recipe from data to report."""
+    is_file = model is not None and model.is_file()
+    changes = {
+        "model.file" if is_file else "model.folder": model, "data.train": train, "data.validation": validation,
+    }  # fmt: skip
+    texts = {key: str(value) for key, value in changes.items() if value is not None}
+    if model is not None:
+        texts["model.kind"] = "keras" if is_file else "pretrained"
+    _run(recipe, texts, out, resume=resume, overwrite=overwrite, as_json=as_json)
+
+
+def _run(
+    recipe: str,
+    changes: Mapping[str, str],
+    out: Path | None,
+    resume: bool,
+    overwrite: bool,
+    as_json: bool,
+) -> None:
+    from tfopt.recipe import Recipe
+
+    chosen = Recipe.load(recipe).with_changes(changes)
+    target = out or Path("saved_models", chosen.name)
+    from tfopt.run import pipeline
+
+    report = pipeline.run(chosen, target, resume=resume, overwrite=overwrite)
+    if as_json:
+        print_json(report.to_dict())
+        return
+    show_report(report)
+    typer.echo(f"\nreport: {target / 'report.html'}")
+
+
+def verify(
+    folder: Annotated[Path, typer.Argument(help="What a run wrote, or a .tfopt archive.")], as_json: Json = False
+) -> None:
+    """Checks a run's files against its manifest, and its artifacts against the models they came from."""
+    if folder.is_file():
+        show(as_json, *archive.check(folder))
+        return
+    from tfopt.run.verification import verify_run
+
+    checked = verify_run(folder, progress)
+
+    def shown() -> None:
+        for name, facts in checked["artifacts"].items():
+            typer.echo(f"{name}: {facts}")
+        typer.echo(f"{checked['files']} files match the manifest, {len(checked['artifacts'])} artifacts verified")
+
+    show(as_json, checked, shown)

@@ -1,0 +1,1 @@
+"""Answers of models that generate, on any runtime."""

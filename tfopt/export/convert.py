@@ -1,0 +1,65 @@
+"""Converts to TFLite through a SavedModel: float32 or float16."""
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import tensorflow as tf
+
+from tfopt._keras.keras_io import Inputs
+from tfopt.errors import WorkFailedError
+from tfopt.export.layer_norm import few_passes
+from tfopt.export.recurrent import unfused
+from tfopt.export.saved_model import DEFAULT_SIGNATURE, length_signature, write_saved_model
+from tfopt.tflite.lookups import widen_after_lookup
+
+
+def signature_of(length: int | None) -> str:
+    """Name of the signature for a length, or for a model of one shape."""
+    return DEFAULT_SIGNATURE if length is None else length_signature(length)
+
+
+def convert(model: Any, inputs: Inputs, lengths: tuple[int, ...], batch: int, float16: bool = False) -> bytes:
+    """A float file with one signature per length, or `serving_default` if there is one shape only.
+
+    Args:
+        model: a Keras model of either generation.
+        inputs: the model's inputs.
+        lengths: fixed lengths; empty if all axes are known.
+        batch: rows per call.
+        float16: store weights in float16.
+
+    Raises:
+        WorkFailedError: the converter gave up; its reason is kept.
+    """
+    with tempfile.TemporaryDirectory(prefix="tfopt-") as folder:
+        saved = Path(folder, "model")
+        with few_passes(model), unfused(model):
+            write_saved_model(model, saved, inputs, lengths=lengths, batch=batch)
+        return convert_saved_model(saved, [signature_of(n) for n in lengths or (None,)], float16)
+
+
+def convert_saved_model(saved: str | Path, keys: list[str], float16: bool = False) -> bytes:
+    """A float file from a SavedModel's signatures.
+
+    Raises:
+        WorkFailedError: the converter gave up; its reason is kept.
+    """
+    converter = tf.lite.TFLiteConverter.from_saved_model(str(saved), signature_keys=keys)
+    if float16:
+        converter.optimizations = [tf.lite.Optimize.DEFAULT]
+        converter.target_spec.supported_types = [tf.float16]
+    try:
+        content = converter.convert()
+    except (tf.errors.OpError, RuntimeError, ValueError) as error:
+        raise WorkFailedError(f"TFLite conversion failed: {_reason(error)}") from error
+    except Exception as error:
+        if type(error).__name__ != "ConverterError":  # defined in a private module of TensorFlow
+            raise
+        raise WorkFailedError(f"TFLite conversion failed: {_reason(error)}") from error
+    return widen_after_lookup(content) if float16 else bytes(content)
+
+
+def _reason(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if "error:" in line] or str(error).splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,99 @@
+"""What a writer of a format is given, and what it gives back."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from tfopt._keras.keras_io import Inputs, call
+from tfopt.export.artifact import Check
+from tfopt.quantization.config import QuantizeConfig
+from tfopt.tflite.layer_bits import LayerBits
+
+Values = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Wanted:
+    """What the caller of `export` asked for; see there."""
+
+    quantization: Any
+    jit_compile: bool
+    batch_size: int
+    cache: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One export.
+
+    Attributes:
+        model: a Keras model of either generation.
+        inputs: of the model.
+        lengths: those that get a signature of their own.
+        wanted: what was asked for.
+        name: of the quantization, or None for float32.
+        config: of integer quantization, or None.
+        samples: inputs that the file is compared with the model on.
+        given: the same where they are the caller's, None where they were drawn at random.
+    """
+
+    model: Any
+    inputs: Inputs
+    lengths: tuple[int, ...]
+    wanted: Wanted
+    name: str | None
+    config: QuantizeConfig | None
+    samples: Values
+    given: Values | None
+
+    @property
+    def narrow_cache(self) -> bool:
+        return self.wanted.cache == "int8"
+
+    @property
+    def tolerance(self) -> str | None:
+        """The kind of file that decides how far outputs may be off."""
+        return "int8 cache" if self.narrow_cache else self.name
+
+
+@dataclasses.dataclass(frozen=True)
+class Written:
+    """What was written.
+
+    Attributes:
+        expected: what the file should compute on the samples, None if just what the model does.
+        checks: what was checked on the way.
+        layers: the bits of every weight matrix; empty for float files.
+    """
+
+    expected: Values | None = None
+    checks: tuple[Check, ...] = ()
+    layers: tuple[LayerBits, ...] = ()
+
+
+class Writer(Protocol):
+    """What the module of a format in this folder has."""
+
+    def lengths(self, model: Any, inputs: Inputs, wanted: Wanted, lengths: Any) -> tuple[tuple[int, ...], int]:
+        """The lengths to write, and that of the texts that the file is compared on.
+
+        Raises:
+            InputError: what is wanted does not fit the model.
+        """
+
+    def write(self, job: Job, path: Path) -> Written:
+        """Writes the file or folder."""
+
+    def check(self, path: Path, name: str | None, jit_compile: bool) -> list[Check]:
+        """Compares what is inside with what was asked for: the quantization of that name, compiled by XLA or not.
+
+        Raises:
+            VerificationError: it is something else; the check is named.
+        """
+
+
+def outputs_of(job: Job) -> Values:
+    """What the model computes on the samples, as it is now."""
+    return {name: value.numpy() for name, value in call(job.model, job.inputs, job.samples).items()}

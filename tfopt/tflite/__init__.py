@@ -1,0 +1,1 @@
+"""The TFLite file format: what a file holds, and what is rewritten in it."""
