@@ -192,6 +192,6 @@ def test_public_names_exist_and_functions_stay_functions():
 
     for name in tfopt.__all__:
         assert getattr(tfopt, name) is not None
-    assert callable(tfopt.export) and callable(tfopt.measure) and callable(tfopt.run.compare)
+    assert callable(tfopt.export) and callable(tfopt.measure) and callable(tfopt.compare)
     with pytest.raises(AttributeError, match="No tfopt attribute nothing"):
         tfopt.nothing  # noqa: B018

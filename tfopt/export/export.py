@@ -71,7 +71,7 @@ def export(
     keras_api.check_model(model)
     path = Path(path).resolve()
     kind = format_for(path) if format is None else format_named(format)
-    wanted = Wanted(quantization, jit_compile, batch_size, cache)
+    wanted = Wanted(quantization, jit_compile=jit_compile, batch_size=batch_size, cache=cache)
     _check_path(path, kind)
     _check_wanted(kind, wanted)
     refuse_stateful(model)
