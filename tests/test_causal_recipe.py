@@ -74,7 +74,7 @@ rounds = 3
 text_tokens = 400
 """
 ARTIFACTS = [
-    "baseline", "baseline_keras", "baseline_tflite", "baseline_tflite_int8",
+    "baseline", "baseline_keras", "baseline_tflite", "baseline_tflite_dynamic_int8",
     "baseline_tflite_dynamic_int4_gptq_mixed", "baseline_xla", "four_tflite_trained",
 ]  # fmt: skip
 
@@ -143,7 +143,7 @@ def test_the_report_says_how_well_and_how_fast_each_artifact_answers(text_run):
 def test_its_figures_can_be_computed_again_from_the_files(text_run):
     report = Report.load(text_run / "report.json")
     text = (text_run / "data" / "validation.txt").read_text("utf-8")
-    for name in ("baseline_tflite_int8", "four_tflite_trained"):
+    for name in ("baseline_tflite_dynamic_int8", "four_tflite_trained"):
         generator = tfopt.Generator.load(text_run / report.artifact(name).path)
         ids = generator.tokenizer.encode_ids(text)[:400]
         found = tfopt.perplexity(generator.decoder, ids, window=32)
@@ -156,11 +156,13 @@ def test_an_interrupted_run_goes_on(recipe, text_run, tmp_path):
     import shutil
 
     shutil.copytree(text_run, tmp_path / "run")
-    (tmp_path / "run" / "baseline_tflite_int8" / "model.tflite").write_bytes(b"damaged")
+    (tmp_path / "run" / "baseline_tflite_dynamic_int8" / "model.tflite").write_bytes(b"damaged")
     lines = []
     run(recipe(), tmp_path / "run", resume=True, log=lines.append)
-    assert "[export baseline_tflite_int8]" in lines and "[data]" not in lines and "[train four]" not in lines
-    made = "baseline_tflite_int8/model.tflite"
+    assert (
+        "[export baseline_tflite_dynamic_int8]" in lines and "[data]" not in lines and "[train four]" not in lines
+    )
+    made = "baseline_tflite_dynamic_int8/model.tflite"
     assert (tmp_path / "run" / made).read_bytes() == (text_run / made).read_bytes()
 
 

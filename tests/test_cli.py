@@ -158,13 +158,13 @@ def one_json(out):
 def test_json_of_every_command(tfopt_main, run_copy, labelled_tsv, tiny_recipe, tmp_path):
     code, out, _ = tfopt_main("run", tiny_recipe(), "--out", run_copy, "--resume", "--json")
     assert code == 0 and one_json(out)["schema"] == 1
-    lite = run_copy / "half_tflite_int8"
+    lite = run_copy / "half_tflite_dynamic_int8"
     code, out, err = tfopt_main("bench", run_copy / "baseline", lite, "--rounds", 3, "--json",
                                 "--data", run_copy / "data")  # fmt: skip
     assert "timed with 16 tokens, the most that all artifacts take; 128 were asked for" in err
     values = {a["name"]: a for a in one_json(out)["artifacts"]}
-    assert code == 0 and values["half_tflite_int8"]["quality"]["accuracy"] > 0.9
-    assert set(values) == {"baseline", "half_tflite_int8"}
+    assert code == 0 and values["half_tflite_dynamic_int8"]["quality"]["accuracy"] > 0.9
+    assert set(values) == {"baseline", "half_tflite_dynamic_int8"}
     keras_file = run_copy / "half" / "model.keras"
     code, out, _ = tfopt_main("inspect", keras_file, "--length", 16, "--json")
     layers = {layer["name"]: layer for layer in one_json(out)["layers"]}
@@ -209,7 +209,7 @@ def test_exporting_within_a_budget(tfopt_main, finished_run, labelled_tsv, tmp_p
 
 def test_what_people_read(tfopt_main, run_copy, tiny_recipe):
     _, out, _ = tfopt_main("run", tiny_recipe(), "--out", run_copy, "--resume")
-    assert "half_tflite_int8" in out and "report.html" in out and "accuracy" in out
+    assert "half_tflite_dynamic_int8" in out and "report.html" in out and "accuracy" in out
     assert all(name in out for name in ("latency p50", "faster", "memory"))
     _, out, _ = tfopt_main("inspect", run_copy / "half" / "model.keras")
     assert "layer_0_intermediate" in out and "50.0%" in out
@@ -268,8 +268,8 @@ def test_the_numbers_in_a_report_are_those_of_the_artifact(finished_run):
 
     report = tfopt.Report.load(finished_run / "report.json")
     held_out = samples(finished_run / "data", 96, split="validation")
-    predictor = tfopt.Predictor.load(finished_run / "half_tflite_int8" / "model.tflite")
+    predictor = tfopt.Predictor.load(finished_run / "half_tflite_dynamic_int8" / "model.tflite")
     scores = predictor.predict({k: held_out[k] for k in ("input_ids", "attention_mask")})["logits"]
     share = float((scores.argmax(1) == held_out["label"]).mean())
-    assert report.artifact("half_tflite_int8").quality["accuracy"] == pytest.approx(share)
+    assert report.artifact("half_tflite_dynamic_int8").quality["accuracy"] == pytest.approx(share)
     assert np.isfinite(scores).all()

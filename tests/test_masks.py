@@ -7,7 +7,7 @@ from hypothesis.extra import numpy as hnp
 from tensorflow_model_optimization.python.core.sparsity.keras import pruning_impl, pruning_schedule, pruning_utils
 
 from tfopt.errors import InputError
-from tfopt.numerics.masks import Structure, kept_count, largest, magnitude_masks, parse_structure
+from tfopt.numerics.masks import SparsityPattern, kept_count, largest, magnitude_masks, parse_structure
 
 matrices = hnp.arrays(
     np.float32, hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=17),
@@ -63,7 +63,7 @@ def test_unstructured_equals_the_toolkit(rows, columns, sparsity, seed):
 )
 def test_blocks_equal_the_toolkit(rows, columns, sparsity, blocks, seed):
     weight = np.random.default_rng(seed).standard_normal((rows, columns)).astype(np.float32)
-    ours = magnitude_masks([weight], sparsity, Structure("block", *blocks))[0]
+    ours = magnitude_masks([weight], sparsity, SparsityPattern("block", *blocks))[0]
     np.testing.assert_array_equal(ours, toolkit_mask(weight, sparsity, blocks))
 
 
@@ -76,7 +76,7 @@ def test_blocks_equal_the_toolkit(rows, columns, sparsity, blocks, seed):
 def test_n_of_m_equals_the_toolkit(shape, zeros_of, seed):
     weight = np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
     zeros, group = zeros_of
-    ours = magnitude_masks([weight], 0.5, Structure("n:m", group - zeros, group))[0]
+    ours = magnitude_masks([weight], 0.5, SparsityPattern("n:m", group - zeros, group))[0]
     arranged = pruning_utils.weights_rearrange(tf.constant(weight))
     theirs = pruning_utils.m_by_n_sparsity_mask_prepare(
         pruning_utils.generate_m_by_n_mask(arranged, zeros_of), tf.constant(weight).shape

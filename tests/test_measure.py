@@ -112,8 +112,8 @@ def test_measure_and_compare(finished_run, tokens):
     inputs = {k: v[:4, :8] for k, v in tokens.items()}
     one = tfopt.measure(finished_run / "baseline_tflite" / "model.tflite", inputs=inputs, rounds=3)
     assert one.latency_ms.p50 > 0 and one.throughput_per_s > 0 and one.speedup is None and one.quality is None
-    folders = ("baseline_tflite", "half_tflite_int8")
+    folders = ("baseline_tflite", "half_tflite_dynamic_int8")
     report = tfopt.compare({n: finished_run / n / "model.tflite" for n in folders}, inputs=inputs, rounds=3)
-    assert report.artifact("half_tflite_int8").shrink > 1 and report.baseline.shrink == 1
+    assert report.artifact("half_tflite_dynamic_int8").shrink > 1 and report.baseline.shrink == 1
     with pytest.raises(InputError, match="nothing to compare"):
         tfopt.compare([])

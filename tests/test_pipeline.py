@@ -14,9 +14,9 @@ from tfopt.run.pipeline import run
 from tfopt.run.verification import verify_run
 
 ARTIFACTS = [
-    "baseline", "baseline_keras", "baseline_tflite", "baseline_tflite_int8",
-    "baseline_tflite_dynamic_int4_gptq_mixed", "baseline_tflite_static_int8_smooth_mixed", "baseline_xla",
-    "half_tflite", "half_tflite_int8", "four_tflite_trained",
+    "baseline", "baseline_keras", "baseline_tflite", "baseline_tflite_dynamic_int8",
+    "baseline_tflite_dynamic_int4_gptq_mixed", "baseline_tflite_int8_smooth_mixed", "baseline_xla",
+    "half_tflite", "half_tflite_dynamic_int8", "four_tflite_trained",
 ]  # fmt: skip
 
 
@@ -29,9 +29,9 @@ def test_a_run_writes_what_the_design_says(finished_run):
         assert (finished_run / m.path).exists() and m.bytes > m.bytes_gzip > 0 and m.peak_memory_bytes > 1e6
         assert m.latency_ms.p50 <= m.latency_ms.p95 <= m.latency_ms.p99 and m.throughput_per_s > 0
         assert m.quality["accuracy"] > 0.9 and m.agreement > 0.9
-    assert report.artifact("baseline_tflite_int8").shrink > report.artifact("baseline_tflite").shrink
+    assert report.artifact("baseline_tflite_dynamic_int8").shrink > report.artifact("baseline_tflite").shrink
     assert report.artifact("half_tflite").kernel_sparsity == pytest.approx(0.5, abs=0.01)
-    assert report.artifact("half_tflite_int8").weight_bits < 20
+    assert report.artifact("half_tflite_dynamic_int8").weight_bits < 20
     assert report.artifact("half_tflite").max_abs_error < 1e-4
     assert [s.name for s in report.steps][:3] == ["data", "train baseline", "train half"]
     assert any("after gzip" in note for note in report.notes)

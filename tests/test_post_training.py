@@ -10,7 +10,7 @@ from tfopt._keras import keras_api
 from tfopt._keras.keras_io import inputs_of
 from tfopt.data import batches
 from tfopt.errors import InputError, VerificationError, WorkFailedError
-from tfopt.export import quantization as export_quantization
+from tfopt.export import integers
 from tfopt.quantization import NAMED, QuantizeConfig
 from tfopt.quantization import calibration as calibrating
 from tfopt.quantization.gptq import gptq
@@ -110,7 +110,7 @@ def test_a_calibration_that_does_not_run_is_caught(keras, tmp_path, monkeypatch)
 
 def test_a_file_with_other_integers_is_caught(keras, tmp_path, monkeypatch):
     model, _ = KINDS["dense"](keras)
-    real = export_quantization.write_grids
+    real = integers.write_grids
 
     def shifted(*args):
         content, matched, layers = real(*args)
@@ -120,7 +120,7 @@ def test_a_file_with_other_integers_is_caught(keras, tmp_path, monkeypatch):
         ]
         return content, changed, layers
 
-    monkeypatch.setattr(export_quantization, "write_grids", shifted)
+    monkeypatch.setattr(integers, "write_grids", shifted)
     with pytest.raises(VerificationError, match="'grids' failed: weight .* holds other integers than its grid"):
         tfopt.export(model, tmp_path / "m.tflite", format="tflite", quantization="dynamic_int8")
 

@@ -13,7 +13,7 @@ from tfopt.models import BertConfig, bert
 from tfopt.search import plan as planning
 from tfopt.search.front import Point, choose, front_of
 from tfopt.search.options import matrices_of, options_of
-from tfopt.search.plan import Plan
+from tfopt.search.plan import Candidate
 from tfopt.search.table import sensitivity
 from tfopt.structure.blocks import blocks_of
 from tfopt.structure.cut import Kept, cut, renaming
@@ -93,13 +93,13 @@ def test_pooling_early_costs_nothing_where_one_token_is_taken(keras, tmp_path):
     pooling = next(o for o in options if o.kind == "pooling")
     names = ("attention_query", "attention_output", "intermediate", "output")
     assert pooling.paths == {f"layer_2_{name}/kernel" for name in names}
-    before, after = (planning.costs(matrices, plan) for plan in (Plan(), Plan((pooling,))))
+    before, after = (planning.costs(matrices, plan) for plan in (Candidate(), Candidate((pooling,))))
     # Of each layer's 4 w² + 2 w n products those of keys and values stay in the last one; w = 32, n = 64.
     assert before["latency"] - after["latency"] == 2 * 32 * 32 + 2 * 32 * 64 and before["bytes"] == after["bytes"]
-    assert planning.path_of(matrices, options, losses, measure="latency")[1] == Plan(
+    assert planning.path_of(matrices, options, losses, measure="latency")[1] == Candidate(
         (pooling,), losses[pooling.key]
     )
-    assert planning.variant(Plan((pooling,)), "p", {}, epochs=0, named=str)["shrink"] == {
+    assert planning.variant(Candidate((pooling,)), "p", {}, epochs=0, named=str)["shrink"] == {
         "pool_early": True,
         "importance": "first_order",
     }
@@ -112,7 +112,7 @@ def test_plans_get_smaller_and_what_they_hold_goes_together(measured):
     matrices = matrices_of(model)
     for measure in ("bytes", "packed", "latency", "both"):
         plans = planning.path_of(matrices, options, losses, measure=measure)
-        assert plans[0] == Plan() and len(plans) > 10
+        assert plans[0] == Candidate() and len(plans) > 10
         sizes = [planning.costs(matrices, plan)["packed" if measure == "both" else measure] for plan in plans]
         assert sizes[-1] < 0.5 * sizes[0]
         for plan in plans:
@@ -126,7 +126,7 @@ def test_plans_get_smaller_and_what_they_hold_goes_together(measured):
 
 
 def test_a_plan_becomes_a_variant_with_the_names_after_the_cut():
-    plan = Plan((
+    plan = Candidate((
         Option("layer", "1", 1), Option("neurons", "layer_2_intermediate", 0.5), Option("zeros", "layer_0_x/kernel", 0.8),
         Option("rank", "layer_3_x/kernel", 4), Option("bits", "layer_3_x/kernel", 4),
     ))  # fmt: skip
@@ -175,7 +175,7 @@ def found(finished_run, tmp_path_factory):
 
 def test_a_search_ends_with_a_point_within_the_budget(found, finished_run, tmp_path):
     out, result = found
-    plain = next(p for p in result.points if p.name == "baseline_tflite_int8")
+    plain = next(p for p in result.points if p.name == "baseline_tflite_dynamic_int8")
     full = result.baseline.quality["accuracy"]
     assert 100 * (full - result.chosen.accuracy) <= 5.0
     assert result.chosen.packed_bytes <= plain.packed_bytes and result.chosen in result.points

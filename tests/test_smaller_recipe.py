@@ -65,7 +65,7 @@ def test_a_finished_run_goes_on_without_training_and_with_adapters(finished_run,
     report = run(source, tmp_path / "run")
     before = tfopt.Report.load(finished_run / "report.json")
     assert report.artifact("baseline").quality == before.artifact("baseline").quality
-    file = report.artifact("once_tflite_int8_mixed")
+    file = report.artifact("once_tflite_dynamic_int8_mixed")
     assert {layer["path"]: layer["bits"] for layer in file.layers}["layer_0_output/kernel"] == 4
     assert file.bytes_entropy <= file.bytes_packed < file.bytes_gzip < file.bytes
     weights = {

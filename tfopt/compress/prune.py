@@ -21,7 +21,7 @@ from tfopt.errors import InputError
 from tfopt.numerics.masked_assign import MaskedAssign
 from tfopt.numerics.masks import (
     PRUNED_SHARE,
-    Structure,
+    SparsityPattern,
     check_pattern_sparsity,
     magnitude_masks,
     parse_structure,
@@ -140,7 +140,7 @@ def prune(
 
 
 def prunable(
-    model: Any, *, include: Patterns = None, exclude: Patterns = None, structure: Structure | None = None
+    model: Any, *, include: Patterns = None, exclude: Patterns = None, structure: SparsityPattern | None = None
 ) -> tuple[list[Weight], list[Skipped]]:
     """The weights that pruning would touch, and the other matrices with the reason why not."""
     selection = Selection(model, include, exclude)
@@ -336,7 +336,7 @@ class MagnitudePruning(keras_api.Callback):
         self._pruner.apply()
 
 
-def _check_scope(scope: str, structure: Structure) -> None:
+def _check_scope(scope: str, structure: SparsityPattern) -> None:
     if scope not in ("layer", "global"):
         raise InputError(f"scope must be 'layer' or 'global', got {scope!r}")
     if scope == "global" and structure.kind == "n:m":

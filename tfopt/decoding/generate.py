@@ -1,7 +1,8 @@
 """The loop: prompts in, tokens out, one at a time."""
 
 import dataclasses
-from collections.abc import Generator, Sequence
+from collections import abc
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -147,7 +148,7 @@ class Texts:
         """Asks for no more tokens of a text."""
         self._alive[row] = False
 
-    def steps(self) -> Generator[list[int | None]]:
+    def steps(self) -> abc.Generator[list[int | None]]:
         """Yields the next token of each text, None for texts that have ended.
 
         Keys and values are freed when the iterator ends or is closed.
@@ -155,7 +156,7 @@ class Texts:
         with self._decoder.open(self._pads) as session:
             yield from self._steps(session)
 
-    def _steps(self, session: Session) -> Generator[list[int | None]]:
+    def _steps(self, session: Session) -> abc.Generator[list[int | None]]:
         ids = self._ids
         while True:
             logits = session.extend(ids)[:, -1]
@@ -173,7 +174,7 @@ class Texts:
                 yield from self._chunks(session)
                 return
 
-    def _chunks(self, session: LoopSession) -> Generator[list[int | None]]:
+    def _chunks(self, session: LoopSession) -> abc.Generator[list[int | None]]:
         """Lets the runtime make many tokens at a time, and hands them on one by one."""
         while any(self._alive) and session.length < self._decoder.context:
             left = self._config.max_tokens - max(text.new for text in self.rows)

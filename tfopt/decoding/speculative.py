@@ -5,7 +5,8 @@ a proposal is kept with probability min(1, p / q), else a token is drawn from th
 texts are distributed as if the large model had written them alone. When greedy, they are equal.
 """
 
-from collections.abc import Generator, Sequence
+from collections import abc
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -22,7 +23,7 @@ def speculate(
     config: GenerateConfig,
     proposals: int = 4,
     row: int = 0,
-) -> Generator[int]:
+) -> abc.Generator[int]:
     """Continues one text.
 
     Args:

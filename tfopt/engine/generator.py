@@ -7,8 +7,8 @@ import dataclasses
 import numbers
 import time
 import zipfile
+from collections import abc
 from collections.abc import AsyncIterator, Mapping, Sequence
-from collections.abc import Generator as Steps
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ RUNTIMES = ("eager", "xla", "tflite")
 
 
 @dataclasses.dataclass(frozen=True)
-class Generation:
+class Answer:
     """One answer.
 
     Attributes:
@@ -109,9 +109,7 @@ class Generator:
             )
         return Generator(decoder, tokenizer, draft=helper)
 
-    def generate(
-        self, prompts: Prompt | Sequence[Prompt], config: GenerateConfig | None = None
-    ) -> list[Generation]:
+    def generate(self, prompts: Prompt | Sequence[Prompt], config: GenerateConfig | None = None) -> list[Answer]:
         """Continues texts, several at once where the runtime can.
 
         Args:
@@ -127,12 +125,12 @@ class Generator:
         fits = max(map(len, several)) + config.max_tokens <= self.decoder.context
         together = fits and self.decoder.rows is None and self.draft is None
         at_once = len(several) if together else 1
-        results: list[Generation] = []
+        results: list[Answer] = []
         for start in range(0, len(several), at_once):
             results += self._together(several[start : start + at_once], config, start)
         return results
 
-    def stream(self, prompt: Prompt, config: GenerateConfig | None = None) -> Steps[Piece]:
+    def stream(self, prompt: Prompt, config: GenerateConfig | None = None) -> abc.Generator[Piece]:
         """Continues one text, token by token; closing the iterator frees keys and values.
 
         Raises:
@@ -140,7 +138,7 @@ class Generator:
         """
         config = config or GenerateConfig()
         (ids,) = check_prompts([self._ids(prompt)], self.decoder, config)
-        answer = _Answer(ids, self.tokenizer, config.stop)
+        answer = _Growing(ids, self.tokenizer, config.stop)
         with contextlib.closing(self._tokens([answer], config, 0)) as steps:
             for (token,) in steps:
                 if token is None:
@@ -168,8 +166,8 @@ class Generator:
             worker.shutdown(wait=False)
             await asyncio.shield(asyncio.wrap_future(closing))
 
-    def _together(self, prompts: Sequence[list[int]], config: GenerateConfig, first: int) -> list[Generation]:
-        answers = [_Answer(ids, self.tokenizer, config.stop) for ids in prompts]
+    def _together(self, prompts: Sequence[list[int]], config: GenerateConfig, first: int) -> list[Answer]:
+        answers = [_Growing(ids, self.tokenizer, config.stop) for ids in prompts]
         started = time.perf_counter()
         first_token: float | None = None
         with contextlib.closing(self._tokens(answers, config, first)) as steps:
@@ -181,14 +179,12 @@ class Generator:
         seconds = time.perf_counter() - started
         return [self._finished(answer, config, first_token, seconds=seconds) for answer in answers]
 
-    def _finished(
-        self, answer: "_Answer", config: GenerateConfig, first: float | None, seconds: float
-    ) -> Generation:
+    def _finished(self, answer: "_Growing", config: GenerateConfig, first: float | None, seconds: float) -> Answer:
         answer.rest()
         full = len(answer.prompt) + len(answer.tokens) > self.decoder.context
         finish = "length" if len(answer.tokens) >= config.max_tokens else "context" if full else "stop"
         finish = "stop" if answer.ended else finish
-        return Generation(
+        return Answer(
             answer.text,
             tuple(answer.tokens),
             finish,
@@ -197,7 +193,9 @@ class Generator:
             seconds=seconds,
         )
 
-    def _tokens(self, answers: "list[_Answer]", config: GenerateConfig, first: int) -> Steps[Sequence[int | None]]:
+    def _tokens(
+        self, answers: "list[_Growing]", config: GenerateConfig, first: int
+    ) -> abc.Generator[Sequence[int | None]]:
         if config.stop and self.tokenizer is None:
             raise InputError("stop strings need a tokenizer; use stop_tokens")
         if self.draft is not None:
@@ -228,7 +226,7 @@ class Generator:
         return self.tokenizer.encode_ids(prompt)
 
 
-class _Answer:
+class _Growing:
     """The text of one answer so far."""
 
     def __init__(self, prompt: list[int], tokenizer: Tokenizer | None, stop: Sequence[str]) -> None:

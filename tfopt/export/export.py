@@ -12,8 +12,8 @@ from tfopt._keras import keras_api
 from tfopt._keras.keras_io import inputs_of
 from tfopt.errors import InputError
 from tfopt.export.artifact import Artifact
+from tfopt.export.integers import resolve
 from tfopt.export.job import Job, Wanted, outputs_of
-from tfopt.export.quantization import resolve
 from tfopt.export.recurrent import refuse_stateful
 from tfopt.export.samples import make_samples
 from tfopt.export.verify import check_outputs, largest_error

@@ -9,8 +9,8 @@ from tfopt.errors import InputError, VerificationError
 from tfopt.export.artifact import Check
 from tfopt.export.convert import convert
 from tfopt.export.decoder import check_slots, compared_length, convert_decoder
+from tfopt.export.integers import as_written, make_record, smoother, write_quantized
 from tfopt.export.job import Job, Wanted, Written, outputs_of
-from tfopt.export.quantization import as_written, make_record, smoother, write_quantized
 from tfopt.export.samples import LENGTH
 from tfopt.export.signatures import check_lengths
 from tfopt.tflite.file import read_tflite

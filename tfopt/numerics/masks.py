@@ -20,7 +20,7 @@ Mask = np.ndarray  # bool, True where the weight stays
 PRUNED_SHARE = 0.01
 
 
-class Structure(NamedTuple):
+class SparsityPattern(NamedTuple):
     """Which groups of weights are kept or removed together.
 
     Attributes:
@@ -34,24 +34,24 @@ class Structure(NamedTuple):
     second: int = 1
 
 
-def parse_structure(text: str) -> Structure:
+def parse_structure(text: str) -> SparsityPattern:
     """Reads "unstructured", "2:4" (2 kept of every 4) or "4x1" (blocks of 4 rows, 1 column).
 
     Raises:
         InputError: the text is none of these, or the numbers make no sense.
     """
     if text == "unstructured":
-        return Structure("unstructured")
+        return SparsityPattern("unstructured")
     if match := re.fullmatch(r"(\d+):(\d+)", text):
         kept, group = int(match[1]), int(match[2])
         if 0 < kept < group:
-            return Structure("n:m", kept, group)
+            return SparsityPattern("n:m", kept, group)
     elif (match := re.fullmatch(r"(\d+)x(\d+)", text)) and int(match[1]) * int(match[2]) > 0:
-        return Structure("block", int(match[1]), int(match[2]))
+        return SparsityPattern("block", int(match[1]), int(match[2]))
     raise InputError(f"structure must be 'unstructured', 'n:m' with 0 < n < m, or 'RxC', got {text!r}")
 
 
-def check_pattern_sparsity(structure: Structure, sparsity: float) -> None:
+def check_pattern_sparsity(structure: SparsityPattern, sparsity: float) -> None:
     """An n:m pattern fixes the sparsity; another one asked for is a mistake.
 
     Raises:
@@ -106,7 +106,7 @@ def largest(scores: np.ndarray, kept: int) -> Mask:
 def magnitude_masks(
     weights: Sequence[np.ndarray],
     sparsity: float,
-    structure: Structure | None = None,
+    structure: SparsityPattern | None = None,
     across: bool = False,
 ) -> list[Mask]:
     """One mask per weight tensor, True where the weight stays.
@@ -120,7 +120,7 @@ def magnitude_masks(
     Raises:
         InputError: n:m ranked across layers, or a structure on a tensor it does not fit.
     """
-    structure = structure or Structure("unstructured")
+    structure = structure or SparsityPattern("unstructured")
     if structure.kind == "n:m":
         return [_n_of_m(w, structure.first, structure.second) for w in weights]
     blocks = (structure.first, structure.second)

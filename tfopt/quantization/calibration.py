@@ -12,7 +12,7 @@ from tfopt.errors import InputError, WorkFailedError
 from tfopt.quantization.config import QuantizeConfig
 from tfopt.quantization.gptq import gptq
 from tfopt.quantization.kinds import class_names, einsum_input_axes, role
-from tfopt.quantization.plan import Plan, PlannedWeight, plan_weights
+from tfopt.quantization.plan import PlannedWeight, QuantizationPlan, plan_weights
 from tfopt.quantization.record import Grid, Record
 from tfopt.quantization.simulation import Simulation, watched_inputs
 from tfopt.quantization.weights import round_to_nearest
@@ -53,7 +53,7 @@ def quantize_weights(
 
 
 def _improve(
-    model: Any, plan: Plan, grids: dict[str, Grid], inputs: Inputs, samples: dict[str, np.ndarray]
+    model: Any, plan: QuantizationPlan, grids: dict[str, Grid], inputs: Inputs, samples: dict[str, np.ndarray]
 ) -> Improved:
     """Replaces grids of matrices by those of GPTQ where they are better, in place."""
     products = [p for p in plan.weights if role(p.weight.layer) == "product" and _sums_last_axes(p)]

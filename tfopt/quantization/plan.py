@@ -36,14 +36,14 @@ class PlannedWeight:
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class QuantizationPlan:
     """The weights of a model that are quantized, and the other matrices with the reason why not."""
 
     weights: tuple[PlannedWeight, ...]
     skipped: tuple[Skipped, ...]
 
 
-def plan_weights(model: Any, config: QuantizeConfig) -> Plan:
+def plan_weights(model: Any, config: QuantizeConfig) -> QuantizationPlan:
     """Decides for every weight of the model; nothing is changed.
 
     Raises:
@@ -69,7 +69,7 @@ def plan_weights(model: Any, config: QuantizeConfig) -> Plan:
     for planned in chosen:
         check_finite(planned.weight)
     _check_names(chosen)
-    return Plan(tuple(chosen), tuple(skipped))
+    return QuantizationPlan(tuple(chosen), tuple(skipped))
 
 
 def _check_names(chosen: list[PlannedWeight]) -> None:

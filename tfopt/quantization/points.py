@@ -18,7 +18,7 @@ FIXED = {
 Kind = Literal["range", "scores", "softmax", "sigmoid", "tanh"]
 
 
-class Point:
+class ActivationPoint:
     """One activation with a fixed range: what was observed of it.
 
     The variable holds lowest value, highest value and number of observations. Each replica keeps its own; the

@@ -26,8 +26,8 @@ from tfopt.numerics.fake_quant import (
 from tfopt.numerics.masks import PRUNED_SHARE
 from tfopt.quantization.config import QuantizeConfig
 from tfopt.quantization.kinds import role
-from tfopt.quantization.plan import Plan, PlannedWeight, plan_weights
-from tfopt.quantization.points import FIXED, Kind, Point, usable, usable_tensors
+from tfopt.quantization.plan import PlannedWeight, QuantizationPlan, plan_weights
+from tfopt.quantization.points import FIXED, ActivationPoint, Kind, usable, usable_tensors
 
 _ATTRIBUTE = "_tfopt_simulation"
 Mode = Literal["train", "calibrate", "frozen"]
@@ -54,13 +54,13 @@ class Simulation:
         self,
         model: Any,
         config: QuantizeConfig,
-        plan: Plan,
+        plan: QuantizationPlan,
         mode: Mode = "train",
         ranges: dict[str, tuple[float, float]] | None = None,
     ) -> None:
         self.model, self.config, self.plan, self.mode = model, config, plan, mode
         self.ranges = ranges or {}
-        self.points: dict[str, Point] = {}
+        self.points: dict[str, ActivationPoint] = {}
         self.steps: dict[str, tuple[tf.Tensor, Any]] = {}  # first step size and trained gain, by weight
         self._wide: set[str] = set()
         self._clips: dict[str, tf.Tensor] = {}
@@ -154,7 +154,9 @@ class Simulation:
         if self.mode != "frozen" and key not in self.points:
             owner = layer if hasattr(layer, "add_weight") else self.model
             learned = learns and not wide and self.config.activation_range == "learned" and self.mode == "train"
-            self.points[key] = Point(owner, key, learned, widest=wide or self.config.activation_bits == 16)
+            self.points[key] = ActivationPoint(
+                owner, key, learned, widest=wide or self.config.activation_bits == 16
+            )
         return key
 
     # rounding, while a call is under way
@@ -266,7 +268,7 @@ class Simulation:
 
         return self._after_warmup(x, rounded)
 
-    def _observe(self, point: Point, x: tf.Tensor, layer: Any, kind: Kind) -> None:
+    def _observe(self, point: ActivationPoint, x: tf.Tensor, layer: Any, kind: Kind) -> None:
         if self.mode == "calibrate":
             point.observe(x, kind, self.config.momentum, active=True)
         elif self.training(layer):

@@ -113,9 +113,7 @@ class ExportSection(Section):
         """The part of the artifact's name after the variant's."""
         kind = "xla" if self.jit_compile else self.format
         extras = ("gptq" * (self.rounding == "gptq"), "smooth" * bool(self.smooth), "mixed" * self.by_layer)
-        name = self.quantization or ""
-        name = {"dynamic_int8": "int8", "int8": "static_int8"}.get(name, name)
-        return "_".join(part for part in (kind, name, *extras) if part)
+        return "_".join(part for part in (kind, self.quantization, *extras) if part)
 
     @pydantic.field_validator("quantization")
     @classmethod

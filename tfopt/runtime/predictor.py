@@ -90,12 +90,13 @@ class Predictor(abc.ABC):
         Args:
             path: the artifact.
             threads: threads of one prediction; by default all cores. For Keras models and SavedModels
-                it can only be set before TensorFlow runs its first operation in this process.
+                it can only be set before TensorFlow runs its first operation in this process; later there is a
+                warning, and TensorFlow goes on with those it has.
 
         Raises:
             MissingFileError: nothing is there.
             ModelFileError: it is no artifact that can be loaded.
-            InputError: a bad number of threads, or too late to set it.
+            InputError: a bad number of threads.
         """
         format = format_of(path)
         chosen: type[Predictor] = format.runtime_module().predictor_of(Path(path))

@@ -1,12 +1,13 @@
 """SavedModel folders in TensorFlow."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from tfopt.errors import InputError, ModelFileError
+from tfopt.errors import ModelFileError
 from tfopt.runtime.predictor import Predictor, Signature, StoredWeight
 from tfopt.runtime.saved_graph import refuse_operations
 
@@ -14,19 +15,20 @@ from tfopt.runtime.saved_graph import refuse_operations
 def set_threads(threads: int | None) -> None:
     """Limits TensorFlow to so many threads per operation; None leaves it as it is.
 
-    Raises:
-        InputError: TensorFlow has already started with another number.
+    Once TensorFlow has started, their number is fixed for the process: it is kept, with a warning.
     """
-    if threads is None or tf.config.threading.get_intra_op_parallelism_threads() == threads:
+    have = tf.config.threading.get_intra_op_parallelism_threads()
+    if threads is None or have == threads:
         return
     try:
         tf.config.threading.set_intra_op_parallelism_threads(threads)
         tf.config.threading.set_inter_op_parallelism_threads(threads)
-    except RuntimeError as error:
-        have = tf.config.threading.get_intra_op_parallelism_threads() or "all cores"
-        raise InputError(
-            f"threads={threads} comes too late: TensorFlow already runs with {have}; load this artifact first"
-        ) from error
+    except RuntimeError:
+        warnings.warn(
+            f"threads={threads} comes too late: TensorFlow runs with {have or 'all cores'} in this process. Load the "
+            "artifact before anything else uses TensorFlow, or run it in a process of its own",
+            RuntimeWarning, stacklevel=5,
+        )  # fmt: skip
 
 
 class SavedModelPredictor(Predictor):

@@ -14,7 +14,7 @@ _ENTROPY = {MANY_BITS: 7.2, FEW_BITS: 3.2}  # bits of a trained weight that is n
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class Candidate:
     """Options that go together, the strongest of each place, with the loss that their sum predicts."""
 
     options: tuple[Option, ...] = ()
@@ -24,7 +24,7 @@ class Plan:
         return [option for option in self.options if option.kind in kinds]
 
 
-def costs(matrices: Mapping[str, Matrix], plan: Plan) -> dict[str, float]:
+def costs(matrices: Mapping[str, Matrix], plan: Candidate) -> dict[str, float]:
     """Estimates for an integer file: "bytes", "packed" bytes, and "latency" as products per token."""
     left = dict.fromkeys(matrices, 1.0)
     for option in plan.options:
@@ -51,9 +51,9 @@ def _packed_bits(bits: int, zeros: float) -> float:
 
 def path_of(
     matrices: Mapping[str, Matrix], options: Sequence[Option], losses: Mapping[str, float], measure: Measure
-) -> list[Plan]:
+) -> list[Candidate]:
     """Plans from nothing to everything; each step takes what loses least for what it saves."""
-    whole = costs(matrices, Plan())
+    whole = costs(matrices, Candidate())
 
     steps: list[tuple[float, int, Option]] = []
     places: dict[tuple[str, str], list[Option]] = {}
@@ -62,12 +62,12 @@ def path_of(
     for own in places.values():
         worst = before = gained = 0.0
         for option in own:  # mild to strong; a strong one is not taken before a mild one
-            gain = _saved(whole, costs(matrices, Plan((option,))), measure)
+            gain = _saved(whole, costs(matrices, Candidate((option,))), measure)
             if gain > gained:
                 worst = max(worst, (losses[option.key] - before) / (gain - gained))
                 steps.append((worst, len(steps), option))
                 before, gained = losses[option.key], gain
-    plans = [Plan()]
+    plans = [Candidate()]
     layers = sum(1 for kind, _ in places if kind == "layer")
     for _, _, option in sorted(steps, key=lambda step: step[:2]):
         taken = _with(plans[-1], option, losses, layers=layers)
@@ -84,7 +84,7 @@ def _saved(whole: Mapping[str, float], found: Mapping[str, float], measure: Meas
     return (share["packed"] + share["latency"]) / 2 if measure == "both" else share[measure]
 
 
-def _with(plan: Plan, option: Option, losses: Mapping[str, float], layers: int) -> Plan | None:
+def _with(plan: Candidate, option: Option, losses: Mapping[str, float], layers: int) -> Candidate | None:
     """The plan with one option more, or None where it does not go with what is there."""
     gone = {path for other in plan.of_kind("layer") for path in other.shares}
     if option.kind == "layer":
@@ -100,11 +100,11 @@ def _with(plan: Plan, option: Option, losses: Mapping[str, float], layers: int) 
     if any(other.paths & option.paths for other in kept if other.kind in against):
         return None
     chosen = (*kept, option)
-    return Plan(chosen, sum(losses[o.key] for o in chosen))
+    return Candidate(chosen, sum(losses[o.key] for o in chosen))
 
 
 def variant(
-    plan: Plan, name: str, split: Mapping[str, tuple[str, str]], epochs: int, named: Callable[[str], str]
+    plan: Candidate, name: str, split: Mapping[str, tuple[str, str]], epochs: int, named: Callable[[str], str]
 ) -> dict[str, Any]:
     """The recipe's variant.
 
@@ -137,10 +137,10 @@ def variant(
     return found
 
 
-def bits(plan: Plan, split: Mapping[str, tuple[str, str]], named: Callable[[str], str]) -> dict[str, int]:
+def bits(plan: Candidate, split: Mapping[str, tuple[str, str]], named: Callable[[str], str]) -> dict[str, int]:
     """Bits by weight for the export; arguments as for `variant`."""
     return {named(p): int(o.value) for o in plan.of_kind("bits") for p in _parts(plan, o.place, split)}
 
 
-def _parts(plan: Plan, path: str, split: Mapping[str, tuple[str, str]]) -> tuple[str, ...]:
+def _parts(plan: Candidate, path: str, split: Mapping[str, tuple[str, str]]) -> tuple[str, ...]:
     return split[path] if any(o.place == path for o in plan.of_kind("rank")) else (path,)

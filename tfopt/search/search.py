@@ -27,7 +27,7 @@ from tfopt.run import pipeline
 from tfopt.search import plan as planning
 from tfopt.search.front import Point, SearchResult, choose, front_of
 from tfopt.search.options import matrices_of, options_of
-from tfopt.search.plan import Plan
+from tfopt.search.plan import Candidate
 from tfopt.search.table import sensitivity
 from tfopt.structure.blocks import blocks_of
 from tfopt.structure.cut import renaming
@@ -135,7 +135,9 @@ class _Search:
         self._matrices, self._structure = matrices_of(model), structure_of(model)
         self._blocks = blocks_of(model, self._structure)
 
-    def plans(self, measure: planning.Measure, limit: float | None, count: int, samples: int) -> dict[str, Plan]:
+    def plans(
+        self, measure: planning.Measure, limit: float | None, count: int, samples: int
+    ) -> dict[str, Candidate]:
         """Plans to measure, by name."""
         structure = self._structure
         given = batching.samples(self._data, samples, split="train", balanced=True)
@@ -162,7 +164,9 @@ class _Search:
         distinct = sorted(dict.fromkeys(chosen), key=lambda p: p.loss)
         return {f"p{i}": plan for i, plan in enumerate(distinct, 1)}
 
-    def run(self, plans: dict[str, Plan], epochs: int, rounds: int, threads: int | None) -> tuple[Report, Path]:
+    def run(
+        self, plans: dict[str, Candidate], epochs: int, rounds: int, threads: int | None
+    ) -> tuple[Report, Path]:
         """Builds, trains, exports and measures all of them in one run; returns its report and folder.
 
         Runs of other plans, models or data stay where they are, so that a search can come back to them.
@@ -179,7 +183,7 @@ class _Search:
                 (temporary / f"{name}.toml").write_text(alone.to_toml(), "utf-8")
         return report, folder
 
-    def _recipe(self, plans: dict[str, Plan], epochs: int, rounds: int, threads: int | None) -> Recipe:
+    def _recipe(self, plans: dict[str, Candidate], epochs: int, rounds: int, threads: int | None) -> Recipe:
         exports: list[dict[str, Any]] = [{"format": "tflite", "quantization": "dynamic_int8", "of": ["baseline"]}]
         for name, plan in plans.items():
             exports.append({
@@ -198,11 +202,11 @@ class _Search:
             "measure": {"rounds": rounds, **({} if threads is None else {"threads": threads})},
         })  # fmt: skip
 
-    def _named(self, plan: Plan) -> Callable[[str], str]:
+    def _named(self, plan: Candidate) -> Callable[[str], str]:
         """Names as they are once the plan's layers are gone."""
         return renaming(self._model, tuple(self._blocks[int(o.place)] for o in plan.of_kind("layer")))
 
-    def points(self, plans: dict[str, Plan], report: Report, folder: Path) -> tuple[Point, ...]:
+    def points(self, plans: dict[str, Candidate], report: Report, folder: Path) -> tuple[Point, ...]:
         found = []
         for m in report.artifacts:
             name = m.name.partition("_tflite")[0]
@@ -235,7 +239,7 @@ def _factors(found: Any) -> tuple[str, str]:
     return f"{found.first}/{found.weight}", f"{found.second}/kernel"
 
 
-def _in_words(plan: Plan) -> str:
+def _in_words(plan: Candidate) -> str:
     def listed(options: list[Option]) -> str:
         return f"{len(options)} places" if len(options) > 1 else options[0].place
 
