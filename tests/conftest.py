@@ -176,6 +176,7 @@ jit_compile = true
 of = ["baseline"]
 [measure]
 rounds = 5
+seconds = 0.05
 """
 
 

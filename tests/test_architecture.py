@@ -33,7 +33,7 @@ ALLOWED = {
     "recipe": {"errors", "_base", "schedules", "numerics", "quantization", "compress"},
     "tasks": BELOW | {"recipe", "data", "decoding", "models"},
     "train": BELOW,
-    "export": BELOW | {"data", "decoding", "numerics", "quantization", "tflite"},
+    "export": BELOW | {"data", "decoding", "numerics", "quantization", "tflite", "runtime"},
     "runtime": BELOW | {"decoding", "tflite"},
     "engine": BELOW | {"data", "decoding", "models", "runtime", "tflite"},
     "measure": {"errors", "_base", "archive", "data", "decoding", "numerics", "runtime"},

@@ -132,14 +132,14 @@ def test_classes_are_compared_on_every_row():
 
 def test_an_artifact_that_swaps_classes_is_caught(tokens, tmp_path, monkeypatch):
     monkeypatch.setattr(export_verify, "_QUANTIZED_TOLERANCE", 1e9)
-    real = export_verify.run_in_child
+    real = export_verify.try_in_child
 
     def swapped(path, samples):
         run = real(path, samples)
         run.outputs["logits"] = -run.outputs["logits"]
         return run
 
-    monkeypatch.setattr(export_verify, "run_in_child", swapped)
+    monkeypatch.setattr(export_verify, "try_in_child", swapped)
     with pytest.raises(VerificationError, match="'agreement' failed"):
         tfopt.export(
             wide_bert("tf_keras"),

@@ -1,16 +1,22 @@
 import gzip
+import os
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
 
 import tfopt
-from tfopt._base.child import ChildFailedError, run_in_child
+from tfopt._base.children import LIGHT, ChildFailedError, run_in_child
 from tfopt.errors import DataError, InputError
 from tfopt.measure import findings, latency, size
 from tfopt.measure.results import Latency, Measurement
 from tfopt.report import Report, Step, html, machine_info
 from tfopt.report.plots import plots
 from tfopt.runtime import StoredWeight
+from tfopt.runtime.child import try_in_child
 
 
 class Fake:
@@ -48,16 +54,56 @@ def test_a_child_has_its_own_peak_memory(finished_run):
     ids = np.ones((1, 8), int)
     inputs = {"input_ids": ids, "attention_mask": ids}
     block = np.ones(80_000_000)  # 640 MB that must not show up in the child
-    lite = run_in_child(finished_run / "baseline_tflite" / "model.tflite", inputs)
-    full = run_in_child(finished_run / "baseline" / "saved_model", inputs)
+    lite = try_in_child(finished_run / "baseline_tflite" / "model.tflite", inputs, alone=True)
+    full = try_in_child(finished_run / "baseline" / "saved_model", inputs, alone=True)
     assert 20e6 < lite.peak_memory_bytes < 300e6 < full.peak_memory_bytes and block.sum() > 0
     np.testing.assert_allclose(lite.outputs["logits"], full.outputs["logits"], atol=1e-5)
 
 
 def test_a_child_that_dies_is_an_error_with_its_last_words(tmp_path):
     (tmp_path / "bad.tflite").write_bytes(b"bad")
-    with pytest.raises(ChildFailedError, match=r"exit code 1.*not a TFLite file"):
-        run_in_child(tmp_path / "bad.tflite", {"x": np.ones(1)})
+    with pytest.raises(
+        ChildFailedError, match=r"running .*bad.tflite in a child process failed: .*not a TFLite file"
+    ):
+        try_in_child(tmp_path / "bad.tflite", {"x": np.ones(1)})
+    with pytest.raises(ChildFailedError, match=r"a child process ended \(signal 11\): the last words"):
+        run_in_child(crash, "the last words")
+    with pytest.raises(ChildFailedError, match="ended .exit code 3."):
+        run_in_child(os._exit, 3)
+    with pytest.raises(ChildFailedError, match="ValueError: could not convert"):
+        run_in_child(float, "no number")
+    with pytest.raises(ChildFailedError, match="no answer within the time"):
+        run_in_child(time.sleep, 60, timeout_s=0.5)
+
+
+def crash(words):
+    sys.stderr.write(f"{words}\n")
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+
+def counted(count, log):
+    for number in range(count):
+        log(f"line {number}")
+    return os.getpid(), "tensorflow" in sys.modules, getattr(sys.modules["__main__"], "__file__", None)
+
+
+def test_children_start_warm_tell_lines_and_do_not_run_the_main_module_again():
+    lines = []
+    pid, is_warm, main = run_in_child(counted, 3, log=lines.append)
+    assert lines == ["line 0", "line 1", "line 2"] and pid != os.getpid() and is_warm and main is None
+    assert not run_in_child(counted, 0, preload=LIGHT, log=lines.append)[1]
+
+
+def test_a_script_without_a_guard_exports(tmp_path):
+    """`multiprocessing` would run it again in every child."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import tf_keras, tfopt\nprint('once')\n"
+        "model = tf_keras.Sequential([tf_keras.layers.Input((4,)), tf_keras.layers.Dense(3)])\n"
+        f"print(tfopt.export(model, {str(tmp_path / 'm.tflite')!r}).format)\n"
+    )
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.split() == ["once", "tflite"], done.stderr
 
 
 def measurement(name, **values):

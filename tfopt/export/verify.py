@@ -8,9 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from tfopt._base.child import ChildFailedError, run_in_child
+from tfopt._base.children import ChildFailedError
 from tfopt.errors import VerificationError
 from tfopt.export.artifact import Check
+from tfopt.runtime.child import try_in_child
 
 # Largest difference of an output as a share of the largest output of the Keras model.
 _TOLERANCE = {None: 1e-3, "float16": 2e-2}
@@ -50,7 +51,7 @@ def check_outputs(
         VerificationError: named "loads", "outputs", "finite", "max_abs_error", "rms_error" or "agreement".
     """
     try:
-        outputs = run_in_child(path, samples).outputs
+        outputs = try_in_child(path, samples).outputs
     except ChildFailedError as error:
         raise VerificationError("loads", str(error)) from error
     if set(outputs) != set(reference):

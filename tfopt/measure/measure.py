@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 
 from tfopt import archive
-from tfopt._base.child import run_in_child
 from tfopt._base.files import size_of
 from tfopt.errors import InputError
 from tfopt.measure import latency, quality, size
 from tfopt.measure.results import Measurement
 from tfopt.measure.text import add_text_figures
 from tfopt.runtime import Predictor
+from tfopt.runtime.child import try_in_child
 
 Log = Callable[[str], None]
 
@@ -27,6 +27,7 @@ def measure(
     name: str | None = None,
     threads: int | None = None,
     rounds: int = 50,
+    seconds: float = 1.0,
 ) -> Measurement:
     """Measures one artifact.
 
@@ -37,9 +38,12 @@ def measure(
         name: name in the result; by default the file's.
         threads: threads of the runtime.
         rounds: timed calls.
+        seconds: for which the throughput is counted.
     """
     label = name or Path(target.path if isinstance(target, Predictor) else target).stem
-    found = compare_artifacts({label: target}, data=data, inputs=inputs, threads=threads, rounds=rounds)
+    found = compare_artifacts(
+        {label: target}, data=data, inputs=inputs, threads=threads, rounds=rounds, seconds=seconds
+    )
     return dataclasses.replace(found[0], speedup=None, shrink=None, agreement=None)
 
 
@@ -50,6 +54,7 @@ def compare_artifacts(
     inputs: Mapping[str, np.ndarray] | None = None,
     threads: int | None = None,
     rounds: int = 50,
+    seconds: float = 1.0,
     errors: Mapping[str, float] | None = None,
     log: Log = lambda line: None,
     text: np.ndarray | None = None,
@@ -59,7 +64,7 @@ def compare_artifacts(
 
     Args:
         targets: name -> artifact.
-        data, inputs, threads, rounds: as for `measure`.
+        data, inputs, threads, rounds, seconds: as for `measure`.
         errors: name -> largest difference from the Keras model, as export found it.
         log: told what is being measured.
         text: token ids (length,) of held-out text, for causal language models: perplexity and generation.
@@ -78,7 +83,7 @@ def compare_artifacts(
     found = {name: _stored(name, predictor) for name, predictor in predictors.items()}
     if inputs is not None:
         log(f"timing {len(predictors)} artifacts in turns")
-        _add_timing(found, predictors, inputs, threads=threads, rounds=rounds, log=log)
+        _add_timing(found, predictors, inputs, threads=threads, rounds=rounds, seconds=seconds, log=log)
     if data is not None:
         _add_quality(found, predictors, data, log=log)
     if text is not None and window is not None:
@@ -108,6 +113,7 @@ def _add_timing(
     inputs: Mapping[str, np.ndarray],
     threads: int | None,
     rounds: int,
+    seconds: float,
     log: Log,
 ) -> None:
     one = {name: value[:1] for name, value in inputs.items()}
@@ -119,8 +125,8 @@ def _add_timing(
             latency_ms=timing.latency,
             latency_spread=timing.spread,
             speedup=latency.speedup(timings[0], timing),
-            throughput_per_s=latency.throughput(predictor, inputs),
-            peak_memory_bytes=run_in_child(predictor.path, one, threads).peak_memory_bytes,
+            throughput_per_s=latency.throughput(predictor, inputs, seconds),
+            peak_memory_bytes=try_in_child(predictor.path, one, threads, alone=True).peak_memory_bytes,
         )
 
 

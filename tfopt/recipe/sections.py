@@ -148,9 +148,13 @@ class ExportSection(Section):
 
 
 class MeasureSection(Section):
-    """How artifacts are timed; `text_tokens` of the held-out text give a causal language model's perplexity."""
+    """How artifacts are timed: `rounds` calls of each in turns, and `seconds` of each for the throughput.
+
+    `text_tokens` of the held-out text give a causal language model's perplexity.
+    """
 
     rounds: Count = 50
+    seconds: Annotated[float, Field(gt=0)] = 1.0
     threads: Count | None = None
     length: Count | None = None
     text_tokens: Annotated[int, Field(ge=2)] = 20_000

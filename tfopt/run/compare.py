@@ -20,6 +20,7 @@ def compare(
     inputs: Mapping[str, np.ndarray] | None = None,
     threads: int | None = None,
     rounds: int = 50,
+    seconds: float = 1.0,
     log: Log = lambda line: None,
 ) -> Report:
     """Measures several artifacts against the first one, in one process, timed in turns.
@@ -30,6 +31,7 @@ def compare(
         inputs: one row for timing, several rows for throughput; no timing without it.
         threads: threads of each runtime.
         rounds: timed calls of each artifact.
+        seconds: for which the throughput of each is counted.
         log: told what is being measured.
 
     Raises:
@@ -44,5 +46,7 @@ def compare(
             raise InputError("the same artifact is named twice")
     if not targets:
         raise InputError("nothing to compare: name at least one artifact")
-    found = compare_artifacts(targets, data=data, inputs=inputs, threads=threads, rounds=rounds, log=log)
+    found = compare_artifacts(
+        targets, data=data, inputs=inputs, threads=threads, rounds=rounds, seconds=seconds, log=log
+    )
     return Report(machine_info(), {}, found, steps=[], notes=findings(found))

@@ -229,7 +229,8 @@ class _Run:
         found = measure_in_child(
             {name: self.path / target for name, target in targets.items()},
             data=held_out.data, text=held_out.text, window=held_out.window, inputs=held_out.inputs,
-            threads=section.threads, rounds=section.rounds, errors=errors, log=self.log,
+            threads=section.threads, rounds=section.rounds, seconds=section.seconds, errors=errors,
+            log=self.log,
         )  # fmt: skip
         layers = {name: facts["layers"] or None for name, facts in exported.items()}
         return [

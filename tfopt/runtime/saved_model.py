@@ -25,8 +25,8 @@ def set_threads(threads: int | None) -> None:
         tf.config.threading.set_inter_op_parallelism_threads(threads)
     except RuntimeError:
         warnings.warn(
-            f"threads={threads} comes too late: TensorFlow runs with {have or 'all cores'} in this process. Load the "
-            "artifact before anything else uses TensorFlow, or run it in a process of its own",
+            f"threads={threads} comes too late: TensorFlow runs with {have or 'all cores'} in this process. Load "
+            "the artifact before anything else uses TensorFlow, or run it in a process of its own",
             RuntimeWarning, stacklevel=5,
         )  # fmt: skip
 

@@ -1,0 +1,174 @@
+"""Work in processes of its own: a crash stays there, memory is its own, and a start costs a fork.
+
+Processes are forked from servers of `multiprocessing`, which have loaded what they need before. The servers are
+ours: those of the program's own `multiprocessing` stay as they are, and its main module is not run again in a
+child.
+"""
+
+import contextlib
+import functools
+import io
+import multiprocessing.connection
+import os
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from multiprocessing import context, forkserver, popen_forkserver, process, reduction, spawn, util
+from pathlib import Path
+from typing import Any
+
+from tfopt.errors import TfoptError
+
+# What a server loads before it forks. Measurements of memory need processes that begin with nothing.
+LIGHT: tuple[str, ...] = ("numpy",)
+WARM: tuple[str, ...] = ("tensorflow", "tfopt.runtime.tflite", "tfopt.runtime.saved_model")
+_ENDING_S = 10.0
+
+
+class ChildFailedError(TfoptError, RuntimeError):
+    """A child process ended without a result; the message holds its last words."""
+
+
+def run_in_child(
+    function: Callable[..., Any],
+    *arguments: Any,
+    preload: tuple[str, ...] = WARM,
+    timeout_s: float = 600,
+    log: Callable[[str], None] | None = None,
+) -> Any:
+    """Calls a function in a process of its own.
+
+    Args:
+        function: of a module that can be imported; where `log` is given it is called with one more argument, a
+            function that passes lines on to it.
+        *arguments: are pickled, as is what the function returns.
+        preload: `WARM` or `LIGHT`.
+        timeout_s: seconds until the process is ended.
+        log: takes the lines.
+
+    Raises:
+        ChildFailedError: the process crashed, took too long, or the function raised something else than a
+            `TfoptError`, which is raised here as well.
+    """
+    ours, theirs = multiprocessing.connection.Pipe()
+    with tempfile.TemporaryDirectory(prefix="tfopt-") as folder, ours:
+        words = Path(folder, "stderr")
+        child = _Child(preload, (function, arguments, log is not None, theirs, str(words)))
+        child.start()
+        theirs.close()
+        try:
+            return _follow(child, ours, words, time.monotonic() + timeout_s, log=log)
+        except BaseException:  # interrupted: the child must not go on alone
+            child.kill()
+            raise
+        finally:
+            child.join(_ENDING_S)
+
+
+def warm_up() -> None:
+    """Lets the server of `WARM` load what it needs meanwhile."""
+    _server(WARM).ensure_running()
+
+
+def _follow(child: "_Child", pipe: Any, words: Path, end: float, log: Callable[[str], None] | None) -> Any:
+    """What the child sends: lines, and then a result or an error."""
+    while True:
+        if not pipe.poll(max(0.0, end - time.monotonic())):
+            raise ChildFailedError(f"no answer within the time that was given, {child.what}")
+        try:
+            kind, value = pipe.recv()
+        except EOFError:
+            child.join(_ENDING_S)
+            code = child.exitcode or 0
+            how = f"signal {-code}" if code < 0 else f"exit code {code}"
+            raise ChildFailedError(f"a child process ended ({how}): {_last_line(words)}") from None
+        if kind == "line" and log is not None:
+            log(value)
+        elif kind == "result":
+            return value
+        elif kind == "error":
+            raise value
+
+
+def _last_line(words: Path) -> str:
+    lines = words.read_text("utf-8", "replace").splitlines() if words.exists() else []
+    return next((line.strip() for line in reversed(lines) if line.strip()), "no message")
+
+
+class _Child(process.BaseProcess):
+    """A process that is forked from the server with its preload."""
+
+    _start_method = "forkserver"
+
+    def __init__(self, preload: tuple[str, ...], work: tuple[Any, ...]) -> None:
+        super().__init__(target=_answer, args=work, daemon=False)
+        self.preload = preload
+        self.what = f"calling {work[0].__module__}.{work[0].__qualname__}"
+
+    @staticmethod
+    def _Popen(process_obj: Any) -> "_Popen":
+        return _Popen(process_obj)
+
+
+class _Popen(popen_forkserver.Popen):
+    """As the one of `multiprocessing`, from a server of ours and without the main module of the program."""
+
+    def _launch(self, process_obj: Any) -> None:
+        facts = spawn.get_preparation_data(process_obj._name)
+        facts = {name: value for name, value in facts.items() if not name.startswith("init_main")}
+        buffer = io.BytesIO()
+        context.set_spawning_popen(self)
+        try:
+            reduction.dump(facts, buffer)
+            reduction.dump(process_obj, buffer)
+        finally:
+            context.set_spawning_popen(None)
+        self.sentinel, writer = _server(process_obj.preload).connect_to_new_process(self._fds)  # type: ignore[attr-defined]
+        kept = os.dup(writer)  # tells the child when its parent is gone
+        self.finalizer = util.Finalize(self, _close, (kept, self.sentinel))
+        with os.fdopen(writer, "wb") as pipe:
+            pipe.write(buffer.getbuffer())
+        self.pid = forkserver.read_signed(self.sentinel)
+
+
+def _close(*descriptors: int) -> None:
+    for descriptor in descriptors:
+        os.close(descriptor)
+
+
+@functools.cache
+def _server(preload: tuple[str, ...]) -> Any:
+    server = forkserver.ForkServer()
+    server.set_forkserver_preload(list(preload))
+    return server
+
+
+def _answer(function: Callable[..., Any], arguments: tuple[Any, ...], lines: bool, pipe: Any, words: str) -> None:
+    """The child's side."""
+    with _native_words_in(words):
+        try:
+            more = (lambda line: pipe.send(("line", line)),) if lines else ()
+            result = function(*arguments, *more)
+        except TfoptError as error:
+            pipe.send(("error", error))
+        except Exception as error:  # noqa: BLE001 - whatever a runtime raises is told to the parent
+            traceback.print_exc()
+            last = str(error).strip().splitlines()
+            said = f"{type(error).__name__}: {last[0] if last else ''}"
+            pipe.send(("error", ChildFailedError(f"a child process failed: {said}")))
+        else:
+            pipe.send(("result", result))
+    pipe.close()
+
+
+@contextlib.contextmanager
+def _native_words_in(path: str) -> Iterator[None]:
+    """Standard output and error of the process go to a file, from which the last words are read after a crash."""
+    with Path(path).open("w", buffering=1, encoding="utf-8") as file:
+        for descriptor in (1, 2):
+            os.dup2(file.fileno(), descriptor)
+        with contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
+            yield
+    sys.stderr = sys.__stderr__
