@@ -1,4 +1,7 @@
 import contextlib
+import logging
+import sys
+import threading
 
 import numpy as np
 import pytest
@@ -297,7 +300,43 @@ def test_models_that_are_no_language_models(keras, make, quantization, tmp_path)
             np.testing.assert_allclose(found[name], value, atol=tolerance)
 
 
-def test_subclassed_models_say_their_inputs(keras, tmp_path):
+@pytest.mark.parametrize("quantization", [None, "int8"])
+def test_a_model_that_serves_meanwhile_answers_as_ever(generation, tokens, tmp_path, quantization):
+    """Layer norms are traced in another form, and weights stand on their grids while a file is compared."""
+    model = wide_bert(generation)
+    expected, wrong, stop = np.asarray(model(tokens)), [], threading.Event()
+
+    def serve():
+        while not stop.is_set():
+            found = np.asarray(model(tokens))
+            wrong.append(float(np.abs(found - expected).max()))
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        tfopt.export(model, tmp_path / "m.tflite", quantization=quantization, representative=tokens, lengths=[12])
+    finally:
+        stop.set()
+        thread.join()
+    assert len(wrong) > 3 and max(wrong) == 0
+
+
+def test_the_process_keeps_its_streams_and_its_log(tokens, tmp_path, capfd):
+    before = (sys.stdout, sys.stderr, list(logging.getLogger().filters), list(logging.getLogger().handlers))
+    tfopt.export(
+        wide_bert("keras"), tmp_path / "m.tflite", quantization="int8", representative=tokens, lengths=[12]
+    )
+    after = (sys.stdout, sys.stderr, list(logging.getLogger().filters), list(logging.getLogger().handlers))
+    assert before == after and capfd.readouterr().out == ""
+
+
+def test_a_model_that_is_being_quantized_is_finished_first(make_bert, tmp_path):
+    model = tfopt.quantize_aware(make_bert())
+    with pytest.raises(InputError, match=r"is being quantized; call tfopt.finish\(model\) before it is exported"):
+        tfopt.export(model, tmp_path / "m")
+
+
+def test_subclassed_models_say_their_inputs(keras, tmp_path, caplog):
     class Model(keras.Model):
         def __init__(self):
             super().__init__()
@@ -311,6 +350,7 @@ def test_subclassed_models_say_their_inputs(keras, tmp_path):
     expected = np.asarray(model(x))
     signature = {"input_signature": tf.TensorSpec((None, 5), tf.float32)}
     tfopt.export(model, tmp_path / "m.tflite", format="tflite", **signature)
+    assert "cannot be copied from its configuration" in caplog.text
     np.testing.assert_allclose(
         tfopt.Predictor.load(tmp_path / "m.tflite").predict(x)["outputs"], expected, atol=1e-5
     )

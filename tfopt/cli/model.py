@@ -78,6 +78,7 @@ def export(
         representative=data,
         lengths=lengths,
         cache=cache,
+        in_place=True,
     )
     values = {**dataclasses.asdict(artifact), "path": str(artifact.path)}
 

@@ -1,14 +1,18 @@
 """`export`: one call from a Keras model to a verified artifact."""
 
+import dataclasses
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from tfopt._base import children
 from tfopt._base.files import replacing
 from tfopt._base.formats import WRITTEN, Format, format_for, format_named
 from tfopt._keras import keras_api
+from tfopt._keras.copying import copy_of
 from tfopt._keras.keras_io import inputs_of
 from tfopt.errors import InputError
 from tfopt.export.artifact import Artifact
@@ -18,6 +22,9 @@ from tfopt.export.recurrent import refuse_stateful
 from tfopt.export.samples import make_samples
 from tfopt.export.verify import check_outputs, largest_error
 from tfopt.quantization.config import QuantizeConfig
+from tfopt.quantization.simulation import simulation_of
+
+_log = logging.getLogger(__name__)
 
 
 def export(
@@ -32,6 +39,7 @@ def export(
     batch_size: int = 1,
     input_signature: Any = None,
     cache: str = "float32",
+    in_place: bool = False,
 ) -> Artifact:
     """Writes the model for another runtime and verifies what was written.
 
@@ -39,7 +47,7 @@ def export(
     until then.
 
     Args:
-        model: a built model of either Keras generation; it is not changed.
+        model: a built model of either Keras generation; it is not changed, and other threads may use it meanwhile.
         path: a `.tflite` file, or the folder of a SavedModel.
         format: "saved_model" or "tflite"; by default what the path's suffix says.
         quantization: for TFLite, None (float32), "float16", a name in `quantization.NAMED` such as
@@ -59,6 +67,9 @@ def export(
         input_signature: for subclassed models, ``{name: tf.TensorSpec}`` or one TensorSpec.
         cache: for TFLite files of causal language models, "float32" or "int8" keys and values: a quarter of the
             memory.
+        in_place: work on the model itself instead of a copy, which saves its memory. Its layers and weights are
+            others while it is exported, so nothing else may use it meanwhile. Models that cannot be copied from
+            their configuration, such as subclassed ones, are always exported so; the log says it.
 
     Returns:
         The artifact with every check that it passed.
@@ -75,8 +86,17 @@ def export(
     _check_path(path, kind)
     _check_wanted(kind, wanted)
     refuse_stateful(model)
-    job = _plan(model, kind, wanted, lengths=lengths, representative=representative, signature=input_signature)
-    reference = outputs_of(job)
+    _check_finished(model)
+    children.warm_up()
+    job = _plan(
+        model if in_place else _copied(model),
+        kind,
+        wanted,
+        lengths=lengths,
+        representative=representative,
+        signature=input_signature,
+    )
+    reference = outputs_of(dataclasses.replace(job, model=model))
     writer = kind.writer_module()
     with replacing(path) as temporary:
         written = writer.write(job, temporary)
@@ -102,6 +122,21 @@ def _plan(model: Any, kind: Format, wanted: Wanted, lengths: Any, representative
         model, inputs, chosen, wanted=wanted, name=name, config=config, samples=samples,
         given=None if representative is None else samples,
     )  # fmt: skip
+
+
+def _check_finished(model: Any) -> None:
+    if simulation_of(model) is not None:
+        raise InputError(f"model {model.name!r} is being quantized; call tfopt.finish(model) before it is exported")
+
+
+def _copied(model: Any) -> Any:
+    copy = copy_of(model)
+    if copy is None:
+        _log.warning(
+            "model %r cannot be copied from its configuration: its layers are changed while it is exported, so let "
+            "nothing else use it meanwhile", model.name,
+        )  # fmt: skip
+    return model if copy is None else copy
 
 
 def _check_wanted(kind: Format, wanted: Wanted) -> None:

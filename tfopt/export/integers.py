@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from tfopt._base.children import run_in_child
 from tfopt._keras import keras_api
 from tfopt._keras.keras_io import Inputs
 from tfopt.decoding.weights import is_causal_lm
@@ -184,7 +185,7 @@ def write_quantized(
             content = convert(model, inputs, lengths, batch=batch)
     if config.is_static:
         samples = None if representative is None else _by_signature(representative, inputs, lengths, batch=batch)
-        content, matched = write_static(content, config, record.grids, samples=samples)
+        content, matched = run_in_child(write_static, content, config, record.grids, samples)
         layers = layer_bits(record, matched)
     else:
         content, matched, layers = write_grids(

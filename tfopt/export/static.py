@@ -5,11 +5,8 @@ pair names a tensor and its grid. Taken out again, they leave a float file and a
 litert-quantizer writes the integer file.
 """
 
-import contextlib
-import io
-import logging
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +33,9 @@ def write_static(
 ) -> tuple[bytes, list[Matched]]:
     """Quantizes a file that was converted from a model with frozen ranges.
 
+    To be called in a child: litert-quantizer prints its progress, and warns on the root logger of what it was made
+    to do.
+
     Args:
         content: a TFLite file with QUANTIZE and DEQUANTIZE around every tensor whose range is known.
         config: bits of activations.
@@ -60,28 +60,27 @@ def write_static(
             ranges.update(dict.fromkeys(item.found.names, (limits[0] * scale, limits[1] * scale)))
     plain = fb.write(model)
     known: dict[str, Any] = {name: _as_statistics(r) for name, r in _spread(model, ranges, wide).items()}
-    with _quiet():
-        quantizer = _quantizer(plain, config, _touching(model, wide), floats=_readers(model, others))
-        missing = _without_range(model, known)
-        if missing:
-            if samples is None:
-                raise InputError(
-                    f"static quantization needs representative data: {len(missing)} tensors have no trained range, "
-                    f"{missing[0]!r} for one"
-                )
-            try:
-                observed = quantizer.calibrate(dict(samples), num_threads=2)
-            except (ValueError, RuntimeError) as error:
-                raise WorkFailedError(f"observing {missing[0]!r} failed: {error}; use a dynamic kind") from error
-            known = {**observed, **known}
-        for item in matched:
-            if item.found.operator != fb.Op.GATHER:
-                known.update(dict.fromkeys(item.found.names, _weight_statistics(item)))
+    quantizer = _quantizer(plain, config, _touching(model, wide), floats=_readers(model, others))
+    missing = _without_range(model, known)
+    if missing:
+        if samples is None:
+            raise InputError(
+                f"static quantization needs representative data: {len(missing)} tensors have no trained range, "
+                f"{missing[0]!r} for one"
+            )
         try:
-            result = quantizer.quantize(known)
-        except (ValueError, RuntimeError, KeyError) as error:
-            reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
-            raise WorkFailedError(f"static quantization failed: {reason}") from error
+            observed = quantizer.calibrate(dict(samples), num_threads=2)
+        except (ValueError, RuntimeError) as error:
+            raise WorkFailedError(f"observing {missing[0]!r} failed: {error}; use a dynamic kind") from error
+        known = {**observed, **known}
+    for item in matched:
+        if item.found.operator != fb.Op.GATHER:
+            known.update(dict.fromkeys(item.found.names, _weight_statistics(item)))
+    try:
+        result = quantizer.quantize(known)
+    except (ValueError, RuntimeError, KeyError) as error:
+        reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+        raise WorkFailedError(f"static quantization failed: {reason}") from error
     written = fb.read(bytes(result.quantized_model))
     _settle_ties(written, matched)
     return fb.write(written), matched
@@ -101,22 +100,6 @@ def _settle_ties(model: Any, matched: list[Matched]) -> None:
         stored = np.ascontiguousarray(integers, types[tensor.type])
         if stored.nbytes == len(model.buffers[tensor.buffer].data):
             model.buffers[tensor.buffer].data = stored.view(np.uint8).ravel()
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """litert-quantizer prints its progress and warns on the root logger of what it was made to do."""
-
-    def drop(record: logging.LogRecord) -> bool:
-        return False
-
-    root = logging.getLogger()
-    root.addFilter(drop)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            yield
-    finally:
-        root.removeFilter(drop)
 
 
 def _quantizer(content: bytes, config: QuantizeConfig, wide: list[str], floats: list[str]) -> Any:

@@ -1,0 +1,37 @@
+"""Copies of models, so that work on one leaves the other to whoever uses it."""
+
+from typing import Any
+
+from tfopt._keras import extras, keras_api
+from tfopt.errors import ModelFileError
+
+_CARRIED = ("_tfopt_quantization",)  # what goes with the model object besides its members
+
+
+def copy_of(model: Any) -> Any | None:
+    """A model with the same layers, names and weights; None where its configuration does not give one.
+
+    Args:
+        model: a built model of either generation; it is not changed.
+    """
+    keras = keras_api.keras_module(keras_api.generation_of(model))
+    try:
+        made = keras.models.clone_model(model)
+        if not made.built:
+            return None
+        ours, theirs = keras_api.weights(model), keras_api.weights(made)
+        if [_facts(w) for w in ours] != [_facts(w) for w in theirs]:
+            return None  # layers that name their sublayers anew, or that need more than their configuration
+        for old, new in zip(ours, theirs, strict=True):
+            new.variable.assign(keras_api.to_numpy(old.variable))
+    except (ValueError, TypeError, NotImplementedError, RuntimeError, ModelFileError):  # no configuration
+        return None
+    extras.put(made, extras.of(model))
+    for name in _CARRIED:
+        if name in vars(model):
+            object.__setattr__(made, name, vars(model)[name])
+    return made
+
+
+def _facts(weight: keras_api.Weight) -> tuple[str, tuple[int, ...], str]:
+    return weight.path, tuple(weight.variable.shape), str(weight.variable.dtype)
