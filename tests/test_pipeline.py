@@ -126,6 +126,11 @@ def test_a_finished_run_is_not_done_again_and_never_overwritten_by_accident(
         run(tiny_recipe(), copy)
     with pytest.raises(InputError, match="another recipe or other data"):
         run(tiny_recipe("replicas = 2"), copy, resume=True)
+    state = (copy / "state.json").read_text()
+    (copy / "state.json").write_text(state.replace(tfopt.__version__, "0.0.9"))
+    with pytest.raises(InputError, match=f"was begun with tfopt 0.0.9, this is {tfopt.__version__}"):
+        run(tiny_recipe(), copy, resume=True)
+    (copy / "state.json").write_text(state)
     lines = []
     run(tiny_recipe(), copy, resume=True, log=lines.append)
     assert not lines

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import tfopt
 from tfopt._base.files import files_below, remove, remove_leftovers, sha256, tree_digest, write_json, write_text
 from tfopt.errors import InputError
 from tfopt.recipe import Recipe
@@ -30,8 +31,8 @@ class RunFolder:
         overwrite: begin anew over an earlier run, whose files are removed when the first step begins.
 
     Raises:
-        InputError: the folder holds a run and neither was asked for, the recipe or an input differs, or it
-            holds something else.
+        InputError: the folder holds a run and neither was asked for, the recipe, an input or the version of tfopt
+            differs, or it holds something else.
     """
 
     def __init__(
@@ -55,6 +56,11 @@ class RunFolder:
             return
         if not resume:
             raise InputError(f"{self.path} holds a run already: go on with --resume, or choose another --out")
+        if stored.get("version") != tfopt.__version__:
+            raise InputError(
+                f"{self.path} was begun with tfopt {stored.get('version', 'of an earlier version')}, this is "
+                f"{tfopt.__version__}; begin anew with --overwrite, or choose another --out"
+            )
         if stored["fingerprint"] != self._fingerprint:
             raise InputError(f"{self.path} was begun with another recipe or other data; choose another --out")
         self._steps = stored["steps"]
@@ -119,7 +125,10 @@ class RunFolder:
         write_text(self.path / _RECIPE, self.recipe.to_toml())
 
     def _write_state(self) -> None:
-        write_json(self.path / _STATE, {"fingerprint": self._fingerprint, "steps": self._steps})
+        write_json(
+            self.path / _STATE,
+            {"fingerprint": self._fingerprint, "version": tfopt.__version__, "steps": self._steps},
+        )
 
     def _forget_if_nothing_was_done(self) -> None:
         """Bad input that shows in the first step leaves no folder behind."""
