@@ -45,6 +45,8 @@ class Manifest:
         longest: tokens of the longest text before that.
         shards: the files.
         schema: version of this layout.
+        features: name of a feature -> its kind, where a task declared them; see `data.features`.
+        heads: name of a feature -> its classes, where there are several.
     """
 
     texts: int
@@ -59,6 +61,8 @@ class Manifest:
     longest: int
     shards: list[Shard]
     schema: int = 1
+    features: dict[str, str] = dataclasses.field(default_factory=dict)
+    heads: dict[str, list[str]] = dataclasses.field(default_factory=dict)
 
 
 def pack(

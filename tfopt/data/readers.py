@@ -8,6 +8,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from tfopt._base.files import existing
 from tfopt.errors import DataError, InputError
@@ -121,6 +122,23 @@ def label_ids(data: Texts, names: list[str]) -> list[int]:
             f"which has {', '.join(map(repr, names[:10]))}"
         )
     return [index[label] for label in data.labels]
+
+
+def json_rows(path: str | Path) -> list[dict[str, Any]]:
+    """The objects of a JSONL file.
+
+    Raises:
+        MissingFileError: no such file.
+        DataError: not UTF-8, a line that is no JSON object, or none at all.
+        InputError: another kind of file.
+    """
+    path = existing(path, "data file")
+    if FORMATS.get(path.suffix.lower()) != "jsonl":
+        raise InputError(f"examples of this task come from a .jsonl file, got {path.name!r}")
+    rows = [row for _, row in _json_lines(_decode(path), path)]
+    if not rows:
+        raise DataError(f"{path} holds no examples")
+    return rows
 
 
 def _decode(path: Path) -> str:

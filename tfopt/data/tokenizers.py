@@ -95,7 +95,7 @@ def train_bpe(texts: Sequence[str], vocab_size: int, end_of_text: str | None = N
         return tokenizer
     start, end = tokenizer.token_to_id("[CLS]"), tokenizer.token_to_id("[SEP]")
     tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", start), ("[SEP]", end)]
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B [SEP]", special_tokens=[("[CLS]", start), ("[SEP]", end)]
     )
     return tokenizer
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from tfopt._base.children import run_in_child
 from tfopt.measure.results import Measurement
+from tfopt.numerics.metrics import Scored
 
 _DAY_S = 86_400.0
 
@@ -22,6 +23,7 @@ def measure_in_child(
     data: Path | None,
     text: np.ndarray | None,
     window: int | None,
+    score: Callable[[Any], Scored] | None,
     inputs: Mapping[str, np.ndarray],
     threads: int | None,
     rounds: int,
@@ -36,6 +38,7 @@ def measure_in_child(
         data: packed folder whose split "validation" is the held-out data, or None.
         text: token ids of held-out text, or None.
         window: with it, how many tokens a model sees at once.
+        score: what an artifact's answers are worth, or None.
         inputs: one row for timing, several rows for throughput.
         threads: threads of each runtime, or None for all cores.
         rounds: timed calls of each artifact.
@@ -47,7 +50,7 @@ def measure_in_child(
         ChildFailedError: the process failed; the message holds its last words.
     """
     settings = {"threads": threads, "rounds": rounds, "seconds": seconds, "errors": dict(errors),
-                "text": text, "window": window}  # fmt: skip
+                "text": text, "window": window, "score": score}  # fmt: skip
     paths = {name: str(path) for name, path in targets.items()}
     folder = None if data is None else str(data)
     found: list[Measurement] = run_in_child(

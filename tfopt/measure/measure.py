@@ -1,6 +1,7 @@
 """Every figure of one artifact, or of several timed in turns."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from tfopt.errors import InputError
 from tfopt.measure import latency, quality, size
 from tfopt.measure.results import Measurement
 from tfopt.measure.text import add_text_figures
+from tfopt.numerics.metrics import Scored, agreement
 from tfopt.runtime import Predictor
 from tfopt.runtime.child import try_in_child
 
@@ -59,6 +61,7 @@ def compare_artifacts(
     log: Log = lambda line: None,
     text: np.ndarray | None = None,
     window: int | None = None,
+    score: Callable[[Predictor], Scored] | None = None,
 ) -> list[Measurement]:
     """Measures several artifacts; the first target is the baseline of the rest.
 
@@ -69,6 +72,7 @@ def compare_artifacts(
         log: told what is being measured.
         text: token ids (length,) of held-out text, for causal language models: perplexity and generation.
         window: with it, how many tokens a model sees at once.
+        score: what an artifact's answers are worth, where accuracy on `data` does not tell it.
 
     Raises:
         InputError: a text without a window.
@@ -85,7 +89,9 @@ def compare_artifacts(
         log(f"timing {len(predictors)} artifacts in turns")
         _add_timing(found, predictors, inputs, threads=threads, rounds=rounds, seconds=seconds, log=log)
     if data is not None:
-        _add_quality(found, predictors, data, log=log)
+        score = functools.partial(quality.accuracy_on, list(data))
+    if score is not None:
+        _add_quality(found, predictors, score, log=log)
     if text is not None and window is not None:
         log("perplexity and generation of all in turns")
         found = add_text_figures(found, predictors, text, window=window, rounds=rounds)
@@ -131,16 +137,16 @@ def _add_timing(
 
 
 def _add_quality(
-    found: dict[str, Measurement], predictors: Mapping[str, Predictor], data: Iterable[Any], log: Log
+    found: dict[str, Measurement],
+    predictors: Mapping[str, Predictor],
+    score: Callable[[Predictor], Scored],
+    log: Log,
 ) -> None:
-    batches = list(data)
     reference = None
     for name, predictor in predictors.items():
-        log(f"accuracy of {name} on held-out data")
-        predicted, true = quality.classify(predictor, batches)
-        reference = predicted if reference is None else reference
+        log(f"quality of {name} on held-out data")
+        scored = score(predictor)
+        reference = scored.answers if reference is None else reference
         found[name] = dataclasses.replace(
-            found[name],
-            quality={"accuracy": quality.accuracy(predicted, true)},
-            agreement=quality.accuracy(predicted, reference),
+            found[name], quality=scored.metrics, agreement=agreement(scored.answers, reference)
         )

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from tfopt.errors import DataError, InputError
+from tfopt.numerics.metrics import Scored
 from tfopt.runtime import Predictor
 
 
@@ -32,6 +33,12 @@ def classify(predictor: Predictor, data: Iterable[Any]) -> tuple[np.ndarray, np.
     if not true:
         raise DataError("the held-out data is empty")
     return np.concatenate(predicted), np.concatenate(true)
+
+
+def accuracy_on(data: Iterable[Any], predictor: Predictor) -> Scored:
+    """The share of right classes, and the classes; arguments as for `classify`."""
+    predicted, true = classify(predictor, data)
+    return Scored({"accuracy": accuracy(predicted, true)}, predicted.tolist())
 
 
 def accuracy(predicted: np.ndarray, true: np.ndarray) -> float:

@@ -11,6 +11,7 @@ import dataclasses
 import json
 import math
 import typing
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from tfopt._keras import extras, keras_api
@@ -84,6 +85,7 @@ def bert(
     pooling: Pooling = "mean",
     generation: str = "tf_keras",
     head: Head | None = None,
+    heads: Mapping[str, int] | None = None,
 ) -> Any:
     """Builds a BERT encoder, or a model with a head on top of one, with fresh weights.
 
@@ -101,18 +103,21 @@ def bert(
             num_labels). "masked_lm": logits (batch, length, vocab_size), from the token table. "embedding":
             ``{"sentence_embedding"}`` of shape (batch, hidden_size) and length 1. "span": ``{"start_logits",
             "end_logits"}``, each (batch, length), padding far below all others.
+        heads: names and numbers of classes of several classifiers on one encoder: outputs ``{name: logits}``.
 
     Raises:
         InputError: an argument outside its range.
     """
     if pooling not in typing.get_args(Pooling):
         raise InputError(f"pooling must be 'mean', 'cls' or 'pooler', got {pooling!r}")
+    if heads is not None:
+        _check_heads(heads, head, num_labels)
     head = head or ("classification" if num_labels is not None else None)
     if pooling == "pooler" and head not in (None, "classification"):
         raise InputError(f"pooling 'pooler' is for classifiers, got head {head!r}")
-    heads = typing.get_args(Head)
-    if head not in (None, *heads):
-        raise InputError(f"head must be None or one of {', '.join(heads)}, got {head!r}")
+    known = typing.get_args(Head)
+    if head not in (None, *known):
+        raise InputError(f"head must be None or one of {', '.join(known)}, got {head!r}")
     counted = head in ("classification", "tokens")
     if counted and (num_labels is None or num_labels < 2):
         raise InputError(f"num_labels must be 2 or more for head {head!r}, got {num_labels}")
@@ -121,12 +126,26 @@ def bert(
     builder = _Builder(config, generation)
     ids, mask = builder.inputs()
     hidden = builder.encode(ids, mask)
-    outputs = builder.head(head, hidden, ids, mask=mask, num_labels=num_labels or 0, pooling=pooling)
+    if heads is None:
+        outputs = builder.head(head, hidden, ids, mask=mask, num_labels=num_labels or 0, pooling=pooling)
+    else:
+        outputs = builder.several(heads, hidden, mask, pooling=pooling)
     names = {None: "bert", "classification": "bert_classifier"}
-    model = builder.model([ids, mask], outputs, names.get(head, f"bert_{head}"))
+    name = "bert_heads" if heads is not None else names.get(head, f"bert_{head}")
+    model = builder.model([ids, mask], outputs, name)
     facts = {**dataclasses.asdict(config), "head": head, "pooling": pooling}
+    if heads is not None:
+        facts["cut"] = "it has several heads"  # as `save_pretrained` says of what no public layout holds
     extras.put(model, {extras.ENCODER: json.dumps(facts).encode()})
     return model
+
+
+def _check_heads(heads: Mapping[str, int], head: Any, num_labels: Any) -> None:
+    if head is not None or num_labels is not None:
+        raise InputError(f"give either heads or head and num_labels, got {dict(heads)}, {head!r} and {num_labels}")
+    few = {name: classes for name, classes in heads.items() if classes < 2}
+    if not heads or few:
+        raise InputError(f"every one of heads must have 2 classes or more, got {few or 'no heads'}")
 
 
 def encoder_config(model: Any) -> tuple[BertConfig, Head | None, Pooling]:
@@ -195,6 +214,11 @@ class _Builder:
         hide = (1.0 - self._ops.cast(mask, "float32")) * _MASKED
         logits = self._dense(2, "span_logits")(hidden)
         return {"start_logits": logits[:, :, 0] + hide, "end_logits": logits[:, :, 1] + hide}
+
+    def several(self, heads: Mapping[str, int], hidden: Any, mask: Any, pooling: str) -> dict[str, Any]:
+        """Outputs of several classifiers of one pooled vector."""
+        pooled = self._dropout(self._pooled(hidden, mask, pooling))
+        return {name: self._dense(classes, f"{name}_logits")(pooled) for name, classes in heads.items()}
 
     def _pooled(self, hidden: Any, mask: Any, pooling: str) -> Any:
         if pooling == "cls":

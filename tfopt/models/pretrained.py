@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ def from_pretrained(
     pooling: Pooling = "mean",
     dropout: float | None = None,
     head: Head | None = None,
+    heads: Mapping[str, int] | None = None,
 ) -> Any:
     """Builds the model that a Hugging Face folder describes and gives it the stored weights.
 
@@ -52,6 +53,7 @@ def from_pretrained(
         dropout: overrides the checkpoint's dropout while training, in [0, 1).
         head: for encoders, as for `models.bert`. Weights that the checkpoint has for it are read ("pooler" only for
             classifiers); the others are fresh.
+        heads: for encoders, several fresh classifiers, as for `models.bert`.
 
     Raises:
         MissingFileError: the folder or one of its files is missing.
@@ -63,7 +65,7 @@ def from_pretrained(
     model: Any
     extra: list[Entry] = []
     if isinstance(config, CausalLMConfig):
-        if num_labels is not None or head is not None:
+        if num_labels is not None or head is not None or heads is not None:
             given = f"num_labels={num_labels}" if head is None else f"head={head!r}"
             raise InputError(f"{given} is for encoders; {folder} holds a model that generates")
         if dropout is not None:
@@ -78,7 +80,7 @@ def from_pretrained(
         extra, found = _stored_head(folder, config, architecture, head=head, pooling=pooling)
         if head in ("classification", "tokens") and num_labels is None:
             num_labels = found
-        model = bert(config, num_labels, pooling=pooling, generation=generation, head=head)
+        model = bert(config, num_labels, pooling=pooling, generation=generation, head=head, heads=heads)
     _assign(model, config, architecture, folder=folder, heads=extra)
     return model
 

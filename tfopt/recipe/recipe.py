@@ -54,7 +54,9 @@ class Recipe(Section):
 
     schema_version: Annotated[Literal[1], Field(alias="schema")]
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-    task: Literal["classification", "causal_lm"] = "classification"
+    task: Literal["classification", "token_classification", "question_answering", "multi_task", "causal_lm"] = (
+        "classification"
+    )
     generation: Literal["tf_keras", "keras"] = "tf_keras"
     seed: Annotated[int, Field(ge=0)] = 0
     replicas: Count = 1
@@ -142,7 +144,9 @@ class Recipe(Section):
             raise ValueError("data.source 'packed' and model.kind 'keras' are for task 'classification'")
 
     def _check_task(self) -> None:
-        if self.task == "classification":
+        if self.data.label_columns and self.task != "multi_task":
+            raise ValueError("data.label_columns are for task 'multi_task'; set data.label_column")
+        if self.task != "causal_lm":
             return
         if self.data.max_length < 4:
             raise ValueError(f"data.max_length must be 4 or more for task 'causal_lm', got {self.data.max_length}")

@@ -35,6 +35,7 @@ class DataSection(Section):
     validation: str | None = None
     text_column: str | None = None
     label_column: str = "label"
+    label_columns: list[str] | None = None
     max_length: Count = 128
     on_long: Literal["error", "truncate", "drop"] = "error"
     tokenizer: str | None = None

@@ -4,11 +4,14 @@ from collections.abc import Sequence
 
 from tfopt.measure.results import Measurement
 
-COLUMNS = (
+_BEFORE = (
     "artifact", "size", "gzip", "packed", "entropy bound", "smaller", "bits", "zeros", "latency p50", "p95",
-    "faster", "rows/s", "memory", "accuracy", "agreement", "max error", "perplexity", "prefill tokens/s",
-    "decode tokens/s", "first token", "cache", "same greedy text",
+    "faster", "rows/s", "memory",
 )  # fmt: skip
+_AFTER = (
+    "agreement", "max error", "prefill tokens/s", "decode tokens/s", "first token", "cache", "same greedy text",
+)  # fmt: skip
+_AS_IT_IS = frozenset({"perplexity"})  # metrics that are no shares
 
 
 def megabytes(count: int | None) -> str:
@@ -18,20 +21,20 @@ def megabytes(count: int | None) -> str:
 
 def table(artifacts: Sequence[Measurement]) -> tuple[list[str], list[list[str]]]:
     """Column names and rows of a table of artifacts; columns without any figure are left out."""
-    rows = [row(m) for m in artifacts]
-    used = [i for i in range(len(COLUMNS)) if any(r[i] for r in rows)]
-    return [COLUMNS[i] for i in used], [[r[i] for i in used] for r in rows]
+    metrics = list(dict.fromkeys(name for m in artifacts for name in m.quality or ()))
+    columns = [*_BEFORE, *(name.replace("_", " ") for name in metrics), *_AFTER]
+    rows = [row(m, metrics) for m in artifacts]
+    used = [i for i in range(len(columns)) if any(r[i] for r in rows)]
+    return [columns[i] for i in used], [[r[i] for i in used] for r in rows]
 
 
-def row(m: Measurement) -> list[str]:
-    """One table row in the order of COLUMNS; empty where nothing was measured."""
+def row(m: Measurement, metrics: Sequence[str]) -> list[str]:
+    """One table row; empty where nothing was measured."""
 
     def shown(value: float | None, pattern: str) -> str:
         return "" if value is None else pattern.format(value)
 
-    quality = next(iter(m.quality.values())) if m.quality else None
-    perplexity = (m.quality or {}).get("perplexity")
-    answers = m.generation or {}
+    quality, answers = m.quality or {}, m.generation or {}
     first, cache = answers.get("first_token_s"), answers.get("cache_bytes")
     p50, p95 = (m.latency_ms.p50, m.latency_ms.p95) if m.latency_ms else (None, None)
     return [
@@ -40,8 +43,9 @@ def row(m: Measurement) -> list[str]:
         shown(m.weight_bits, "{:.1f}"), shown(m.kernel_sparsity, "{:.0%}"),
         shown(p50, "{:.2f} ms"), shown(p95, "{:.2f} ms"),
         shown(m.speedup, "{:.2f}x"), shown(m.throughput_per_s, "{:,.0f}"), megabytes(m.peak_memory_bytes),
-        shown(quality, "{:.2%}"), shown(m.agreement, "{:.1%}"), shown(m.max_abs_error, "{:.2g}"),
-        shown(perplexity, "{:.2f}"), shown(answers.get("prefill_tokens_per_s"), "{:,.0f}"),
+        *(shown(quality.get(name), "{:.2f}" if name in _AS_IT_IS else "{:.2%}") for name in metrics),
+        shown(m.agreement, "{:.1%}"), shown(m.max_abs_error, "{:.2g}"),
+        shown(answers.get("prefill_tokens_per_s"), "{:,.0f}"),
         shown(answers.get("decode_tokens_per_s"), "{:,.0f}"), shown(first and first * 1e3, "{:.1f} ms"),
         megabytes(None if cache is None else int(cache)), shown(answers.get("greedy_agreement"), "{:.0%}"),
     ]  # fmt: skip

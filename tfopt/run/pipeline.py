@@ -173,15 +173,9 @@ class _Run:
         validation = self.task.batches(_VALIDATION_BATCH, "validation")
         if lessons is None:
             return fit(
-                model,
-                train,
-                config=config,
-                steps=steps,
-                callbacks=callbacks,
-                validation=validation,
-                strategy=self._strategy,
-                title=title,
-            )
+                model, train, config=config, steps=steps, callbacks=callbacks, validation=validation,
+                strategy=self._strategy, title=title, compile_with=functools.partial(self.task.compile, model),
+            )  # fmt: skip
         with tempfile.TemporaryDirectory(prefix="tfopt-") as folder:
             kept = Path(folder, "lessons") if cache else None
             return fit(
@@ -228,7 +222,8 @@ class _Run:
         errors = {name: facts["max_abs_error"] for name, facts in exported.items()}
         found = measure_in_child(
             {name: self.path / target for name, target in targets.items()},
-            data=held_out.data, text=held_out.text, window=held_out.window, inputs=held_out.inputs,
+            data=held_out.data, text=held_out.text, window=held_out.window, score=held_out.score,
+            inputs=held_out.inputs,
             threads=section.threads, rounds=section.rounds, seconds=section.seconds, errors=errors,
             log=self.log,
         )  # fmt: skip

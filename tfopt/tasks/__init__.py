@@ -6,8 +6,17 @@ from tfopt.recipe import Recipe
 from tfopt.tasks.base import Task
 from tfopt.tasks.causal_lm import CausalLMTask
 from tfopt.tasks.classification import ClassificationTask
+from tfopt.tasks.multi_task import MultiTask
+from tfopt.tasks.question_answering import QuestionAnsweringTask
+from tfopt.tasks.token_classification import TokenClassificationTask
 
-TASKS: dict[str, type[Task]] = {"classification": ClassificationTask, "causal_lm": CausalLMTask}
+TASKS: dict[str, type[Task]] = {
+    "classification": ClassificationTask,
+    "token_classification": TokenClassificationTask,
+    "question_answering": QuestionAnsweringTask,
+    "multi_task": MultiTask,
+    "causal_lm": CausalLMTask,
+}
 
 
 def task_of(recipe: Recipe, data: Path) -> Task:

@@ -1,15 +1,18 @@
-"""What the pipeline asks of a task."""
+"""The contract of a task: what the pipeline asks of it. A task is a file here and a row of `TASKS`."""
 
 import abc
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import tensorflow as tf
 
+from tfopt._keras import keras_api
 from tfopt.data import batches as batching
+from tfopt.data.features import Feature
+from tfopt.numerics.metrics import Scored
 from tfopt.recipe import Recipe
 from tfopt.recipe.sections import ExportSection
 
@@ -25,12 +28,14 @@ class HeldOut:
         data: packed folder whose "validation" split holds labelled rows, or None.
         text: token ids of running text, or None.
         window: with it, how many tokens a model sees at once.
+        score: loaded artifact -> what its answers are worth, or None where data or text tell it; can be pickled.
     """
 
     inputs: dict[str, np.ndarray]
     data: Path | None = None
     text: np.ndarray | None = None
     window: int | None = None
+    score: Callable[[Any], Scored] | None = None
 
 
 class Task(abc.ABC):
@@ -39,8 +44,14 @@ class Task(abc.ABC):
     Args:
         recipe: what is run.
         data: the folder of the packed data.
+
+    Attributes:
+        features: what a record has, for `data.features`.
+        metrics: names of the figures of quality, as columns of the report; the first one is judged by.
     """
 
+    features: ClassVar[tuple[Feature, ...]]
+    metrics: ClassVar[tuple[str, ...]]
     samples_count = 64  # rows that artifacts are compared with their Keras model on
 
     def __init__(self, recipe: Recipe, data: Path) -> None:
@@ -57,6 +68,14 @@ class Task(abc.ABC):
     @abc.abstractmethod
     def build(self, facts: dict[str, Any]) -> Any:
         """The model before its training."""
+
+    def compile(self, model: Any, optimizer: Any, jit_compile: bool) -> None:
+        """Compiles a model with the losses of the task; by default cross-entropy of logits with labels."""
+        keras = keras_api.keras_module(keras_api.generation_of(model))
+        model.compile(
+            optimizer=optimizer, loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+            metrics=[keras.metrics.SparseCategoricalAccuracy(name="accuracy")], jit_compile=jit_compile,
+        )  # fmt: skip
 
     def kept_tokens(self) -> np.ndarray | None:
         """Ids of the tokens that stay where the vocabulary is cut to the training texts, once data was packed."""

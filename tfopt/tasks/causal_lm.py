@@ -11,6 +11,7 @@ from tfopt._keras import extras
 from tfopt.data import batches as batching
 from tfopt.data.blocks import hold_out, next_tokens, token_stream, write_blocks
 from tfopt.data.detokenizers import HuggingFaceTokenizer, Tokenizer
+from tfopt.data.features import Feature
 from tfopt.data.llama2c_tokenizer import Llama2cTokenizer
 from tfopt.data.readers import Texts, read_documents
 from tfopt.data.stdlib_docs import read_stdlib_docs
@@ -41,6 +42,8 @@ _TEXT = "validation.txt"
 class CausalLMTask(Task):
     """The next token, by a decoder."""
 
+    features = (Feature("input_ids", "tokens"),)
+    metrics = ("next_token_accuracy", "perplexity")
     samples_count = 8  # each row has logits of the whole vocabulary at every token
 
     def check_inputs(self) -> list[Path]:

@@ -7,56 +7,33 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfopt._base.files import existing, replacing
-from tfopt._base.formats import format_named
+from tfopt._base.files import replacing
 from tfopt._keras import keras_api
 from tfopt._keras.keras_io import call, inputs_of
 from tfopt.data import batches as batching
 from tfopt.data import pack as packing
+from tfopt.data.features import Feature
 from tfopt.data.readers import Texts, label_names, read_texts
 from tfopt.data.stdlib_docs import read_stdlib_docs
 from tfopt.data.tokenizers import load_tokenizer, parse_tokenizer, save_tokenizer, train_bpe
 from tfopt.data.vocabulary import cut_tokenizer
-from tfopt.errors import DataError, InputError, ModelFileError
-from tfopt.models.bert import BertConfig, bert
-from tfopt.models.checkpoints import files_of
-from tfopt.models.pretrained import check_weights, from_pretrained, read_config
-from tfopt.recipe.sections import ExportSection
-from tfopt.tasks.base import HeldOut, Log, Task, widened
+from tfopt.errors import DataError, InputError
+from tfopt.models.bert import bert
+from tfopt.models.pretrained import from_pretrained
+from tfopt.tasks.base import HeldOut, Log
+from tfopt.tasks.encoder import EncoderTask
 
 _SPLITS, _KEPT = ("train", "validation"), "kept_tokens.npy"
 
 
-class ClassificationTask(Task):
+class ClassificationTask(EncoderTask):
     """A text's class, by an encoder."""
 
-    def check_inputs(self) -> list[Path]:
-        recipe, inputs = self.recipe, []
-        if recipe.data.source == "files":
-            for key in ("train", "validation"):
-                value = getattr(recipe.data, key)
-                if value is None:
-                    raise InputError(f"recipe {recipe.name!r} needs data.{key}: set it or pass --{key} FILE")
-                inputs.append(existing(value, f"{key} data"))
-        elif recipe.data.source == "packed":
-            inputs += self._check_packed()
-        config = None
-        if recipe.model.kind == "pretrained":
-            config, files = self._check_folder()
-            inputs += files
-        elif recipe.model.kind == "keras":
-            inputs.append(existing(self._model_file(), "model"))
-        source = recipe.data.tokenizer or recipe.model.folder
-        if source is not None:
-            vocabulary = load_tokenizer(source).get_vocab_size()
-            if config is not None and vocabulary > config.vocab_size:
-                raise InputError(
-                    f"{source} has {vocabulary} tokens, the model's table has {config.vocab_size} rows"
-                )
-            inputs.append(Path(source) / "tokenizer.json" if Path(source).is_dir() else Path(source))
-        return inputs
+    features = (Feature("input_ids", "tokens"), Feature("label", "class"))
+    metrics = ("accuracy",)
+    sources = ("files", "stdlib_docs", "packed")
 
-    def _check_packed(self) -> list[Path]:
+    def check_packed(self) -> list[Path]:
         """The files of a packed folder that fits the recipe."""
         folder, recipe = self.recipe.data.folder, self.recipe
         if folder is None:
@@ -75,27 +52,6 @@ class ClassificationTask(Task):
                     f"data.max_length is {recipe.data.max_length}"
                 )
         return [Path(folder, name) for name in _packed_files(manifests)]
-
-    def _model_file(self) -> str:
-        if self.recipe.model.file is None:
-            raise InputError(f"recipe {self.recipe.name!r} needs model.file: the .keras file of a model")
-        return self.recipe.model.file
-
-    def _check_folder(self) -> tuple[BertConfig, list[Path]]:
-        recipe = self.recipe
-        if recipe.model.folder is None:
-            raise InputError(f"recipe {recipe.name!r} needs model.folder: set it or pass --model DIR")
-        folder = existing(recipe.model.folder, "model folder")
-        config = read_config(folder)
-        if not isinstance(config, BertConfig):
-            raise ModelFileError(f"{folder} holds a model that generates; an encoder is needed here")
-        check_weights(folder, config)
-        if recipe.data.max_length > config.max_position_embeddings:
-            raise InputError(
-                f"data.max_length {recipe.data.max_length} is more than the {config.max_position_embeddings} "
-                "positions of the model"
-            )
-        return config, [folder / "config.json", *files_of(folder)]
 
     def pack(self, log: Log) -> dict[str, Any]:
         section = self.recipe.data
@@ -165,16 +121,11 @@ class ClassificationTask(Task):
                 pooling=section.pooling,
                 dropout=section.dropout,
             )
-        config = BertConfig(
-            vocab_size=facts["vocab_size"], hidden_size=section.hidden_size,
-            num_hidden_layers=section.num_hidden_layers, num_attention_heads=section.num_attention_heads,
-            intermediate_size=section.intermediate_size, max_position_embeddings=self.recipe.data.max_length,
-            hidden_dropout_prob=section.dropout,
-        )  # fmt: skip
+        config = self.encoder_config(facts["vocab_size"])
         return bert(config, classes, pooling=section.pooling, generation=self.recipe.generation)
 
     def _loaded(self) -> Any:
-        path, generation = self._model_file(), self.recipe.generation
+        path, generation = self.model_file(), self.recipe.generation
         model = keras_api.load_model(path)
         if keras_api.generation_of(model) != generation:
             raise InputError(f"{path} is a model of {keras_api.generation_of(model)}, the recipe says {generation}")
@@ -188,29 +139,11 @@ class ClassificationTask(Task):
     def batches(self, batch_size: int, split: str, shuffle: bool = False) -> tf.data.Dataset:
         return batching.batches(self.data, batch_size, shuffle=shuffle, seed=self.recipe.seed, split=split)
 
-    def lengths(self, section: ExportSection) -> list[int] | None:
-        if not (section.jit_compile or format_named(section.format).fixed_lengths):
-            return None
-        longest = self.recipe.data.max_length
-        return self.recipe.lengths or sorted({n for n in (32, 64, 128) if n < longest} | {longest})
-
     def calibration(self) -> dict[str, np.ndarray]:
         return batching.samples(self.data, self.samples_count, split="train", balanced=True)
 
     def held_out(self) -> HeldOut:
-        length, samples = self.recipe.measure.length or self.recipe.data.max_length, self.samples()
-        inputs = {name: widened(samples[name], length) for name in ("input_ids", "attention_mask")}
-        return HeldOut(inputs, self.data)
-
-    def notes(self, facts: dict[str, Any]) -> list[str]:
-        """What happened to texts that were too long."""
-        return [
-            f"{facts[f'{split}_too_long']} of {facts[f'{split}_texts']} {split} texts were longer than the model "
-            f"takes and were {'cut' if facts['on_long'] == 'truncate' else 'dropped'} (the longest had "
-            f"{facts[f'{split}_longest']} tokens)."
-            for split in ("train", "validation")
-            if facts[f"{split}_too_long"]
-        ]
+        return HeldOut(self.timed_inputs(), self.data)
 
 
 def check_fits(model: Any, folder: str | Path, max_length: int) -> None:

@@ -72,7 +72,7 @@ def fit(
     validation: Any = None,
     strategy: Any = None,
     title: str = "train",
-    compile_with: Callable[..., None] | None = None,
+    compile_with: Callable[..., None],
 ) -> dict[str, list[float]]:
     """Trains a model that gives logits, in place.
 
@@ -86,8 +86,8 @@ def fit(
         validation: dataset of (inputs, labels) evaluated after each epoch.
         strategy: the strategy in whose scope the model was made, or None.
         title: name shown with the progress.
-        compile_with: takes the optimizer and `jit_compile`, and compiles the model with other losses than
-            cross-entropy, as `Distiller.compile` does.
+        compile_with: takes the optimizer and `jit_compile`, and compiles the model with its losses, as
+            `Task.compile` and `Distiller.compile` do.
 
     Returns:
         The history: a list of values per epoch for each metric.
@@ -98,15 +98,7 @@ def fit(
     keras = keras_api.keras_module(keras_api.generation_of(model))
     with scope(strategy):
         optimizer = _optimizer(keras, model, config, steps=steps)
-        if compile_with is not None:
-            compile_with(optimizer, jit_compile=config.jit_compile)
-        else:
-            model.compile(
-                optimizer=optimizer,
-                loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-                metrics=[keras.metrics.SparseCategoricalAccuracy(name="accuracy")],
-                jit_compile=config.jit_compile,
-            )
+        compile_with(optimizer, jit_compile=config.jit_compile)
     progress = Progress(title, steps)
     # Compression callbacks come first, so that whatever follows sees the model as it will be.
     everything = [*(callbacks or []), keras.callbacks.TerminateOnNaN(), progress]
