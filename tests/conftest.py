@@ -1,6 +1,11 @@
 """Fixtures that the whole suite shares: both Keras generations, one and two replicas, tiny models."""
 
 import os
+
+# Two workers share two cores: one thread each. Read when TensorFlow is loaded, here and in children.
+os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
+os.environ.setdefault("TF_NUM_INTEROP_THREADS", "1")
+
 import shutil
 from pathlib import Path
 

@@ -59,7 +59,7 @@ def run_in_child(
         child.start()
         theirs.close()
         try:
-            return _follow(child, ours, words, time.monotonic() + timeout_s, log=log)
+            return _follow(child, ours, words, end=time.monotonic() + timeout_s, log=log)
         except BaseException:  # interrupted: the child must not go on alone
             child.kill()
             raise

@@ -99,12 +99,12 @@ def fit(
     with scope(strategy):
         optimizer = _optimizer(keras, model, config, steps=steps)
         compile_with(optimizer, jit_compile=config.jit_compile)
-    progress = Progress(title, steps)
-    # Compression callbacks come first, so that whatever follows sees the model as it will be.
-    everything = [*(callbacks or []), keras.callbacks.TerminateOnNaN(), progress]
-    history = model.fit(
-        data, epochs=config.epochs, validation_data=validation, callbacks=everything, verbose=0
-    ).history
+    with Progress(title, steps) as progress:
+        # Compression callbacks come first, so that whatever follows sees the model as it will be.
+        everything = [*(callbacks or []), keras.callbacks.TerminateOnNaN(), progress]
+        history = model.fit(
+            data, epochs=config.epochs, validation_data=validation, callbacks=everything, verbose=0
+        ).history
     losses = history.get("loss", [])
     if any(not math.isfinite(loss) for loss in losses):
         raise WorkFailedError(f"{title}: the loss became NaN; lower learning_rate (now {config.learning_rate:g})")

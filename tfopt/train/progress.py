@@ -4,13 +4,17 @@ import sys
 import time
 from typing import Any
 
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
 from tfopt._keras import keras_api
 
 _SECONDS_BETWEEN_LINES = 15.0
 
 
 class Progress(keras_api.Callback):
-    """Keras callback that shows step, loss, accuracy and the time that is left.
+    """Keras callback that shows step, losses, metrics and the time that is left; to be entered around `fit`.
 
     Args:
         title: what is being trained.
@@ -22,29 +26,41 @@ class Progress(keras_api.Callback):
         self._supports_tf_logs = True
         self._done = 0
         self._started = self._shown = time.monotonic()
-        self._terminal = sys.stderr.isatty()
+        self._bar = _bar() if sys.stderr.isatty() else None
 
-    def on_train_begin(self, logs: Any = None) -> None:
-        self._started = self._shown = time.monotonic()
+    def __enter__(self) -> "Progress":
+        if self._bar is not None:
+            self._bar.start()
+            self._task = self._bar.add_task(self._title, total=self._steps, values="")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         self._done += 1
         now = time.monotonic()
-        if now - self._shown >= (0.2 if self._terminal else _SECONDS_BETWEEN_LINES):
+        if now - self._shown >= (0.2 if self._bar is not None else _SECONDS_BETWEEN_LINES):
             self._shown = now
             self._show(logs)
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         self._show(logs, f" epoch {epoch + 1}")
-        if self._terminal:
-            print(file=sys.stderr)  # noqa: T201
 
     def _show(self, logs: Any, where: str = "") -> None:
+        values = " ".join(f"{name} {float(value):.4f}" for name, value in (logs or {}).items())
+        if self._bar is not None:
+            self._bar.update(self._task, completed=self._done, values=values)
+            return
         elapsed = time.monotonic() - self._started
         left = elapsed / max(self._done, 1) * max(self._steps - self._done, 0)
-        values = " ".join(f"{name} {float(value):.4f}" for name, value in (logs or {}).items())
         line = f"{self._title}:{where} step {self._done}/{self._steps} {values} ({left:.0f} s left)"
-        if self._terminal:
-            print(f"\r\x1b[2K{line}", end="", file=sys.stderr, flush=True)  # noqa: T201
-        else:
-            print(line, file=sys.stderr, flush=True)  # noqa: T201
+        print(line, file=sys.stderr, flush=True)  # noqa: T201
+
+
+def _bar() -> Bar:
+    return Bar(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+        TextColumn("{task.fields[values]}"), console=Console(stderr=True),
+    )  # fmt: skip
