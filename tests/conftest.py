@@ -28,10 +28,47 @@ tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
 )
 
+LONGEST_FIRST = ()
+SPREAD = set()
+
 TINY = BertConfig(
     vocab_size=300, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64,
     max_position_embeddings=48, hidden_dropout_prob=0.0,
 )  # fmt: skip
+
+
+# Files whose tests run with every combination of generation, replicas and whatever else they vary. Elsewhere the two
+# generations take turns over the other parameters, so that each still meets every test.
+CONTRACTS = {"test_contract.py", "test_keras_api.py", "test_trust.py", "test_formats.py", "test_golden.py"}
+
+
+def pytest_addoption(parser):
+    parser.addoption("--every-combination", action="store_true", help="both generations with all other parameters")
+
+
+def pytest_collection_modifyitems(config, items):
+    """Generations take turns; a file stays in one worker, those that take longest begin first."""
+    if not config.getoption("--every-combination"):
+        turns: dict[str, list[str]] = {}
+        dropped = [item for item in items if not its_turn(item, turns)]
+        config.hook.pytest_deselected(items=dropped)
+        items[:] = [item for item in items if item not in set(dropped)]
+    order = {name: place for place, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: order.get(item.path.name, len(order)))
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None and item.path.name not in SPREAD:
+            item.add_marker(pytest.mark.xdist_group(item.path.name))
+
+
+def its_turn(item, turns):
+    parameters = getattr(getattr(item, "callspec", None), "params", {})
+    if "generation" not in parameters or len(parameters) < 2 or item.path.name in CONTRACTS:
+        return True
+    others = "-".join(part for part in item.callspec.id.split("-") if part != parameters["generation"])
+    seen = turns.setdefault(item.nodeid.partition("[")[0], [])
+    if others not in seen:
+        seen.append(others)
+    return keras_api.GENERATIONS[seen.index(others) % 2] == parameters["generation"]
 
 
 @pytest.fixture(params=keras_api.GENERATIONS)

@@ -78,5 +78,14 @@ def test_type_checkers_know_every_name_and_argument(tmp_path):
     assert len(errors) == 3 and all("wrong.py" in line for line in errors), done.stdout
 
 
+def test_figures_have_the_commit_they_were_measured_at():
+    commits = re.findall(r"[Mm]easured\s+at\s+([0-9a-f]{7})\b", README)
+    assert len(commits) >= 7
+    for commit in re.findall(r"\b([0-9a-f]{7})\b", README):
+        if not commit.isdigit():
+            found = subprocess.run(["git", "cat-file", "-e", commit], cwd=REPOSITORY, capture_output=True)
+            assert found.returncode == 0, commit
+
+
 def test_no_figure_is_left_open():
     assert "@@" not in README

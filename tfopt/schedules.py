@@ -112,6 +112,10 @@ class PolynomialDecay:
 
     Raises:
         InputError: a value outside its range.
+
+    >>> schedule = PolynomialDecay(0.0, 0.8, begin_step=0, end_step=1000)
+    >>> [round(schedule(step)[1], 3) for step in (0, 500, 1000)], schedule(500)[0], schedule(550)[0]
+    ([0.0, 0.7, 0.8], True, False)
     """
 
     initial_sparsity: float
@@ -150,6 +154,9 @@ class ConstantSparsity:
 
     Raises:
         InputError: a value outside its range.
+
+    >>> ConstantSparsity(0.5, begin_step=10, frequency=5)(15)
+    (True, 0.5)
     """
 
     target_sparsity: float

@@ -22,6 +22,11 @@ def finish(model: Any) -> Any:
 
     Raises:
         InputError: nothing is attached, or a weight became NaN while it was trained; the model is then as it was.
+
+    >>> import tf_keras, tfopt
+    >>> model = tf_keras.Sequential([tf_keras.layers.Input((4,)), tf_keras.layers.Dense(8)])
+    >>> tfopt.finish(tfopt.quantize_aware(model, weight_bits=4)) is model
+    True
     """
     model = getattr(model, "model", model) if not keras_api.is_model(model) else model
     keras_api.check_model(model)

@@ -129,6 +129,11 @@ def prune(
 
     Raises:
         InputError: a bad argument or a weight that is not finite; the model is then unchanged.
+
+    >>> import tf_keras, tfopt
+    >>> model = tf_keras.Sequential([tf_keras.layers.Input((4,)), tf_keras.layers.Dense(8, name="a")])
+    >>> int((tfopt.prune(model, 0.75).get_layer("a").kernel.numpy() == 0).sum())
+    24
     """
     keras_api.check_model(model)
     check_sparsity(sparsity)

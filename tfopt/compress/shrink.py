@@ -120,6 +120,11 @@ def shrink(
     Raises:
         InputError: a share out of range, no such units, layers that do not exist, a model that is not functional.
         VerificationError: the outputs differ; nothing is returned.
+
+    >>> import tf_keras, tfopt
+    >>> layers = [tf_keras.layers.Input((4,)), tf_keras.layers.Dense(8), tf_keras.layers.Dense(2)]
+    >>> tfopt.shrink(tf_keras.Sequential(layers), neurons=0.5).count_params()
+    30
     """
     config = ShrinkConfig(
         heads,

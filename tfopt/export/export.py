@@ -78,6 +78,13 @@ def export(
         InputError: a bad argument.
         WorkFailedError: the converter gave up.
         VerificationError: a check failed; it is named.
+
+    >>> import tempfile, tf_keras, tfopt
+    >>> model = tf_keras.Sequential([tf_keras.layers.Input((4,)), tf_keras.layers.Dense(8)])
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     artifact = tfopt.export(model, f"{folder}/model.tflite")
+    >>> artifact.format, [check.name for check in artifact.checks]
+    ('tflite', ['dtypes', 'table_lookup', 'state', 'loads', 'max_abs_error'])
     """
     keras_api.check_model(model)
     path = Path(path).resolve()

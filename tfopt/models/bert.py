@@ -107,6 +107,10 @@ def bert(
 
     Raises:
         InputError: an argument outside its range.
+
+    >>> model = bert(BertConfig(100, 32, 1, 2, 64, 16), 3)
+    >>> sorted(model.input), model.output.shape[-1]
+    (['attention_mask', 'input_ids'], 3)
     """
     if pooling not in typing.get_args(Pooling):
         raise InputError(f"pooling must be 'mean', 'cls' or 'pooler', got {pooling!r}")

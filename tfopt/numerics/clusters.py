@@ -1,11 +1,12 @@
 """Few distinct values for many numbers: k-means on a line."""
 
 import numpy as np
+from jaxtyping import Float, Int
 
 _ROUNDS = 30
 
 
-def kmeans(values: np.ndarray, clusters: int) -> np.ndarray:
+def kmeans(values: Float[np.ndarray, "..."], clusters: int) -> Float[np.ndarray, " centers"]:
     """Centers of at most `clusters` groups of numbers, in rising order (Lloyd's algorithm, started evenly spaced).
 
     Args:
@@ -27,6 +28,8 @@ def kmeans(values: np.ndarray, clusters: int) -> np.ndarray:
     return np.unique(centers.astype(np.float32))
 
 
-def nearest(values: np.ndarray, centers: np.ndarray) -> np.ndarray:
+def nearest(
+    values: Float[np.ndarray, "*shape"], centers: Float[np.ndarray, " centers"]
+) -> Int[np.ndarray, "*shape"]:
     """Index of the nearest center of every number; `centers` must be in rising order."""
     return np.searchsorted((centers[1:] + centers[:-1]) / 2, values).astype(np.int32)

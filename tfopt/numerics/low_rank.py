@@ -3,6 +3,7 @@
 import dataclasses
 
 import numpy as np
+from jaxtyping import Float
 
 _DAMPING = 1e-4  # share of the mean diagonal added to second moments, so that they can be inverted
 
@@ -12,15 +13,15 @@ class Decomposition:
     """The best approximations of a matrix by rank.
 
     Attributes:
-        left: (rows, k) and right: (k, columns); the first r columns and rows are the best of rank r.
-        energy: (k,) the share of the squared norm that the first 1, 2, ... keep, ascending to 1.
+        left, right: their first r columns and rows are the best of rank r.
+        energy: the share of the squared norm that the first 1, 2, ... keep, ascending to 1.
     """
 
-    left: np.ndarray
-    right: np.ndarray
-    energy: np.ndarray
+    left: Float[np.ndarray, "inputs k"]
+    right: Float[np.ndarray, "k outputs"]
+    energy: Float[np.ndarray, " k"]
 
-    def of_rank(self, rank: int) -> tuple[np.ndarray, np.ndarray]:
+    def of_rank(self, rank: int) -> tuple[Float[np.ndarray, "inputs {rank}"], Float[np.ndarray, "{rank} outputs"]]:
         """Both factors, float32; singular values are shared between them."""
         return self.left[:, :rank].astype(np.float32), self.right[:rank].astype(np.float32)
 
@@ -29,15 +30,17 @@ class Decomposition:
         return int(np.searchsorted(self.energy, energy - 1e-12)) + 1
 
 
-def decompose(matrix: np.ndarray, moments: np.ndarray | None = None) -> Decomposition:
+def decompose(
+    matrix: Float[np.ndarray, "inputs outputs"], moments: Float[np.ndarray, "inputs inputs"] | None = None
+) -> Decomposition:
     """Singular value decomposition, weighted by what the matrix is multiplied with.
 
     With second moments the error of the product counts instead of that of the matrix (Wang et al., "SVD-LLM",
     https://arxiv.org/abs/2403.07378, with a symmetric root for the Cholesky factor).
 
     Args:
-        matrix: (inputs, outputs).
-        moments: (inputs, inputs), the sum of the outer products of inputs, or None.
+        matrix: to be split.
+        moments: the sum of the outer products of what it is multiplied with, or None.
     """
     weighted, back = matrix.astype(np.float64), None
     if moments is not None:
