@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from tfopt._base import children
 from tfopt._base.formats import WRITTEN
 from tfopt.cli import generate
 from tfopt.cli.output import Json, Threads, figure, progress, show, show_report
@@ -59,6 +60,7 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Converts a model and verifies what was written."""
+    children.warm_up()  # loads TensorFlow for the verification while this process loads it for the conversion
     from tfopt.export import export as export_model
     from tfopt.models.source import load_any
 

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from tfopt._base import children
 from tfopt.cli import archive
 from tfopt.cli.output import Json, print_json, progress, show, show_report
 
@@ -47,6 +48,7 @@ def _run(
     overwrite: bool,
     as_json: bool,
 ) -> None:
+    children.warm_up()
     from tfopt.recipe import Recipe
 
     chosen = Recipe.load(recipe).with_changes(changes)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tfopt.errors import InputError, ModelFileError
-from tfopt.models.architectures import Entry, dense_entries, norm_entries
+from tfopt.models.families.base import Entry, dense_entries, norm_entries
 
 # model_type -> layers of ours by the names that they have there
 _POOLED = {

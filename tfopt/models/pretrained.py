@@ -14,10 +14,10 @@ from tfopt._keras import extras, keras_api
 from tfopt.decoding.config import CausalLMConfig
 from tfopt.decoding.weights import config_of, is_causal_lm
 from tfopt.errors import InputError, ModelFileError
-from tfopt.models.architectures import ARCHITECTURES, Architecture, Config, Entry, architecture_of, write_causal
 from tfopt.models.bert import BertConfig, Head, Pooling, bert, encoder_config
 from tfopt.models.causal_lm import causal_lm
 from tfopt.models.checkpoints import Tensors, opened, write_tensors
+from tfopt.models.families import FAMILIES, Config, Entry, Family, family_of, write_causal
 from tfopt.models.heads import (
     OF_THE_ENCODER,
     check_public,
@@ -86,7 +86,7 @@ def from_pretrained(
 
 
 def _stored_head(
-    folder: Path, config: BertConfig, architecture: Architecture, head: Head | None, pooling: Pooling
+    folder: Path, config: BertConfig, architecture: Family, head: Head | None, pooling: Pooling
 ) -> tuple[list[Entry], int | None]:
     """The tensors that a checkpoint has for a head, and its number of classes."""
     wanted = head_entries(_kind(config), head, pooling)
@@ -158,7 +158,7 @@ def save_pretrained(
         raw = write_causal(config)
     else:
         config, raw, heads = _encoder(model, weights)
-    architecture, folder = ARCHITECTURES[raw["model_type"]], Path(folder)
+    architecture, folder = FAMILIES[raw["model_type"]], Path(folder)
     # With a head, the encoder's names have a prefix and the head's have none.
     prefix = max(architecture.prefixes, key=len) if heads else architecture.prefixes[0]
     values = {prefix + e.theirs: e.write(weights) for e in architecture.entries(config)}
@@ -176,7 +176,7 @@ def _encoder(model: Any, weights: dict[str, np.ndarray]) -> tuple[BertConfig, di
     config, head, pooling = encoder_config(model)
     check_public(head, pooling)
     kind = _kind(config)
-    raw = ARCHITECTURES[kind].write_config(config)
+    raw = FAMILIES[kind].write_config(config)
     entries = head_entries(kind, head, pooling)
     if entries and head is not None:
         labels = weights["logits/bias"].size if "logits/bias" in weights else None
@@ -184,20 +184,20 @@ def _encoder(model: Any, weights: dict[str, np.ndarray]) -> tuple[BertConfig, di
     return config, raw, entries
 
 
-def _read(folder: Path) -> tuple[Config, Architecture]:
+def _read(folder: Path) -> tuple[Config, Family]:
     path = existing(folder / "config.json", "model configuration")
     try:
         raw = json.loads(path.read_text("utf-8"))
     except ValueError as error:
         raise ModelFileError(f"{path} is not JSON: {error}") from error
-    _, architecture = architecture_of(raw, str(path))
+    _, architecture = family_of(raw, str(path))
     try:
         return architecture.config(raw), architecture
     except (TypeError, KeyError, InputError) as error:
         raise ModelFileError(f"{path}: {error}") from error
 
 
-def _names(tensors: Tensors, architecture: Architecture) -> dict[str, str]:
+def _names(tensors: Tensors, architecture: Family) -> dict[str, str]:
     """Stored names by the name without a prefix."""
     prefixes = [p for p in architecture.prefixes if p]
     found = {}
@@ -208,9 +208,7 @@ def _names(tensors: Tensors, architecture: Architecture) -> dict[str, str]:
     return found
 
 
-def _assign(
-    model: Any, config: Config, architecture: Architecture, folder: Path, heads: Sequence[Entry] = ()
-) -> None:
+def _assign(model: Any, config: Config, architecture: Family, folder: Path, heads: Sequence[Entry] = ()) -> None:
     variables = {weight.path: weight.variable for weight in keras_api.weights(model)}
     shapes = {path: tuple(int(d) for d in v.shape) for path, v in variables.items()}
     with opened(folder) as tensors:
@@ -230,7 +228,7 @@ def _assign(
                 variables[target].assign(value)
 
 
-def _check_names(expected: set[str], stored: set[str], architecture: Architecture, folder: Path) -> None:
+def _check_names(expected: set[str], stored: set[str], architecture: Family, folder: Path) -> None:
     missing = sorted(expected - stored)
     extra = sorted(n for n in stored - expected if not n.startswith(architecture.unused))
     if missing or extra:
