@@ -1,5 +1,6 @@
 """Fixtures that the whole suite shares: both Keras generations, one and two replicas, tiny models."""
 
+import gc
 import os
 
 # Two workers share two cores: one thread each. Read when TensorFlow is loaded, here and in children.
@@ -69,6 +70,13 @@ def its_turn(item, turns):
     if others not in seen:
         seen.append(others)
     return keras_api.GENERATIONS[seen.index(others) % 2] == parameters["generation"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def settled_heap():
+    """What was made so far is not searched for garbage again and again; Keras leaves millions of objects."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(params=keras_api.GENERATIONS)

@@ -23,7 +23,13 @@ from tfopt.errors import TfoptError
 
 # What a server loads before it forks. Measurements of memory need processes that begin with nothing.
 LIGHT: tuple[str, ...] = ("numpy",)
-WARM: tuple[str, ...] = ("tensorflow", "tfopt.runtime.tflite", "tfopt.runtime.saved_model")
+WARM: tuple[str, ...] = (
+    "tensorflow",
+    "tensorflow.lite.python.lite",
+    "tfopt.runtime.tflite",
+    "tfopt.runtime.saved_model",
+    "tfopt.export.convert",
+)
 _ENDING_S = 10.0
 
 

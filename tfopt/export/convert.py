@@ -6,6 +6,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from tfopt._base.children import run_in_child
 from tfopt._keras.keras_io import Inputs
 from tfopt.errors import WorkFailedError
 from tfopt.export.layer_norm import few_passes
@@ -45,7 +46,13 @@ def convert_saved_model(saved: str | Path, keys: list[str], float16: bool = Fals
     Raises:
         WorkFailedError: the converter gave up; its reason is kept.
     """
-    converter = tf.lite.TFLiteConverter.from_saved_model(str(saved), signature_keys=keys)
+    content: bytes = run_in_child(_converted, str(saved), keys, float16)
+    return widen_after_lookup(content) if float16 else content
+
+
+def _converted(saved: str, keys: list[str], float16: bool) -> bytes:
+    """The child's side: infinities crash the converter, and it collects the garbage of the whole process."""
+    converter = tf.lite.TFLiteConverter.from_saved_model(saved, signature_keys=keys)
     if float16:
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
         converter.target_spec.supported_types = [tf.float16]
@@ -57,7 +64,7 @@ def convert_saved_model(saved: str | Path, keys: list[str], float16: bool = Fals
         if type(error).__name__ != "ConverterError":  # defined in a private module of TensorFlow
             raise
         raise WorkFailedError(f"TFLite conversion failed: {_reason(error)}") from error
-    return widen_after_lookup(content) if float16 else bytes(content)
+    return bytes(content)
 
 
 def _reason(error: Exception) -> str:
