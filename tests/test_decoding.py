@@ -518,7 +518,7 @@ def test_narrow_caches_and_odd_ones(slots, tmp_path):
             sizes[cache] = session.cache_bytes
         np.testing.assert_allclose(np.concatenate(parts, 1), full, atol=limit * np.abs(full).max())
     assert sizes["int8"] == sizes["float32"] * (8 + 4) / 32  # eight values and a scale
-    with pytest.raises(InputError, match="cache must be 'float32', or 'int8' for a TFLite file that generates"):
+    with pytest.raises(InputError, match="cache='int8' is for a TFLite file that generates"):
         tfopt.export(model, tmp_path / "x", cache="int8")
 
 

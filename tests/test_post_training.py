@@ -112,8 +112,8 @@ def test_a_file_with_other_integers_is_caught(keras, tmp_path, monkeypatch):
     model, _ = KINDS["dense"](keras)
     real = integers.write_grids
 
-    def shifted(*args):
-        content, matched, layers = real(*args)
+    def shifted(*args, **named):
+        content, matched, layers = real(*args, **named)
         changed = [
             dataclasses.replace(m, grid=dataclasses.replace(m.grid, integers=m.grid.integers[::-1]))
             for m in matched

@@ -26,6 +26,9 @@ def copy_of(model: Any) -> Any | None:
             new.variable.assign(keras_api.to_numpy(old.variable))
     except (ValueError, TypeError, NotImplementedError, RuntimeError, ModelFileError):  # no configuration
         return None
+    if keras.__name__ == "keras":  # an input without a name of its own gets its layer's in a clone
+        for old, new in zip(model.inputs or [], made.inputs or [], strict=True):
+            new.name = old.name
     extras.put(made, extras.of(model))
     for name in _CARRIED:
         if name in vars(model):
