@@ -29,7 +29,11 @@ tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
 )
 
-LONGEST_FIRST = ()
+LONGEST_FIRST = (
+    "test_decoding.py", "test_causal_recipe.py", "test_notebooks.py", "test_pipeline.py", "test_contract.py",
+    "test_smaller_recipe.py", "test_cli.py", "test_search.py", "test_tasks.py", "test_distill.py", "test_shrink.py",
+    "test_quantize.py",
+)  # fmt: skip
 SPREAD = set()
 
 TINY = BertConfig(
@@ -47,6 +51,7 @@ def pytest_addoption(parser):
     parser.addoption("--every-combination", action="store_true", help="both generations with all other parameters")
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(config, items):
     """Generations take turns; a file stays in one worker, those that take longest begin first."""
     if not config.getoption("--every-combination"):
