@@ -329,7 +329,11 @@ class RememberedSession(Session):
 
 def test_a_draft_does_not_change_the_distribution():
     """Over many texts, three tokens come as often as without a draft."""
-    large, small = Remembered(make("llama")), Remembered(make("llama", seed=9))
+    draft, rng = make("llama"), np.random.default_rng(3)
+    draft.set_weights(
+        [w + rng.normal(0, 0.03, w.shape) for w in draft.get_weights()]
+    )  # mostly the same three tokens
+    large, small = Remembered(make("llama")), Remembered(draft)
     prompt, count, said = (1, 2, 3), 4000, np.zeros(64, bool)
     sampler = Sampler(GenerateConfig(temperature=1.0, top_k=3))
     expected = {(): 1.0}
