@@ -89,14 +89,16 @@ def outputs(folder):
     return {m.name: tfopt.Predictor.load(folder / m.path).predict(inputs)["logits"] for m in report.artifacts}
 
 
-def test_a_run_killed_at_any_step_goes_on_and_ends_with_the_same_artifacts(
-    finished_run, tiny_recipe, tmp_path, tfopt_command
-):
+def test_a_run_killed_at_any_step_goes_on_and_ends_with_the_same_artifacts(tiny_recipe, tmp_path, tfopt_command):
     command, environment = tfopt_command
-    out = tmp_path / "killed"
-    arguments = [*command, "run", str(tiny_recipe()), "--out", str(out)]
+    changes = {"exports": [{"format": "tflite", "quantization": "dynamic_int8", "of": ["baseline", "half"]}]}
+    recipe = tfopt.Recipe.load(tiny_recipe()).with_changes(changes)
+    recipe = recipe.model_copy(update={"variants": recipe.variants[:1]})
+    out, file = tmp_path / "killed", tmp_path / "small.toml"
+    file.write_text(recipe.to_toml(), "utf-8")
+    arguments = [*command, "run", str(file), "--out", str(out)]
     kills = []
-    for wanted in ("data", "train baseline", "export baseline_tflite", "measure"):
+    for wanted in ("data", "train baseline", "export baseline_tflite_dynamic_int8", "measure"):
         process = subprocess.Popen(
             arguments + (["--resume"] if kills else []), env=environment, stderr=subprocess.PIPE, text=True
         )
@@ -108,12 +110,13 @@ def test_a_run_killed_at_any_step_goes_on_and_ends_with_the_same_artifacts(
         kills.append(process.returncode)
     assert kills == [-signal.SIGKILL] * 4
     lines = []
-    report = run(tiny_recipe(), out, resume=True, log=lines.append)
+    report = run(recipe, out, resume=True, log=lines.append)
     assert "[train half]" not in lines and "[measure]" in lines
-    assert [m.name for m in report.artifacts] == ARTIFACTS
-    assert tree_digest(out / "data") == tree_digest(finished_run / "data")
+    undisturbed = run(recipe, tmp_path / "whole")
+    assert [m.name for m in report.artifacts] == [m.name for m in undisturbed.artifacts]
+    assert tree_digest(out / "data") == tree_digest(tmp_path / "whole" / "data")
     computed = outputs(out)
-    for name, value in outputs(finished_run).items():
+    for name, value in outputs(tmp_path / "whole").items():
         np.testing.assert_array_equal(computed[name], value, err_msg=name)
     verify_run(out)
 

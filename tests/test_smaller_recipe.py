@@ -23,9 +23,9 @@ SMALLER = [
 ]  # fmt: skip
 
 
-def test_variants_get_smaller_learn_from_the_baseline_and_build_on_each_other(tiny_recipe, tmp_path, generation):
+def test_variants_get_smaller_learn_from_the_baseline_and_build_on_each_other(tiny_recipe, tmp_path):
     changes = {
-        "generation": generation, "variants": SMALLER,
+        "generation": "keras", "variants": SMALLER,
         "exports": [{"format": "tflite", "of": ["baseline", "short", "gradual"]},
                     {"format": "tflite", "quantization": "trained"}],
     }  # fmt: skip
