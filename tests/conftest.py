@@ -34,7 +34,6 @@ LONGEST_FIRST = (
     "test_smaller_recipe.py", "test_cli.py", "test_search.py", "test_tasks.py", "test_distill.py", "test_shrink.py",
     "test_quantize.py",
 )  # fmt: skip
-SPREAD = set()
 
 TINY = BertConfig(
     vocab_size=300, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64,
@@ -51,9 +50,8 @@ def pytest_addoption(parser):
     parser.addoption("--every-combination", action="store_true", help="both generations with all other parameters")
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(config, items):
-    """Generations take turns; a file stays in one worker, those that take longest begin first."""
+    """Generations take turns; the files that take longest begin first."""
     if not config.getoption("--every-combination"):
         turns: dict[str, list[str]] = {}
         dropped = [item for item in items if not its_turn(item, turns)]
@@ -61,9 +59,6 @@ def pytest_collection_modifyitems(config, items):
         items[:] = [item for item in items if item not in set(dropped)]
     order = {name: place for place, name in enumerate(LONGEST_FIRST)}
     items.sort(key=lambda item: order.get(item.path.name, len(order)))
-    for item in items:
-        if item.get_closest_marker("xdist_group") is None and item.path.name not in SPREAD:
-            item.add_marker(pytest.mark.xdist_group(item.path.name))
 
 
 def its_turn(item, turns):
