@@ -2,6 +2,8 @@
 
 import gc
 import os
+import signal
+import sys
 
 # Two workers share two cores: one thread each. Read when TensorFlow is loaded, here and in children.
 os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
@@ -15,6 +17,7 @@ import pytest
 import tensorflow as tf
 from filelock import FileLock
 
+from tfopt import cli
 from tfopt._base.files import write_text
 from tfopt._keras import keras_api
 from tfopt.models import BertConfig, bert
@@ -30,7 +33,7 @@ tf.config.set_logical_device_configuration(
 )
 
 LONGEST_FIRST = (
-    "test_decoding.py", "test_causal_recipe.py", "test_notebooks.py", "test_pipeline.py", "test_contract.py",
+    "test_decoding.py", "test_stories.py", "test_causal_recipe.py", "test_notebooks.py", "test_pipeline.py", "test_contract.py",
     "test_smaller_recipe.py", "test_cli.py", "test_search.py", "test_tasks.py", "test_distill.py", "test_shrink.py",
     "test_quantize.py",
 )  # fmt: skip
@@ -41,9 +44,13 @@ TINY = BertConfig(
 )  # fmt: skip
 
 
-# Files whose tests run with every combination of generation, replicas and whatever else they vary. Elsewhere the two
-# generations take turns over the other parameters, so that each still meets every test.
+# Files whose tests run with every combination of generation, replicas and whatever else they vary. Elsewhere, and in
+# tests marked `turns`, the two generations take turns over the other parameters, so that each still meets every test.
 CONTRACTS = {"test_contract.py", "test_keras_api.py", "test_trust.py", "test_formats.py", "test_golden.py"}
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "turns: the two generations take turns over the other parameters")
 
 
 def pytest_addoption(parser):
@@ -63,7 +70,8 @@ def pytest_collection_modifyitems(config, items):
 
 def its_turn(item, turns):
     parameters = getattr(getattr(item, "callspec", None), "params", {})
-    if "generation" not in parameters or len(parameters) < 2 or item.path.name in CONTRACTS:
+    every = item.path.name in CONTRACTS and not item.get_closest_marker("turns")
+    if "generation" not in parameters or len(parameters) < 2 or every:
         return True
     others = "-".join(part for part in item.callspec.id.split("-") if part != parameters["generation"])
     seen = turns.setdefault(item.nodeid.partition("[")[0], [])
@@ -265,6 +273,24 @@ def run_copy(finished_run, tmp_path):
 @pytest.fixture
 def tfopt_command():
     """The `tfopt` command as a list for subprocess, and the environment for it."""
-    import sys
-
     return [sys.executable, "-m", "tfopt"], {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+
+
+@pytest.fixture
+def tfopt_main(monkeypatch, capfd):
+    """Calls the command in this process; gives exit code, standard output and standard error."""
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["tfopt", *map(str, arguments)])
+        previous = signal.getsignal(signal.SIGTERM)
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as done:
+            code = done.code or 0
+        finally:
+            signal.signal(signal.SIGTERM, previous)
+        out, err = capfd.readouterr()
+        return code, out, err
+
+    return call

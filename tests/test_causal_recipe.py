@@ -19,7 +19,7 @@ schema = 1
 name = "text"
 task = "causal_lm"
 seed = 3
-lengths = [16, 32]
+lengths = [32]
 {top}
 [data]
 train = "{train}"
@@ -71,7 +71,9 @@ jit_compile = true
 of = ["baseline"]
 [measure]
 rounds = 3
+seconds = 0.05
 text_tokens = 400
+memory = false
 """
 ARTIFACTS = [
     "baseline", "baseline_keras", "baseline_tflite", "baseline_tflite_dynamic_int8",
@@ -152,7 +154,7 @@ def test_its_figures_can_be_computed_again_from_the_files(text_run):
     assert answer.text.isascii() and len(answer.tokens) == 12
 
 
-def test_gpt2_in_keras_3_on_two_replicas_and_a_damaged_file_made_again(recipe, tmp_path):
+def test_gpt2_in_keras_3_on_two_replicas(recipe, tmp_path):
     changes = {"exports": [{"format": "tflite", "of": ["baseline"]}], "variants": [], "train.epochs": 3}
     chosen = recipe('generation = "keras"\nreplicas = 2', 'architecture = "gpt2"').with_changes(
         {**changes, "model.num_key_value_heads": 2}
@@ -160,12 +162,6 @@ def test_gpt2_in_keras_3_on_two_replicas_and_a_damaged_file_made_again(recipe, t
     report = run(chosen, tmp_path / "run")
     assert all(m.quality["next_token_accuracy"] > 0.4 for m in report.artifacts)
     assert report.artifact("baseline_tflite").generation["greedy_agreement"] == 1
-    file = tmp_path / "run" / "baseline_tflite" / "model.tflite"
-    good, lines = file.read_bytes(), []
-    file.write_bytes(b"damaged")
-    run(chosen, tmp_path / "run", resume=True, log=lines.append)
-    assert "[export baseline_tflite]" in lines and not {"[data]", "[train baseline]"} & set(lines)
-    assert file.read_bytes() == good
 
 
 def test_a_trained_checkpoint_learns_another_text(recipe, shared_data, tmp_path):

@@ -1,36 +1,14 @@
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 
-from tfopt import cli
 from tfopt._keras import keras_api
 from tfopt.data.tfrecord import scan_records
-
-
-@pytest.fixture
-def tfopt_main(monkeypatch, capfd):
-    """Calls the command in this process; gives exit code, standard output and standard error."""
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["tfopt", *map(str, arguments)])
-        previous = signal.getsignal(signal.SIGTERM)
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as done:
-            code = done.code or 0
-        finally:
-            signal.signal(signal.SIGTERM, previous)
-        out, err = capfd.readouterr()
-        return code, out, err
-
-    return call
 
 
 def recipe_with(tiny_recipe, tmp_path, old, new):

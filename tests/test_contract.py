@@ -45,25 +45,27 @@ def anything(before, kernel):
 
 # Technique, configuration, and what is then true of every kernel, as (outputs, inputs). A row of the table without a
 # row here fails.
-CASES = {
+EACH = {
     "prune": ("prune", prune.PruneConfig(ConstantSparsity(0.5, 0, frequency=1)), half_zero),
     "cluster": ("cluster", cluster.ClusterConfig(8), at_most(8)),
     "quantize, 3 bits": ("quantize", quantize.QuantizeConfig(weight_bits=3), few_values(7)),
-    "quantize, learned": ("quantize", quantize.QuantizeConfig(weight_bits=2, weight_scale="learned"), few_values(3)),
-    "quantize, static": (
-        "quantize", quantize.QuantizeConfig(activations="static", weight_bits=4, freeze_after=1), few_values(15),
-    ),
-    "shrink before": ("shrink", shrink.ShrinkConfig(neurons=0.5, heads=0.5, when="before"), fewer_units),
     "shrink during": ("shrink", shrink.ShrinkConfig(neurons=0.5, heads=0.5), fewer_units),
     "factorize": ("factorize", low_rank.FactorizeConfig(rank=4), anything),
     "lora": ("lora", lora.LoraConfig(2), low_change),
     "distill": ("distill", distill.DistillConfig(hidden=1.0), anything),
 }  # fmt: skip
+OTHER_WAYS = {
+    "quantize, learned": ("quantize", quantize.QuantizeConfig(weight_bits=2, weight_scale="learned"), few_values(3)),
+    "quantize, static": (
+        "quantize", quantize.QuantizeConfig(activations="static", weight_bits=4, freeze_after=1), few_values(15),
+    ),
+    "shrink before": ("shrink", shrink.ShrinkConfig(neurons=0.5, heads=0.5, when="before"), fewer_units),
+}  # fmt: skip
 GETS_SMALLER = ("shrink", "factorize")
 
 
 def test_every_technique_has_a_case_a_section_and_public_names():
-    assert {name for name, _, _ in CASES.values()} == set(NAMES)
+    assert {name for name, _, _ in EACH.values()} == set(NAMES)
     sections = {
         name for name, field in VariantSection.model_fields.items() if name not in ("name", "start", "train")
     }
@@ -78,9 +80,19 @@ def test_every_technique_has_a_case_a_section_and_public_names():
         assert hasattr(module, "at_once") == ("at once" in technique.stages)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", EACH)
 def test_prepare_train_finish_save_reload_export(case, make_bert, keras, strategy, tokens, tmp_path):
-    name, config, holds = CASES[case]
+    keeps_the_contract(EACH[case], make_bert, keras, strategy=strategy, tokens=tokens, tmp_path=tmp_path)
+
+
+@pytest.mark.turns
+@pytest.mark.parametrize("case", OTHER_WAYS)
+def test_other_ways_of_a_technique(case, make_bert, keras, strategy, tokens, tmp_path):
+    keeps_the_contract(OTHER_WAYS[case], make_bert, keras, strategy=strategy, tokens=tokens, tmp_path=tmp_path)
+
+
+def keeps_the_contract(case, make_bert, keras, strategy, tokens, tmp_path):
+    name, config, holds = case
     technique = next(t for t in TECHNIQUES if t.name == name).load()
     model = make_bert(strategy)
     before = {w.path: keras_api.to_numpy(w.variable).copy() for w in keras_api.weights(model)}
@@ -94,7 +106,7 @@ def test_prepare_train_finish_save_reload_export(case, make_bert, keras, strateg
     data = tf.data.Dataset.from_tensor_slices((tokens, np.arange(16) % 3)).batch(8)
     data = prepared.lessons.teach(data) if prepared.lessons else data
     prepared.model.fit(data, epochs=1, callbacks=prepared.callbacks, verbose=0)
-    if "while" in next(t for t in TECHNIQUES if t.name == name).stages and case != "shrink before":
+    if "while" in next(t for t in TECHNIQUES if t.name == name).stages and getattr(config, "when", "") != "before":
         assert technique.is_attached(prepared.model)
         finished = tfopt.finish(prepared.model)
     else:

@@ -6,11 +6,12 @@ import tensorflow as tf
 
 import tfopt
 from tfopt._keras import extras, keras_api
-from tfopt.compress import prune, quantize
+from tfopt.compress import prune
 from tfopt.errors import DataError, InputError
 from tfopt.numerics import distillation as losses
 from tfopt.schedules import ConstantSparsity
 from tfopt.structure.features import features_of
+from tfopt.train import make_strategy
 from tfopt.train.strategy import scope
 
 from .structured_models import attention, encoder, llama
@@ -61,9 +62,9 @@ def test_losses_are_their_formulas():
     np.testing.assert_allclose(losses.relation_divergence(values, smaller), expected, rtol=1e-3)
 
 
-@pytest.mark.parametrize("make", [encoder, llama], ids=["encoder", "causal"])
-def test_a_student_comes_to_answer_like_its_teacher(make, keras, strategy):
-    causal = make is llama
+@pytest.mark.parametrize(("make", "replicas"), [(encoder, 2), (llama, 1)], ids=["encoder, 2 replicas", "causal"])
+def test_a_student_comes_to_answer_like_its_teacher(make, keras, replicas):
+    causal, strategy = make is llama, make_strategy(replicas)
     with scope(strategy):
         teacher = make(keras)
         for weight in keras_api.weights(teacher):  # answers that differ from text to text
@@ -82,24 +83,6 @@ def test_a_student_comes_to_answer_like_its_teacher(make, keras, strategy):
     assert all((a == b).all() for a, b in zip(before, after, strict=True)), "the teacher stays as it was"
     finished = distiller.finish()
     assert finished is student and finished.output_shape == teacher.output_shape
-
-
-def test_pruning_and_rounding_go_on_in_the_same_fit(keras, tmp_path):
-    teacher = encoder(keras)
-    student = tfopt.shrink(teacher, layers=2)
-    distiller = tfopt.Distiller(student, teacher, hidden=1.0)
-    _, pruning = prune.prepare(distiller.model, prune.PruneConfig(ConstantSparsity(0.5, 0, frequency=1)))
-    _, rounding = quantize.prepare(distiller.model, quantize.QuantizeConfig(weight_bits=4))
-    distiller.compile(keras.optimizers.Adam(1e-3))
-    distiller.model.fit(distiller.teach(lessons()), epochs=1, callbacks=[*pruning, *rounding], verbose=0)
-    quantize.finish(distiller.model)
-    finished = distiller.finish()
-    for weight in keras_api.weights(finished):
-        if weight.name == "kernel":
-            kernel = keras_api.to_numpy(weight.variable)
-            assert abs((kernel == 0).mean() - 0.5) < 0.25 and max(len(np.unique(row)) for row in kernel.T) <= 15
-    artifact = tfopt.export(finished, tmp_path / "m.tflite", format="tflite", quantization="trained", lengths=[8])
-    assert 4 in {layer.bits for layer in artifact.layers}
 
 
 def test_widths_that_differ_get_a_projection_that_does_not_stay(keras):

@@ -1,12 +1,13 @@
 import json
+import os
 import signal
-import subprocess
-import time
+import threading
 
 import numpy as np
 import pytest
 
 import tfopt
+from tfopt._base.children import WARM, ChildFailedError, run_in_child
 from tfopt._base.files import sha256, tree_digest
 from tfopt.errors import DataError, InputError, VerificationError
 from tfopt.report import Report
@@ -81,72 +82,71 @@ def test_verify_accepts_a_good_run_and_names_what_is_wrong(run_copy):
         verify_run(copy)
 
 
-def outputs(folder):
-    """What every artifact computes on the same inputs."""
+def outputs(folder, names):
+    """What artifacts compute on the same inputs."""
     ids = np.random.default_rng(0).integers(0, 300, (6, 8))
     inputs = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
     report = Report.load(folder / "report.json")
-    return {m.name: tfopt.Predictor.load(folder / m.path).predict(inputs)["logits"] for m in report.artifacts}
+    return {
+        name: tfopt.Predictor.load(folder / report.artifact(name).path).predict(inputs)["logits"] for name in names
+    }
 
 
-def test_a_run_killed_at_any_step_goes_on_and_ends_with_the_same_artifacts(tiny_recipe, tmp_path, tfopt_command):
-    command, environment = tfopt_command
-    changes = {"exports": [{"format": "tflite", "quantization": "dynamic_int8", "of": ["baseline", "half"]}]}
+def run_until(step, recipe, out, resume):
+    """To be called in a child, which is killed in the middle of a step."""
+
+    def log(line):
+        if line == f"[{step}]":
+            threading.Timer(0.0 if step == "data" else 0.3, os.kill, (os.getpid(), signal.SIGKILL)).start()
+
+    run(recipe, out, resume=resume, log=log)
+
+
+def test_a_run_killed_at_any_step_goes_on_and_ends_with_the_same_artifacts(finished_run, tiny_recipe, tmp_path):
+    changes = {"exports": [{"format": "tflite", "quantization": "dynamic_int8", "of": ["baseline", "half"]}],
+               "measure.memory": False}  # fmt: skip
     recipe = tfopt.Recipe.load(tiny_recipe()).with_changes(changes)
     recipe = recipe.model_copy(update={"variants": recipe.variants[:1]})
-    out, file = tmp_path / "killed", tmp_path / "small.toml"
-    file.write_text(recipe.to_toml(), "utf-8")
-    arguments = [*command, "run", str(file), "--out", str(out)]
-    kills = []
-    for wanted in ("data", "train baseline", "export baseline_tflite_dynamic_int8", "measure"):
-        process = subprocess.Popen(
-            arguments + (["--resume"] if kills else []), env=environment, stderr=subprocess.PIPE, text=True
-        )
-        for line in process.stderr:
-            if line.strip() == f"[{wanted}]":
-                time.sleep(0.0 if wanted == "data" else 0.3)
-                process.send_signal(signal.SIGKILL)
-        process.wait()
-        kills.append(process.returncode)
-    assert kills == [-signal.SIGKILL] * 4
+    out = tmp_path / "killed"
+    for step in ("data", "train baseline", "export baseline_tflite_dynamic_int8", "measure"):
+        with pytest.raises(ChildFailedError, match=f"signal {signal.SIGKILL}"):
+            run_in_child(run_until, step, recipe, out, step != "data", preload=(*WARM, "tfopt.run.pipeline"))
     lines = []
     report = run(recipe, out, resume=True, log=lines.append)
     assert "[train half]" not in lines and "[measure]" in lines
-    undisturbed = run(recipe, tmp_path / "whole")
-    assert [m.name for m in report.artifacts] == [m.name for m in undisturbed.artifacts]
-    assert tree_digest(out / "data") == tree_digest(tmp_path / "whole" / "data")
-    computed = outputs(out)
-    for name, value in outputs(tmp_path / "whole").items():
+    names = [m.name for m in report.artifacts]
+    assert names == ["baseline", "baseline_keras", "baseline_tflite_dynamic_int8", "half_tflite_dynamic_int8"]
+    assert tree_digest(out / "data") == tree_digest(finished_run / "data")
+    computed = outputs(out, names)
+    for name, value in outputs(finished_run, names).items():
         np.testing.assert_array_equal(computed[name], value, err_msg=name)
     verify_run(out)
 
 
-def test_a_finished_run_is_not_done_again_and_never_overwritten_by_accident(
-    finished_run, run_copy, tiny_recipe, tmp_path
-):
-    copy = run_copy
+def test_a_finished_run_is_not_done_again_and_never_overwritten_by_accident(run_copy, tiny_recipe, tmp_path):
     with pytest.raises(InputError, match="holds a run already"):
-        run(tiny_recipe(), copy)
+        run(tiny_recipe(), run_copy)
     with pytest.raises(InputError, match="another recipe or other data"):
-        run(tiny_recipe("replicas = 2"), copy, resume=True)
-    state = (copy / "state.json").read_text()
-    (copy / "state.json").write_text(state.replace(tfopt.__version__, "0.0.9"))
+        run(tiny_recipe("replicas = 2"), run_copy, resume=True)
+    state = (run_copy / "state.json").read_text()
+    (run_copy / "state.json").write_text(state.replace(tfopt.__version__, "0.0.9"))
     with pytest.raises(InputError, match=f"was begun with tfopt 0.0.9, this is {tfopt.__version__}"):
-        run(tiny_recipe(), copy, resume=True)
-    (copy / "state.json").write_text(state)
+        run(tiny_recipe(), run_copy, resume=True)
+    (run_copy / "state.json").write_text(state)
     lines = []
-    run(tiny_recipe(), copy, resume=True, log=lines.append)
+    run(tiny_recipe(), run_copy, resume=True, log=lines.append)
     assert not lines
-    (copy / "half_tflite" / "model.tflite").write_bytes(b"damaged")
-    run(tiny_recipe(), copy, resume=True, log=lines.append)
-    assert "[export half_tflite]" in lines and "[train half]" not in lines
-    made = "half_tflite/model.tflite"
-    assert (copy / made).read_bytes() == (finished_run / made).read_bytes()
-    verify_run(copy)
-    small = tfopt.Recipe.load(tiny_recipe()).with_changes({"exports": [], "variants": []})
-    run(small, copy, overwrite=True)
-    assert not (copy / "half").exists() and not (copy / "baseline_tflite").exists()
-    verify_run(copy)
+    small = tfopt.Recipe.load(tiny_recipe()).with_changes(
+        {"exports": [{"format": "tflite"}], "variants": [], "measure.memory": False}
+    )
+    run(small, run_copy, overwrite=True)
+    assert not (run_copy / "half").exists() and not (run_copy / "baseline_xla").exists()
+    made = run_copy / "baseline_tflite" / "model.tflite"
+    good = made.read_bytes()
+    made.write_bytes(b"damaged")
+    run(small, run_copy, resume=True, log=lines.append)
+    assert "[export baseline_tflite]" in lines and "[train baseline]" not in lines and made.read_bytes() == good
+    verify_run(run_copy)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "precious").write_text("x")
     with pytest.raises(InputError, match="holds no run"):
@@ -155,8 +155,11 @@ def test_a_finished_run_is_not_done_again_and_never_overwritten_by_accident(
 
 def test_keras_3_on_two_replicas(tiny_recipe, tmp_path):
     recipe = tfopt.Recipe.load(tiny_recipe('generation = "keras"\nreplicas = 2'))
-    changes = {"exports": [{"format": "tflite", "of": ["half"]}], "measure.threads": 1}
-    recipe = recipe.with_changes(changes)
+    changes = {"exports": [{"format": "tflite", "of": ["half"]}], "measure.threads": 1, "measure.memory": False}
+    recipe = recipe.with_changes(
+        {**changes, "variants": [v.model_dump(exclude_unset=True) for v in recipe.variants[:1]]}
+    )
     report = run(recipe, tmp_path / "run")
     assert all(m.quality["accuracy"] > 0.9 for m in report.artifacts)
     assert report.artifact("half_tflite").kernel_sparsity == pytest.approx(0.5, abs=0.01)
+    assert all(m.peak_memory_bytes is None for m in report.artifacts)

@@ -1,6 +1,5 @@
 import dataclasses
 import json
-import subprocess
 
 import numpy as np
 import pytest
@@ -189,9 +188,8 @@ def test_a_search_ends_with_a_point_within_the_budget(found, finished_run, tmp_p
     assert again.bytes == smallest.bytes and again.quality["accuracy"] == pytest.approx(smallest.accuracy)
 
 
-def test_another_budget_reuses_what_is_there(found, finished_run, tfopt_command):
+def test_another_budget_reuses_what_is_there(found, finished_run, tfopt_main):
     out, result = found
-    command, environment = tfopt_command
     at = [
         "search",
         str(finished_run / "baseline" / "model.keras"),
@@ -201,11 +199,7 @@ def test_another_budget_reuses_what_is_there(found, finished_run, tfopt_command)
         str(out),
     ]
 
-    def call(*arguments):
-        done = subprocess.run([*command, *at, *arguments], capture_output=True, text=True, env=environment)
-        return done.returncode, done.stdout, done.stderr
-
-    code, shown, progress = call("--max-loss", "5", "--points", "2", "--rounds", "3", "--json")
+    code, shown, progress = tfopt_main(*at, "--max-loss", 5, "--points", 2, "--rounds", 3, "--json")
     assert code == 0 and json.loads(shown)["chosen"] == result.chosen.name
     assert "sensitivity" not in progress and "[export" not in progress  # nothing was done again
 

@@ -25,7 +25,7 @@ SMALLER = [
 
 def test_variants_get_smaller_learn_from_the_baseline_and_build_on_each_other(tiny_recipe, tmp_path):
     changes = {
-        "generation": "keras", "variants": SMALLER,
+        "generation": "keras", "variants": SMALLER, "measure.memory": False,
         "exports": [{"format": "tflite", "of": ["baseline", "short", "gradual"]},
                     {"format": "tflite", "quantization": "trained"}],
     }  # fmt: skip
@@ -49,7 +49,7 @@ def test_variants_get_smaller_learn_from_the_baseline_and_build_on_each_other(ti
 def test_a_finished_run_goes_on_without_training_and_with_adapters(finished_run, tmp_path):
     """A Keras file and packed data as they are; units, ranks, zeros and bits by layer."""
     values = {
-        "schema": 1, "name": "more", "data": {"source": "packed", "folder": str(finished_run / "data"), "max_length": 16},
+        "schema": 1, "name": "more", "measure": {"memory": False, "rounds": 5, "seconds": 0.05}, "data": {"source": "packed", "folder": str(finished_run / "data"), "max_length": 16},
         "model": {"kind": "keras", "file": str(finished_run / "baseline" / "model.keras")}, "train": {"epochs": 0},
         "variants": [
             {"name": "once", "train": {"epochs": 0}, "shrink": {"neurons": {"layer_0_intermediate": 0.25}},
@@ -158,6 +158,7 @@ def test_a_vocabulary_is_cut_to_the_training_texts(finished_run, labelled_tsv, t
     train, validation = labelled_tsv
     values = {
         "schema": 1, "name": "cut", "train": {"epochs": 0}, "exports": [{"format": "tflite"}],
+        "measure": {"memory": False, "rounds": 5, "seconds": 0.05},
         "data": {"train": str(train), "validation": str(validation), "max_length": 16, "on_long": "truncate",
                  "tokenizer": str(finished_run / "data"), "least_count": 400},
         "model": {"kind": "keras", "file": str(finished_run / "baseline" / "model.keras")},

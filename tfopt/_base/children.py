@@ -7,6 +7,7 @@ child.
 
 import contextlib
 import functools
+import gc
 import io
 import multiprocessing.connection
 import os
@@ -153,6 +154,7 @@ def _server(preload: tuple[str, ...]) -> Any:
 
 def _answer(function: Callable[..., Any], arguments: tuple[Any, ...], lines: bool, pipe: Any, words: str) -> None:
     """The child's side."""
+    gc.freeze()  # what the server loaded is neither searched for garbage again and again, nor copied for that
     with _native_words_in(words):
         try:
             more = (lambda line: pipe.send(("line", line)),) if lines else ()

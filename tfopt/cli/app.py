@@ -4,6 +4,7 @@ Everything heavy is imported inside the commands, so that help and usage errors 
 """
 
 import contextlib
+import gc
 import signal
 import sys
 from typing import Annotated, Any
@@ -76,6 +77,7 @@ def entry() -> None:
         main()
     finally:
         quiet_exit()
+        gc.freeze()  # Keras leaves millions of objects, and Python would search them once more: a second
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 from tfopt.decoding.config import MASKED, CausalLMConfig
+from tfopt.decoding.network import Linear, hidden_states
 
 
 class Products(NamedTuple):
@@ -64,31 +65,91 @@ def forward(
         (batch, key/value heads, new, head_dim).
     """
     new = ids.shape[1]
-    slots = caches[0].key.shape[2] if caches else 0
     offsets = tf.range(new) if new is None or new > 1 else tf.zeros([1], tf.int32)
     places = start + offsets  # (new,)
-    past = _bias(places, tf.range(slots), pads, start=start, window=config.sliding_window) if slots else None
-    fresh = _bias(places, places, pads, start=None, window=config.sliding_window) if new != 1 else None
     positions = places[None] if pads is None else tf.maximum(places[None] - pads[:, None], 0)
-    x = products.lookup(ids, "token_embeddings")
-    turn: Any = None
-    if config.positions == "learned":
-        # Padding at the right may reach beyond the table, which some runtimes refuse.
-        x += products.lookup(tf.minimum(positions, config.max_position_embeddings - 1), "position_embeddings")
-    else:
-        turn = rotation(config, positions)
-    grown = []
-    for index in range(config.num_hidden_layers):
-        name = f"layer_{index}"
-        cache = caches[index] if slots else None
-        normed = _norm(config, products, x, name=f"{name}_attention_norm")
-        attended, key, value = _attention(
-            config, products, normed, name=f"{name}_attention", turn=turn, cache=cache, past=past, fresh=fresh
+    one = _Pass(
+        config, products, caches, turn=rotation(config, positions) if config.positions == "rotary" else None
+    )
+    if one.slots:
+        slots = tf.range(one.slots)
+        one.past = _bias(places, slots, pads, start=start, window=config.sliding_window)
+    if new != 1:
+        one.fresh = _bias(places, places, pads, start=None, window=config.sliding_window)
+    # Padding at the right may reach beyond the table, which some runtimes refuse.
+    hidden = hidden_states(config, one, ids, tf.minimum(positions, config.max_position_embeddings - 1))
+    return hidden, one.grown
+
+
+class _Pass:
+    """The network on new tokens.
+
+    Attributes:
+        slots: of each cache, 0 without one.
+        past: what is added to the scores of the cache's slots, or None without a cache.
+        fresh: what is added to the scores among new tokens; None for a single one.
+        grown: new keys and values by layer.
+    """
+
+    def __init__(self, config: CausalLMConfig, products: Products, caches: Sequence[Cache], turn: Any) -> None:
+        self._config, self._products, self._caches, self._turn = config, products, caches, turn
+        self.slots = caches[0].key.shape[2] if caches else 0
+        self.past: Any = None
+        self.fresh: Any = None
+        self.grown: list[tuple[tf.Tensor, tf.Tensor]] = []
+
+    def table(self, ids: tf.Tensor, name: str, rows: int) -> tf.Tensor:
+        return self._products.lookup(ids, name)
+
+    def linear(self, x: tf.Tensor, layer: Linear) -> tf.Tensor:
+        found = self._products.linear(x, layer.name)
+        return found if layer.activation is None else activate(layer.activation, found)
+
+    def norm(self, x: tf.Tensor, name: str) -> tf.Tensor:
+        epsilon, gamma = self._config.norm_eps, self._products.vector(f"{name}/gamma")
+        if self._config.norm == "rms":
+            return x * tf.math.rsqrt(tf.reduce_mean(x * x, -1, keepdims=True) + epsilon) * gamma
+        centered = x - tf.reduce_mean(x, -1, keepdims=True)
+        scaled = centered * tf.math.rsqrt(tf.reduce_mean(centered * centered, -1, keepdims=True) + epsilon)
+        return scaled * gamma + self._products.vector(f"{name}/beta")
+
+    def attend(self, query: tf.Tensor, key: tf.Tensor, value: tf.Tensor, layer: int) -> tf.Tensor:
+        c = self._config
+        heads, groups, size = c.num_attention_heads, c.key_value_heads, c.head_size
+        batch = query.shape[0] or tf.shape(query)[0]
+        new = query.shape[1] or tf.shape(query)[1]
+        query, key, value = (
+            tf.transpose(tf.reshape(x, [batch, new, count, size]), [0, 2, 1, 3])
+            for x, count in ((query, heads), (key, groups), (value, groups))
         )
-        x += attended
-        x += _feed_forward(config, products, _norm(config, products, x, name=f"{name}_mlp_norm"), name=name)
-        grown.append((key, value))
-    return _norm(config, products, x, name="final_norm"), grown
+        if self._turn is not None:
+            query, key = turned(query, *self._turn), turned(key, *self._turn)
+        self.grown.append((key, value))
+        # (batch, groups, heads per group * new, size): one product per group of heads that share keys
+        query = tf.reshape(query * size**-0.5, [batch, groups, heads // groups * new, size])
+        shape = [batch, groups, heads // groups, new, -1]
+        scores = tf.matmul(query, key, transpose_b=True)
+        if self.fresh is not None:
+            scores = _masked(scores, self.fresh, shape)
+        context = self._context(query, scores, value, self._caches[layer] if self.slots else None, shape)
+        context = tf.transpose(tf.reshape(context, [batch, heads, new, size]), [0, 2, 1, 3])
+        return tf.reshape(context, [batch, new, heads * size])
+
+    def dropout(self, x: tf.Tensor) -> tf.Tensor:
+        return x
+
+    def _context(self, query: tf.Tensor, scores: tf.Tensor, value: tf.Tensor, cache: Any, shape: Any) -> tf.Tensor:
+        """What tokens take from each other and from the cache; `scores` are those among the new tokens."""
+        if cache is None:
+            return tf.matmul(tf.nn.softmax(scores), value)
+        before = tf.matmul(query, _widened(cache.key), transpose_b=True)
+        if cache.key_scale is not None:
+            before *= cache.key_scale[:, :, None, :]
+        probabilities = tf.nn.softmax(tf.concat([_masked(before, self.past, shape), scores], -1))
+        old = probabilities[..., : self.slots]
+        if cache.value_scale is not None:
+            old *= cache.value_scale[:, :, None, :]
+        return tf.matmul(old, _widened(cache.value)) + tf.matmul(probabilities[..., self.slots :], value)
 
 
 def rotation(config: CausalLMConfig, positions: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -111,62 +172,6 @@ def _bias(places: Any, slots: Any, pads: Any, start: Any, window: int | None) ->
     return ((1.0 - tf.cast(seen, tf.float32)) * MASKED)[:, None, None]
 
 
-def _norm(config: CausalLMConfig, products: Products, x: tf.Tensor, name: str) -> tf.Tensor:
-    if config.norm == "rms":
-        return x * tf.math.rsqrt(tf.reduce_mean(x * x, -1, keepdims=True) + config.norm_eps) * products.vector(
-            f"{name}/gamma"
-        )  # fmt: skip
-    centered = x - tf.reduce_mean(x, -1, keepdims=True)
-    scaled = centered * tf.math.rsqrt(tf.reduce_mean(centered * centered, -1, keepdims=True) + config.norm_eps)
-    return scaled * products.vector(f"{name}/gamma") + products.vector(f"{name}/beta")
-
-
-def _attention(
-    config: CausalLMConfig,
-    products: Products,
-    x: tf.Tensor,
-    name: str,
-    turn: Any,
-    cache: Any,
-    past: Any,
-    fresh: Any,
-) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    heads, groups, size = config.num_attention_heads, config.key_value_heads, config.head_size
-    batch = x.shape[0] or tf.shape(x)[0]
-    new = x.shape[1] or tf.shape(x)[1]
-
-    def split(part: str, count: int) -> tf.Tensor:
-        projected = tf.reshape(products.linear(x, f"{name}_{part}"), [batch, new, count, size])
-        return tf.transpose(projected, [0, 2, 1, 3])
-
-    query, key, value = split("query", heads), split("key", groups), split("value", groups)
-    if turn is not None:
-        query, key = turned(query, *turn), turned(key, *turn)
-    # (batch, groups, heads per group * new, size): one product per group of heads that share keys
-    query = tf.reshape(query * size**-0.5, [batch, groups, heads // groups * new, size])
-    shape = [batch, groups, heads // groups, new, -1]
-    scores = tf.matmul(query, key, transpose_b=True)
-    if fresh is not None:
-        scores = _masked(scores, fresh, shape)
-    if cache is not None:
-        before = tf.matmul(query, _widened(cache.key), transpose_b=True)
-        if cache.key_scale is not None:
-            before *= cache.key_scale[:, :, None, :]
-        scores = tf.concat([_masked(before, past, shape), scores], -1)
-    probabilities = tf.nn.softmax(scores)
-    if cache is None:
-        context = tf.matmul(probabilities, value)
-    else:
-        slots = cache.key.shape[2]
-        old = probabilities[..., :slots]
-        if cache.value_scale is not None:
-            old *= cache.value_scale[:, :, None, :]
-        context = tf.matmul(old, _widened(cache.value)) + tf.matmul(probabilities[..., slots:], value)
-    context = tf.transpose(tf.reshape(context, [batch, heads, new, size]), [0, 2, 1, 3])
-    merged = tf.reshape(context, [batch, new, heads * size])
-    return products.linear(merged, f"{name}_output"), key, value
-
-
 def _masked(scores: tf.Tensor, bias: tf.Tensor, shape: list[Any]) -> tf.Tensor:
     if bias.shape[3] == 1:  # one new token: its row of the mask holds for every head
         return scores + bias[:, :, 0]
@@ -183,13 +188,6 @@ def turned(x: tf.Tensor, cosine: tf.Tensor, sine: tf.Tensor) -> tf.Tensor:
     half = x.shape[-1] // 2
     first, second = x[..., :half], x[..., half:]
     return tf.concat([first * cosine - second * sine, second * cosine + first * sine], -1)
-
-
-def _feed_forward(config: CausalLMConfig, products: Products, x: tf.Tensor, name: str) -> tf.Tensor:
-    up = products.linear(x, f"{name}_up")
-    if config.gated:
-        return products.linear(activate(config.hidden_act, products.linear(x, f"{name}_gate")) * up, f"{name}_down")
-    return products.linear(activate(config.hidden_act, up), f"{name}_down")
 
 
 def activate(name: str, x: tf.Tensor) -> tf.Tensor:

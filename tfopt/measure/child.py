@@ -28,6 +28,7 @@ def measure_in_child(
     threads: int | None,
     rounds: int,
     seconds: float,
+    memory: bool,
     errors: Mapping[str, float],
     log: Callable[[str], None],
 ) -> list[Measurement]:
@@ -43,13 +44,14 @@ def measure_in_child(
         threads: threads of each runtime, or None for all cores.
         rounds: timed calls of each artifact.
         seconds: for which the throughput of each artifact is counted.
+        memory: whether the peak memory of each is measured.
         errors: name -> largest difference from the Keras model.
         log: told what is being measured.
 
     Raises:
         ChildFailedError: the process failed; the message holds its last words.
     """
-    settings = {"threads": threads, "rounds": rounds, "seconds": seconds, "errors": dict(errors),
+    settings = {"threads": threads, "rounds": rounds, "seconds": seconds, "memory": memory, "errors": dict(errors),
                 "text": text, "window": window, "score": score}  # fmt: skip
     paths = {name: str(path) for name, path in targets.items()}
     folder = None if data is None else str(data)

@@ -13,6 +13,7 @@ import numpy as np
 
 from tfopt._keras import extras, keras_api
 from tfopt.decoding.config import MASKED, CausalLMConfig
+from tfopt.decoding.network import Linear, hidden_states
 from tfopt.errors import InputError
 from tfopt.models.symbolic_ops import SymbolicOps
 
@@ -39,44 +40,78 @@ def causal_lm(config: CausalLMConfig, generation: str = "tf_keras") -> Any:
 
 
 class _Builder:
+    """The network as layers of Keras."""
+
     def __init__(self, config: CausalLMConfig, generation: str) -> None:
         self._config = config
         self._keras = keras_api.keras_module(generation)
         self._layers = self._keras.layers
         self._ops = SymbolicOps(generation)
+        self._tables: dict[str, Any] = {}
+        self._turn: Any = None
+        self._bias: Any = None
 
     def build(self) -> Any:
         c = self._config
         ids = self._layers.Input((None,), dtype="int32", name="input_ids")
         mask = self._layers.Input((None,), dtype="int32", name="attention_mask")
-        tokens = self._embedding(c.vocab_size, "token_embeddings")
         positions = self._ops.maximum(self._ops.cumsum(mask) - 1, 0)
-        x = tokens(ids)
-        turn = None
-        if c.positions == "learned":
-            x = x + self._embedding(c.max_position_embeddings, "position_embeddings")(positions)
-        else:
-            turn = self._rotation(positions)
-        x, bias = self._dropout(x), self._bias(ids, mask)
-        for index in range(c.num_hidden_layers):
-            name = f"layer_{index}"
-            attended = self._attention(
-                self._norm(x, f"{name}_attention_norm"), bias, turn, name=f"{name}_attention"
-            )
-            x = x + self._dropout(attended)
-            x = x + self._dropout(self._feed_forward(self._norm(x, f"{name}_mlp_norm"), name))
-        x = self._norm(x, "final_norm")
+        self._turn = self._rotation(positions) if c.positions == "rotary" else None
+        self._bias = self._seen(ids, mask)
+        x = hidden_states(c, self, ids, positions)
         if c.tie_word_embeddings:
             # The layer is called on every id, since a variable of its own cannot be a node of a functional model:
             # whatever replaces the layer's call, as quantization does, then holds for both of its uses.
-            table = tokens(self._ops.count_to(c.vocab_size, ids))[0]
+            table = self._tables["token_embeddings"](self._ops.count_to(c.vocab_size, ids))[0]
             product = self._ops.matmul(x, self._ops.transpose(table))
             logits = self._layers.Activation("linear", name="logits")(product)
         else:
-            logits = self._dense(c.vocab_size, "logits", False)(x)
+            logits = self.linear(x, Linear("logits", c.vocab_size, False))
         return self._keras.Model({"input_ids": ids, "attention_mask": mask}, logits, name="causal_lm")
 
-    def _bias(self, ids: Any, mask: Any) -> Any:
+    def table(self, ids: Any, name: str, rows: int) -> Any:
+        width = self._config.hidden_size
+        self._tables[name] = self._layers.Embedding(
+            rows, width, embeddings_initializer=self._initializer(), name=name
+        )
+        return self._tables[name](ids)
+
+    def linear(self, x: Any, layer: Linear) -> Any:
+        tanh = layer.activation == "gelu_tanh"  # no activation of this name is in both generations
+        dense = self._layers.Dense(
+            layer.units, None if tanh else layer.activation, use_bias=layer.bias,
+            kernel_initializer=self._initializer(), name=layer.name,
+        )  # fmt: skip
+        return self._ops.gelu_tanh(dense(x)) if tanh else dense(x)
+
+    def norm(self, x: Any, name: str) -> Any:
+        if self._config.norm == "layer":
+            return self._layers.LayerNormalization(epsilon=self._config.norm_eps, name=name)(x)
+        scaled = x * self._ops.rsqrt(self._ops.mean(x * x, -1) + self._config.norm_eps)
+        # No layer that both generations have multiplies by a vector of its own, but this one without statistics.
+        return self._layers.BatchNormalization(center=False, epsilon=0.0, name=name)(scaled, training=False)
+
+    def attend(self, query: Any, key: Any, value: Any, layer: int) -> Any:
+        c = self._config
+        size, shared = c.head_size, c.num_attention_heads // c.key_value_heads
+        query = self._split(query, c.num_attention_heads)
+        key, value = self._split(key, c.key_value_heads), self._split(value, c.key_value_heads)
+        if self._turn is not None:
+            query, key = self._turned(query, *self._turn), self._turned(key, *self._turn)
+        if shared > 1:
+            key, value = self._ops.repeat(key, shared, 1), self._ops.repeat(value, shared, 1)
+        scores = self._ops.matmul(query * size**-0.5, self._layers.Permute((1, 3, 2))(key)) + self._bias
+        context = self._ops.matmul(self._layers.Softmax()(scores), value)
+        return self._layers.Reshape((-1, c.num_attention_heads * size))(self._layers.Permute((2, 1, 3))(context))
+
+    def dropout(self, x: Any) -> Any:
+        return self._layers.Dropout(self._config.dropout)(x) if self._config.dropout else x
+
+    def _split(self, projected: Any, heads: int) -> Any:
+        parts = self._layers.Reshape((-1, heads, self._config.head_size))(projected)
+        return self._layers.Permute((2, 1, 3))(parts)
+
+    def _seen(self, ids: Any, mask: Any) -> Any:
         """(batch, 1, length, length): 0 where a token is seen."""
         places = self._ops.cast(self._ops.positions(ids), "float32")
         behind = places[:, :, None] - places[:, None, :]  # how far back
@@ -92,63 +127,11 @@ class _Builder:
         cosine, sine = self._ops.cos_sin(self._ops.times(places, frequencies))
         return cosine, sine
 
-    def _attention(self, x: Any, bias: Any, turn: Any, name: str) -> Any:
-        c = self._config
-        size, shared = c.head_size, c.num_attention_heads // c.key_value_heads
-
-        def split(part: str, heads: int) -> Any:
-            projected = self._dense(heads * size, f"{name}_{part}", c.attention_bias)(x)
-            return self._layers.Permute((2, 1, 3))(self._layers.Reshape((-1, heads, size))(projected))
-
-        query = split("query", c.num_attention_heads)
-        key, value = split("key", c.key_value_heads), split("value", c.key_value_heads)
-        if turn is not None:
-            query, key = self._turned(query, *turn), self._turned(key, *turn)
-        if shared > 1:
-            key, value = self._ops.repeat(key, shared, 1), self._ops.repeat(value, shared, 1)
-        scores = self._ops.matmul(query * size**-0.5, self._layers.Permute((1, 3, 2))(key)) + bias
-        context = self._ops.matmul(self._layers.Softmax()(scores), value)
-        merged = self._layers.Reshape((-1, c.num_attention_heads * size))(self._layers.Permute((2, 1, 3))(context))
-        return self._dense(c.hidden_size, f"{name}_output", c.output_bias)(merged)
-
     def _turned(self, x: Any, cosine: Any, sine: Any) -> Any:
         half = self._config.head_size // 2
         first, second = x[:, :, :, :half], x[:, :, :, half:]  # an ellipsis could not be saved
         return self._ops.concat([first * cosine - second * sine, second * cosine + first * sine])
 
-    def _feed_forward(self, x: Any, name: str) -> Any:
-        c = self._config
-        plain = c.hidden_act != "gelu_tanh"
-        kind = c.hidden_act if plain else None
-        if c.gated:
-            gate = self._dense(c.intermediate_size, f"{name}_gate", c.output_bias, activation=kind)(x)
-            h = (gate if plain else self._ops.gelu_tanh(gate)) * self._dense(
-                c.intermediate_size, f"{name}_up", c.output_bias
-            )(x)
-        else:
-            h = self._dense(c.intermediate_size, f"{name}_up", c.output_bias, activation=kind)(x)
-            h = h if plain else self._ops.gelu_tanh(h)
-        return self._dense(c.hidden_size, f"{name}_down", c.output_bias)(h)
-
-    def _norm(self, x: Any, name: str) -> Any:
-        if self._config.norm == "layer":
-            return self._layers.LayerNormalization(epsilon=self._config.norm_eps, name=name)(x)
-        scaled = x * self._ops.rsqrt(self._ops.mean(x * x, -1) + self._config.norm_eps)
-        # No layer that both generations have multiplies by a vector of its own, but this one without statistics.
-        return self._layers.BatchNormalization(center=False, epsilon=0.0, name=name)(scaled, training=False)
-
     def _initializer(self) -> Any:
         # A new one for each layer: tf_keras gives equal values to layers that share an instance.
         return self._keras.initializers.TruncatedNormal(stddev=0.02)
-
-    def _embedding(self, rows: int, name: str) -> Any:
-        width = self._config.hidden_size
-        return self._layers.Embedding(rows, width, embeddings_initializer=self._initializer(), name=name)
-
-    def _dense(self, units: int, name: str, bias: bool, activation: str | None = None) -> Any:
-        return self._layers.Dense(
-            units, activation, use_bias=bias, kernel_initializer=self._initializer(), name=name
-        )  # fmt: skip
-
-    def _dropout(self, x: Any) -> Any:
-        return self._layers.Dropout(self._config.dropout)(x) if self._config.dropout else x

@@ -151,11 +151,13 @@ class ExportSection(Section):
 class MeasureSection(Section):
     """How artifacts are timed: `rounds` calls of each in turns, and `seconds` of each for the throughput.
 
+    Without `memory` no process is started for each artifact to find its peak memory, which takes some seconds.
     `text_tokens` of the held-out text give a causal language model's perplexity.
     """
 
     rounds: Count = 50
     seconds: Annotated[float, Field(gt=0)] = 1.0
+    memory: bool = True
     threads: Count | None = None
     length: Count | None = None
     text_tokens: Annotated[int, Field(ge=2)] = 20_000

@@ -21,6 +21,7 @@ def compare(
     threads: int | None = None,
     rounds: int = 50,
     seconds: float = 1.0,
+    memory: bool = True,
     log: Log = lambda line: None,
 ) -> Report:
     """Measures several artifacts against the first one, in one process, timed in turns.
@@ -32,6 +33,7 @@ def compare(
         threads: threads of each runtime.
         rounds: timed calls of each artifact.
         seconds: for which the throughput of each is counted.
+        memory: whether the peak memory of a process of its own is measured for each.
         log: told what is being measured.
 
     Raises:
@@ -47,6 +49,6 @@ def compare(
     if not targets:
         raise InputError("nothing to compare: name at least one artifact")
     found = compare_artifacts(
-        targets, data=data, inputs=inputs, threads=threads, rounds=rounds, seconds=seconds, log=log
+        targets, data=data, inputs=inputs, threads=threads, rounds=rounds, seconds=seconds, memory=memory, log=log
     )
     return Report(machine_info(), {}, found, steps=[], notes=findings(found))

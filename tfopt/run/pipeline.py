@@ -224,8 +224,8 @@ class _Run:
             {name: self.path / target for name, target in targets.items()},
             data=held_out.data, text=held_out.text, window=held_out.window, score=held_out.score,
             inputs=held_out.inputs,
-            threads=section.threads, rounds=section.rounds, seconds=section.seconds, errors=errors,
-            log=self.log,
+            threads=section.threads, rounds=section.rounds, seconds=section.seconds, memory=section.memory,
+            errors=errors, log=self.log,
         )  # fmt: skip
         layers = {name: facts["layers"] or None for name, facts in exported.items()}
         return [

@@ -1,0 +1,86 @@
+"""The network of a causal language model, described once.
+
+`models.causal_lm` makes Keras layers of it, which recompute every token; `decoding.step` computes it on new tokens
+over a cache. What differs is how a layer is called, not which layers there are.
+"""
+
+from typing import Any, NamedTuple, Protocol
+
+from tfopt.decoding.config import CausalLMConfig
+
+
+class Linear(NamedTuple):
+    """A matrix of the network.
+
+    Attributes:
+        name: of its layer, for example "layer_0_up".
+        units: its outputs.
+        bias: whether a vector is added.
+        activation: of the outputs, a name of `config.ACTIVATIONS`, or None.
+    """
+
+    name: str
+    units: int
+    bias: bool
+    activation: str | None = None
+
+
+class Parts(Protocol):
+    """How one way of computing calls the layers."""
+
+    def table(self, ids: Any, name: str, rows: int) -> Any:
+        """(batch, tokens) -> (batch, tokens, hidden_size)."""
+
+    def linear(self, x: Any, layer: Linear) -> Any:
+        """(batch, tokens, inputs) -> (batch, tokens, units)."""
+
+    def norm(self, x: Any, name: str) -> Any:
+        """(batch, tokens, hidden_size) normed."""
+
+    def attend(self, query: Any, key: Any, value: Any, layer: int) -> Any:
+        """Projections of (batch, tokens, heads * head_dim) -> what each token takes from those it sees."""
+
+    def dropout(self, x: Any) -> Any:
+        """What training leaves out at random."""
+
+
+def hidden_states(config: CausalLMConfig, parts: Parts, ids: Any, positions: Any) -> Any:
+    """Final hidden states of tokens.
+
+    Args:
+        config: shape of the model.
+        parts: how its layers are called.
+        ids: (batch, tokens) int32.
+        positions: (batch or 1, tokens) int32, below `max_position_embeddings`.
+
+    Returns:
+        (batch, tokens, hidden_size).
+    """
+    x = parts.table(ids, "token_embeddings", config.vocab_size)
+    if config.positions == "learned":
+        x = x + parts.table(positions, "position_embeddings", config.max_position_embeddings)
+    x = parts.dropout(x)
+    for index in range(config.num_hidden_layers):
+        name = f"layer_{index}"
+        x = x + parts.dropout(_attention(config, parts, parts.norm(x, f"{name}_attention_norm"), index))
+        x = x + parts.dropout(_feed_forward(config, parts, parts.norm(x, f"{name}_mlp_norm"), name))
+    return parts.norm(x, "final_norm")
+
+
+def _attention(config: CausalLMConfig, parts: Parts, x: Any, index: int) -> Any:
+    name, size, bias = f"layer_{index}_attention", config.head_size, config.attention_bias
+    query = parts.linear(x, Linear(f"{name}_query", config.num_attention_heads * size, bias))
+    key = parts.linear(x, Linear(f"{name}_key", config.key_value_heads * size, bias))
+    value = parts.linear(x, Linear(f"{name}_value", config.key_value_heads * size, bias))
+    context = parts.attend(query, key, value, index)
+    return parts.linear(context, Linear(f"{name}_output", config.hidden_size, config.output_bias))
+
+
+def _feed_forward(config: CausalLMConfig, parts: Parts, x: Any, name: str) -> Any:
+    units, bias, act = config.intermediate_size, config.output_bias, config.hidden_act
+    if config.gated:
+        gate = parts.linear(x, Linear(f"{name}_gate", units, bias, act))
+        inner = gate * parts.linear(x, Linear(f"{name}_up", units, bias))
+    else:
+        inner = parts.linear(x, Linear(f"{name}_up", units, bias, act))
+    return parts.linear(inner, Linear(f"{name}_down", config.hidden_size, bias))
