@@ -199,25 +199,38 @@ def activate(name: str, x: tf.Tensor) -> tf.Tensor:
     return tf.nn.gelu(x, approximate=name == "gelu_tanh")
 
 
-def float_products(config: CausalLMConfig, weights: Mapping[str, Any]) -> Products:
-    """Products with float weights by path, for example "layer_0_up/kernel" of shape (inputs, outputs)."""
+def float_products(
+    config: CausalLMConfig, weights: Mapping[str, Any], scopes: Mapping[str, str] | None = None
+) -> Products:
+    """Products with float weights by path, for example "layer_0_up/kernel" of shape (inputs, outputs).
 
-    def product(x: tf.Tensor, kernel: Any, transposed: bool = False) -> tf.Tensor:
-        flat = tf.matmul(tf.reshape(x, [-1, x.shape[-1]]), kernel, transpose_b=transposed)
+    Args:
+        config: shape of the model.
+        weights: by path.
+        scopes: path of a layer -> the name under which its product is traced.
+    """
+
+    def scope(layer: str) -> Any:
+        return tf.name_scope(f"{(scopes or {}).get(layer, layer)}/")
+
+    def product(x: tf.Tensor, layer: str, weight: str = "kernel", transposed: bool = False) -> tf.Tensor:
+        with scope(layer):
+            flat = tf.matmul(tf.reshape(x, [-1, x.shape[-1]]), weights[f"{layer}/{weight}"], transpose_b=transposed)
         return tf.reshape(flat, [x.shape[0] or tf.shape(x)[0], x.shape[1] or tf.shape(x)[1], flat.shape[-1]])
 
     def linear(x: tf.Tensor, name: str) -> tf.Tensor:
         if f"{name}_low/kernel" in weights:  # a matrix that was split into two
-            x = product(x, weights[f"{name}_low/kernel"])
-        y = product(x, weights[f"{name}/kernel"])
+            x = product(x, f"{name}_low")
+        y = product(x, name)
         return y + weights[f"{name}/bias"] if f"{name}/bias" in weights else y
 
     def lookup(ids: tf.Tensor, name: str) -> tf.Tensor:
-        return tf.gather(weights[f"{name}/embeddings"], ids)
+        with scope(name):
+            return tf.gather(weights[f"{name}/embeddings"], ids)
 
     def logits(hidden: tf.Tensor) -> tf.Tensor:
         if config.tie_word_embeddings:
-            return product(hidden, weights["token_embeddings/embeddings"], transposed=True)
+            return product(hidden, "token_embeddings", "embeddings", transposed=True)
         return linear(hidden, "logits")
 
     return Products(linear, lookup, logits, vector=lambda name: weights[name])

@@ -12,7 +12,9 @@ from tfopt.errors import WorkFailedError
 from tfopt.export.layer_norm import few_passes
 from tfopt.export.recurrent import unfused
 from tfopt.export.saved_model import DEFAULT_SIGNATURE, length_signature, write_saved_model
+from tfopt.export.scopes import scopes
 from tfopt.tflite.lookups import widen_after_lookup
+from tfopt.tflite.owners import Owners
 
 
 def signature_of(length: int | None) -> str:
@@ -20,7 +22,14 @@ def signature_of(length: int | None) -> str:
     return DEFAULT_SIGNATURE if length is None else length_signature(length)
 
 
-def convert(model: Any, inputs: Inputs, lengths: tuple[int, ...], batch: int, float16: bool = False) -> bytes:
+def convert(
+    model: Any,
+    inputs: Inputs,
+    lengths: tuple[int, ...],
+    batch: int,
+    float16: bool = False,
+    owners: Owners | None = None,
+) -> bytes:
     """A float file with one signature per length, or `serving_default` if there is one shape only.
 
     Args:
@@ -29,13 +38,14 @@ def convert(model: Any, inputs: Inputs, lengths: tuple[int, ...], batch: int, fl
         lengths: fixed lengths; empty if all axes are known.
         batch: rows per call.
         float16: store weights in float16.
+        owners: scopes in which layers are traced.
 
     Raises:
         WorkFailedError: the converter gave up; its reason is kept.
     """
     with tempfile.TemporaryDirectory(prefix="tfopt-") as folder:
         saved = Path(folder, "model")
-        with few_passes(model), unfused(model):
+        with few_passes(model), unfused(model), scopes(model, owners or Owners.of(())):
             write_saved_model(model, saved, inputs, lengths=lengths, batch=batch)
         return convert_saved_model(saved, [signature_of(n) for n in lengths or (None,)], float16)
 

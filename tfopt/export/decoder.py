@@ -20,6 +20,7 @@ from tfopt.errors import InputError
 from tfopt.export.convert import convert_saved_model
 from tfopt.tflite import flatbuffer as fb
 from tfopt.tflite.float16 import narrow_floats
+from tfopt.tflite.owners import Owners
 from tfopt.tflite.ranges import strip_ranges
 
 # Every step reads a whole cache: the fewer slots beyond the text, the better.
@@ -47,7 +48,12 @@ def compared_length(slots: tuple[int, ...]) -> int:
 
 
 def convert_decoder(
-    model: Any, slots: tuple[int, ...], float16: bool = False, apart: bool = False, narrow_cache: bool = False
+    model: Any,
+    slots: tuple[int, ...],
+    float16: bool = False,
+    apart: bool = False,
+    narrow_cache: bool = False,
+    owners: Owners | None = None,
 ) -> bytes:
     """A float file that generates.
 
@@ -57,12 +63,13 @@ def convert_decoder(
         float16: store weights in float16.
         apart: keep norms from being folded into the weights behind them.
         narrow_cache: keys and values in int8, with a scale for each slot of each head.
+        owners: scopes in which layers are traced.
 
     Raises:
         WorkFailedError: the converter gave up.
     """
     config = config_of(model)
-    module = _Traced(config, weights_of(model), apart, narrow=narrow_cache)
+    module = _Traced(config, weights_of(model), apart, narrow=narrow_cache, owners=owners or Owners.of(()))
     signatures = plan_signatures(slots, PREFILL, VERIFY)
     with tempfile.TemporaryDirectory(prefix="tfopt-") as folder:
         functions = {s.key: module.function(s) for s in signatures}
@@ -86,12 +93,14 @@ def _finished(content: bytes, members: dict[str, bytes], float16: bool) -> bytes
 class _Traced(tf.Module):
     """The weights as variables, which signatures share, and functions over them."""
 
-    def __init__(self, config: CausalLMConfig, values: dict[str, np.ndarray], apart: bool, narrow: bool) -> None:
+    def __init__(
+        self, config: CausalLMConfig, values: dict[str, np.ndarray], apart: bool, narrow: bool, owners: Owners
+    ) -> None:
         super().__init__()
         self._config, self._narrow = config, narrow
         # A module tracks dictionaries whose keys are no paths.
         self.values = {_key(path): tf.Variable(value, trainable=False) for path, value in values.items()}
-        products = float_products(config, {path: self.values[_key(path)] for path in values})
+        products = float_products(config, {path: self.values[_key(path)] for path in values}, owners.scopes)
         if config.tie_word_embeddings:
             # Else the converter would fold the last norm into a second copy of the table.
             products = products._replace(logits=_behind_barrier(products.logits))

@@ -27,18 +27,11 @@ from tfopt.quantization.simulation import Simulation
 from tfopt.quantization.smooth import smoothed
 from tfopt.quantization.weights import on_grids
 from tfopt.tflite.file import read_tflite
-from tfopt.tflite.grids import (
-    SMALLEST_QUANTIZED,
-    Found,
-    Matched,
-    closest,
-    layer_bits,
-    nearest_grid,
-    size_of,
-    write_grids,
-)
+from tfopt.tflite.grids import SMALLEST_QUANTIZED, layer_bits, nearest_grid, size_of, write_grids
 from tfopt.tflite.layer_bits import LayerBits
 from tfopt.tflite.lookups import look_up_rows
+from tfopt.tflite.matching import Matched, Origins, Unmatched
+from tfopt.tflite.owners import Owners
 
 TRAINED = "trained"
 FLOAT_KINDS = (None, "float16")
@@ -175,21 +168,23 @@ def write_quantized(
     narrow_cache: bool = False,
 ) -> Written:
     """Converts the model and writes its grids into the file."""
-    config = record.config
+    config, origins = record.config, _origins(model, record)
     if is_causal_lm(model):
         if config.is_static:
             raise InputError("files that generate have no static kind: use a dynamic or weight-only one")
-        content = convert_decoder(model, lengths, apart=not _may_fold(record), narrow_cache=narrow_cache)
+        content = convert_decoder(
+            model, lengths, apart=not _may_fold(record), narrow_cache=narrow_cache, owners=origins.owners
+        )
     else:
         with contextlib.nullcontext() if _may_fold(record) else frozen(model, record):
-            content = convert(model, inputs, lengths, batch=batch)
+            content = convert(model, inputs, lengths, batch=batch, owners=origins.owners)
     if config.is_static:
         samples = None if representative is None else _by_signature(representative, inputs, lengths, batch=batch)
-        content, matched = run_in_child(write_static, content, config, record.grids, samples)
+        content, matched = run_in_child(write_static, content, config, origins, samples)
         layers = layer_bits(record, matched)
     else:
         content, matched, layers = write_grids(
-            content, record, look_up_rows, fallback=lambda found: _fallback(found, record)
+            content, record, look_up_rows, fallback=lambda weight: _fallback(weight, record), origins=origins
         )
     if record.grids and not matched:
         raise VerificationError("grids", "none of the model's weights was found in the converted file")
@@ -198,6 +193,16 @@ def write_quantized(
     if config.is_static:
         checks.append(Check("float_operators", float(check_float_left(path)), "reported"))
     return Written(record, matched, tuple(layers), checks=checks)
+
+
+def _origins(model: Any, record: Record) -> Origins:
+    skipped = {skip.path for skip in record.skipped}
+    floats = {
+        w.path: as_matrix(keras_api.to_numpy(w.variable), layouts(w.layer)[w.name])
+        for w in keras_api.weights(model)
+        if w.path in skipped and w.name in layouts(w.layer)
+    }
+    return Origins(record.grids, floats, Owners.of([*record.grids, *floats]))
 
 
 def _is_plain(record: Record) -> bool:
@@ -217,11 +222,11 @@ def _may_fold(record: Record) -> bool:
     return _is_plain(record) and as_it_stands and config.weight_granularity == "channel" and config.weight_bits == 8
 
 
-def _fallback(found: Found, record: Record) -> Grid | None:
+def _fallback(weight: Unmatched, record: Record) -> Grid | None:
     """After training, what has no grid was meant to stay in float; else it is rounded as it stands."""
-    if not _is_plain(record) or size_of(found) < SMALLEST_QUANTIZED:
+    if not _is_plain(record) or size_of(weight.found) < SMALLEST_QUANTIZED:
         return None
-    return nearest_grid(found, record.config.weight_bits or 8, closest(found, record.grids) or found.name)
+    return nearest_grid(weight.found, record.config.weight_bits or 8, weight.path or weight.found.name)
 
 
 def check_grids(path: Path, matched: list[Matched]) -> Check:

@@ -14,9 +14,8 @@ import numpy as np
 
 from tfopt.errors import InputError, WorkFailedError
 from tfopt.quantization.config import QuantizeConfig
-from tfopt.quantization.record import Grid
 from tfopt.tflite import flatbuffer as fb
-from tfopt.tflite.grids import Found, Matched, find_weights, match
+from tfopt.tflite.matching import Matched, Origins, Unmatched, match
 from tfopt.tflite.ranges import Range, strip_ranges
 
 Samples = Mapping[str, Iterable[dict[str, np.ndarray]]]
@@ -29,7 +28,7 @@ _SAME_GRID = {
 
 
 def write_static(
-    content: bytes, config: QuantizeConfig, grids: dict[str, Grid], samples: Samples | None
+    content: bytes, config: QuantizeConfig, origins: Origins, samples: Samples | None
 ) -> tuple[bytes, list[Matched]]:
     """Quantizes a file that was converted from a model with frozen ranges.
 
@@ -39,7 +38,7 @@ def write_static(
     Args:
         content: a TFLite file with QUANTIZE and DEQUANTIZE around every tensor whose range is known.
         config: bits of activations.
-        grids: grids of the weights.
+        origins: the matrices of the model, with their grids.
         samples: inputs by signature, to observe what no rounding covered; None if there are none.
 
     Returns:
@@ -51,7 +50,7 @@ def write_static(
     """
     model = fb.read(content)
     ranges, wide = strip_ranges(model)
-    matched, others = match(find_weights(model), grids)
+    matched, others = match(model, origins)
     for item in matched:
         if item.found.operator == fb.Op.GATHER:  # what is looked up lies on the table's grid
             scale = float(item.grid.scale.max())
@@ -122,9 +121,9 @@ def _quantizer(content: bytes, config: QuantizeConfig, wide: list[str], floats: 
     return new
 
 
-def _readers(model: Any, weights: list[Found]) -> list[str]:
+def _readers(model: Any, weights: list[Unmatched]) -> list[str]:
     """Names of the outputs of operators whose weight has no grid: they stay in float."""
-    buffers = {weight.buffer for weight in weights}
+    buffers = {weight.found.buffer for weight in weights}
     return [
         fb.name(graph.tensors[int(op.outputs[0])])
         for graph in model.subgraphs

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from tfopt.tflite import flatbuffer as fb
-from tfopt.tflite.grids import LOOKUPS, find_weights, widen
+from tfopt.tflite.grids import widen
+from tfopt.tflite.weights import LOOKUPS, find_weights
 
 
 def narrow_floats(model: Any) -> None:

@@ -1,6 +1,5 @@
 """Writes the grids of a quantized model into a float TFLite file: the same integers, not a second rounding."""
 
-import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any
@@ -12,132 +11,24 @@ from tfopt.numerics.grids import WeightSpec
 from tfopt.quantization.record import Grid, Record
 from tfopt.tflite import flatbuffer as fb
 from tfopt.tflite.layer_bits import LayerBits
+from tfopt.tflite.matching import Matched, Origins, Unmatched, match
 from tfopt.tflite.ranges import strip_ranges
+from tfopt.tflite.weights import LOOKUPS, PRODUCTS, Found
 
-_TOLERANCE = 1e-5
 # Smaller matrices stay in float where no grid was trained for them: nothing is gained by narrowing them.
 SMALLEST_QUANTIZED = 1024
-# Operators with a constant weight: its position among the inputs, the axis of its output channels, and the
-# version from which the operator takes integer weights with float activations.
-PRODUCTS = {
-    fb.Op.FULLY_CONNECTED: (1, 0, 9), fb.Op.CONV_2D: (1, 0, 5), fb.Op.DEPTHWISE_CONV_2D: (1, 3, 6),
-    fb.Op.TRANSPOSE_CONV: (1, 0, 3), fb.Op.EMBEDDING_LOOKUP: (1, 0, 4), fb.Op.GATHER: (0, 0, 5),
-}  # fmt: skip
 # Without integer kernels for float activations: their weights are widened before the product.
 _WIDENED = {fb.Op.TRANSPOSE_CONV}
-# Widen the rows that they return by themselves.
-LOOKUPS = {fb.Op.EMBEDDING_LOOKUP, fb.Op.GATHER}
 # Takes two weights per byte; others store grids of few bits in whole bytes.
 _TAKES_INT4 = {fb.Op.FULLY_CONNECTED, fb.Op.CONV_2D, fb.Op.EMBEDDING_LOOKUP}
-
-
-@dataclasses.dataclass(frozen=True)
-class Found:
-    """A constant weight of a file: its buffer, operator and values as a matrix of (outputs, inputs).
-
-    Signatures share buffers, under a name of each one's own; `name` is the first of `names`.
-    """
-
-    buffer: int
-    operator: int
-    names: tuple[str, ...]
-    axis: int
-    shape: tuple[int, ...]
-    matrix: np.ndarray = dataclasses.field(repr=False)
-
-    @property
-    def name(self) -> str:
-        return self.names[0]
-
-
-@dataclasses.dataclass(frozen=True)
-class Matched:
-    """A weight of a file with the grid that belongs to it, scaled as the converter scaled the weight."""
-
-    found: Found
-    grid: Grid
-
-
-def find_weights(model: Any) -> list[Found]:
-    """Every constant float weight that an operator multiplies by or looks up in, each buffer once."""
-    weights: dict[int, Found] = {}
-    names: dict[int, list[str]] = {}
-    for graph in model.subgraphs:
-        for tensor in graph.tensors:
-            names.setdefault(tensor.buffer, []).append(fb.name(tensor))
-    for graph in model.subgraphs:
-        for op in graph.operators:
-            kind = fb.code(model, op)
-            if kind not in PRODUCTS:
-                continue
-            place, axis, _ = PRODUCTS[kind]
-            tensor = graph.tensors[int(op.inputs[place])]
-            values = fb.floats(model, tensor)
-            if values is None or values.ndim < 2 or tensor.buffer in weights:
-                continue
-            matrix = np.ascontiguousarray(np.moveaxis(values, axis, 0)).reshape(values.shape[axis], -1)
-            weights[tensor.buffer] = Found(
-                tensor.buffer, kind, tuple(names[tensor.buffer]), axis=axis, shape=values.shape, matrix=matrix
-            )
-    return list(weights.values())
-
-
-def match(found: list[Found], grids: dict[str, Grid]) -> tuple[list[Matched], list[Found]]:
-    """Finds for each weight of a file the grid with which it agrees up to one factor per output.
-
-    Converters fold batch norms and attention scales into weights; a grid with one scale per output follows.
-
-    Returns:
-        What was matched, and the weights without a grid.
-    """
-    matched, others = [], []
-    for weight in found:
-        pairs = ((grid, _factors(weight.matrix, grid.source)) for grid in grids.values())
-        fits = ((g, f) for g, f in pairs if f is not None and (g.spec.symmetric or (f >= 0).all()))
-        hit = next(fits, None)
-        if hit is None:
-            others.append(weight)
-        else:
-            matched.append(Matched(weight, _scaled(*hit)))
-    return matched, others
-
-
-def _factors(matrix: np.ndarray, source: np.ndarray) -> np.ndarray | None:
-    """One factor per row that makes `source` equal to `matrix`, or None."""
-    if matrix.shape != source.shape:
-        return None
-    for rows in (slice(0, 4), slice(None)):  # most candidates differ at once
-        found, known = matrix[rows], source[rows]
-        largest = np.abs(known).argmax(1)[:, None]
-        top = np.take_along_axis(known, largest, 1)
-        factors = np.where(top == 0, 1.0, np.take_along_axis(found, largest, 1) / np.where(top == 0, 1, top))
-        reach = np.abs(found).max(1, keepdims=True)
-        if (np.abs(found - factors * known) > _TOLERANCE * np.maximum(reach, 1e-12)).any():
-            return None
-    return factors.astype(np.float32)
-
-
-def _scaled(grid: Grid, factors: np.ndarray) -> Grid:
-    """The grid of a weight that was multiplied by a factor per output."""
-    if (factors == 1).all():
-        return grid
-    factors = np.where(factors == 0, 1.0, factors)
-    sign = np.sign(factors).astype(np.int8)
-    equal = np.ptp(factors) <= _TOLERANCE * np.abs(factors).max()
-    if grid.scale.shape[0] == 1 and not equal:  # one scale per tensor becomes one per output
-        grid = dataclasses.replace(grid, spec=grid.spec._replace(granularity="channel"))
-    scale = grid.scale * np.abs(factors[:1] if equal else factors).astype(np.float32)
-    zero = np.broadcast_to(grid.zero, scale.shape)
-    return dataclasses.replace(
-        grid, integers=grid.integers * sign, scale=scale, zero=zero, source=grid.source * factors
-    )
 
 
 def write_grids(
     content: bytes,
     record: Record,
     rows: Callable[[Any], None],
-    fallback: Callable[[Found], Grid | None],
+    fallback: Callable[[Unmatched], Grid | None],
+    origins: Origins,
 ) -> tuple[bytes, list[Matched], list[LayerBits]]:
     """Writes integer weights where activations stay in float or are quantized while running.
 
@@ -146,6 +37,7 @@ def write_grids(
         record: its grids.
         rows: rewrites lookups, see `lookups.look_up_rows`.
         fallback: the grid of a weight that matches none of the record's, or None to leave it in float.
+        origins: the matrices of the model.
 
     Returns:
         The new file, what was written, and the bits of every matrix of the model.
@@ -153,8 +45,8 @@ def write_grids(
     model = fb.read(content)
     strip_ranges(model)
     rows(model)
-    matched, others = match(find_weights(model), record.grids)
-    matched += [Matched(w, grid) for w in others for grid in [fallback(w)] if grid is not None]
+    matched, others = match(model, origins)
+    matched += [Matched(other.found, grid) for other in others for grid in [fallback(other)] if grid is not None]
     widened = {m.found.buffer for m in matched if _needs_widening(m, record.config.activations == "none")}
     for item in matched:
         _write_one(model, item)
@@ -269,18 +161,6 @@ def nearest_grid(found: Found, bits: int, path: str) -> Grid:
     scale = np.where(reach > 0, reach / spec.largest, 1).astype(np.float32)
     integers = np.clip(np.rint(found.matrix / scale), spec.smallest, spec.largest).astype(np.int8)
     return Grid(path, spec, integers, scale=scale, zero=np.zeros_like(scale), source=found.matrix)
-
-
-def closest(found: Found, grids: dict[str, Grid]) -> str | None:
-    """Which weight of the model a weight of the file was made from, where factors were folded into its inputs."""
-
-    def likeness(grid: Grid) -> float:
-        lengths = np.linalg.norm(found.matrix) * np.linalg.norm(grid.source)
-        return float(np.vdot(found.matrix, grid.source) / max(lengths, 1e-30))
-
-    likely = {path: likeness(grid) for path, grid in grids.items() if grid.source.shape == found.matrix.shape}
-    best = max(likely, key=lambda path: likely[path], default=None)
-    return best if best is not None and likely[best] > 0.5 else None
 
 
 def size_of(found: Found) -> int:
