@@ -24,9 +24,8 @@ lint: $(VENV)/.installed-test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Three workers for two cores: each waits now and then for a child process.
 test: lint
-	$(BIN)/python -m pytest -n 3
+	$(BIN)/python -m pytest -n 2
 
 # The same with coverage, which costs a third of the time; fails below the floor in pyproject.toml.
 coverage: $(VENV)/.installed-test

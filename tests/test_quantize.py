@@ -96,24 +96,24 @@ def test_static_files_of_deeper_models(kind, bits, keras, tmp_path):
     assert artifact.layers and all(layer.bits <= 8 for layer in artifact.layers)
 
 
-def test_bert_in_every_kind_of_file(make_bert, tokens, keras, tmp_path):
-    kinds = {"dynamic_int8": 8, "dynamic_int4": 4, "weight_only_int8": 8, "weight_only_int4": 4}
-    for name, bits in kinds.items():
-        model = make_bert()
-        quantize.prepare(model, NAMED[name])
-        model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-        model.fit(tokens, np.arange(16) % 3, epochs=1, verbose=0)
-        simulated = np.asarray(model(tokens, training=False))
-        tfopt.finish(model)
-        artifact = tfopt.export(
-            model, tmp_path / f"{name}.tflite", format="tflite", quantization=name, lengths=[12]
-        )
-        check_grid_paths = [layer.path for layer in artifact.layers if layer.bits == 32]
-        assert check_grid_paths == ["token_type_embeddings/embeddings", "position_embeddings/embeddings"]
-        found = tfopt.Predictor.load(artifact.path).predict(tokens)["logits"]
-        np.testing.assert_allclose(found, simulated, atol=2e-2 * np.abs(simulated).max())
-        table = next(c for c in read_tflite(artifact.path).constants if c.is_lookup)
-        assert table.bits == bits and table.scale.shape == (300,) and table.readers == {"EMBEDDING_LOOKUP"}
+@pytest.mark.parametrize(
+    ("name", "bits"),
+    [("dynamic_int8", 8), ("dynamic_int4", 4), ("weight_only_int4", 4), ("weight_only_int8", 8)],
+)
+def test_bert_in_every_kind_of_file(name, bits, make_bert, tokens, keras, tmp_path):
+    model = make_bert()
+    quantize.prepare(model, NAMED[name])
+    model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    model.fit(tokens, np.arange(16) % 3, epochs=1, verbose=0)
+    simulated = np.asarray(model(tokens, training=False))
+    tfopt.finish(model)
+    artifact = tfopt.export(model, tmp_path / "m.tflite", quantization=name, lengths=[12])
+    check_grid_paths = [layer.path for layer in artifact.layers if layer.bits == 32]
+    assert check_grid_paths == ["token_type_embeddings/embeddings", "position_embeddings/embeddings"]
+    found = tfopt.Predictor.load(artifact.path).predict(tokens)["logits"]
+    np.testing.assert_allclose(found, simulated, atol=2e-2 * np.abs(simulated).max())
+    table = next(c for c in read_tflite(artifact.path).constants if c.is_lookup)
+    assert table.bits == bits and table.scale.shape == (300,) and table.readers == {"EMBEDDING_LOOKUP"}
 
 
 def test_blocks(make_bert, tokens, keras, tmp_path):

@@ -62,8 +62,8 @@ def hidden_states(config: CausalLMConfig, parts: Parts, ids: Any, positions: Any
     x = parts.dropout(x)
     for index in range(config.num_hidden_layers):
         name = f"layer_{index}"
-        x = x + parts.dropout(_attention(config, parts, parts.norm(x, f"{name}_attention_norm"), index))
-        x = x + parts.dropout(_feed_forward(config, parts, parts.norm(x, f"{name}_mlp_norm"), name))
+        x = x + parts.dropout(_attention(config, parts, parts.norm(x, f"{name}_attention_norm"), index=index))
+        x = x + parts.dropout(_feed_forward(config, parts, parts.norm(x, f"{name}_mlp_norm"), name=name))
     return parts.norm(x, "final_norm")
 
 
@@ -79,8 +79,8 @@ def _attention(config: CausalLMConfig, parts: Parts, x: Any, index: int) -> Any:
 def _feed_forward(config: CausalLMConfig, parts: Parts, x: Any, name: str) -> Any:
     units, bias, act = config.intermediate_size, config.output_bias, config.hidden_act
     if config.gated:
-        gate = parts.linear(x, Linear(f"{name}_gate", units, bias, act))
+        gate = parts.linear(x, Linear(f"{name}_gate", units, bias, activation=act))
         inner = gate * parts.linear(x, Linear(f"{name}_up", units, bias))
     else:
-        inner = parts.linear(x, Linear(f"{name}_up", units, bias, act))
+        inner = parts.linear(x, Linear(f"{name}_up", units, bias, activation=act))
     return parts.linear(inner, Linear(f"{name}_down", config.hidden_size, bias))

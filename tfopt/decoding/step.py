@@ -77,7 +77,8 @@ def forward(
     if new != 1:
         one.fresh = _bias(places, places, pads, start=None, window=config.sliding_window)
     # Padding at the right may reach beyond the table, which some runtimes refuse.
-    hidden = hidden_states(config, one, ids, tf.minimum(positions, config.max_position_embeddings - 1))
+    inside = tf.minimum(positions, config.max_position_embeddings - 1)
+    hidden = hidden_states(config, one, ids, positions=inside)
     return hidden, one.grown
 
 

@@ -95,7 +95,7 @@ def compare_artifacts(
         _add_timing(found, predictors, one, inputs=inputs, rounds=rounds, seconds=seconds, log=log)
         if memory:
             log("memory of all, each in a process of its own")
-            _add_memory(found, predictors, one, threads)
+            _add_memory(found, predictors, one, threads=threads)
     if data is not None:
         score = functools.partial(quality.accuracy_on, list(data))
     if score is not None:

@@ -58,7 +58,7 @@ class _Builder:
         positions = self._ops.maximum(self._ops.cumsum(mask) - 1, 0)
         self._turn = self._rotation(positions) if c.positions == "rotary" else None
         self._bias = self._seen(ids, mask)
-        x = hidden_states(c, self, ids, positions)
+        x = hidden_states(c, self, ids, positions=positions)
         if c.tie_word_embeddings:
             # The layer is called on every id, since a variable of its own cannot be a node of a functional model:
             # whatever replaces the layer's call, as quantization does, then holds for both of its uses.

@@ -6,6 +6,8 @@ import platform
 from pathlib import Path
 from typing import Any
 
+from tfopt._base.cores import usable_cores
+
 _PACKAGES = (
     "tfopt", "tensorflow", "tf-keras", "keras", "ai-edge-litert", "tensorflow-model-optimization",
     "tokenizers", "safetensors", "numpy",
@@ -16,7 +18,7 @@ def machine_info() -> dict[str, Any]:
     """Processor, cores, memory, system, load and the versions of everything that matters."""
     info: dict[str, Any] = {
         "processor": _processor(),
-        "cores": os.cpu_count(),
+        "cores": usable_cores(),
         "system": platform.platform(),
         "python": platform.python_version(),
         "versions": {name: v for name in _PACKAGES if (v := _version(name))},

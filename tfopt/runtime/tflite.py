@@ -4,12 +4,12 @@ The interpreter is used rather than `CompiledModel`: on encoders it was 7 % fast
 damaged file with an error where `CompiledModel` ends the process.
 """
 
-import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from tfopt._base.cores import usable_cores
 from tfopt.errors import ModelFileError
 from tfopt.runtime.decoder_predictor import DecoderPredictor
 from tfopt.runtime.predictor import Predictor, Signature, StoredWeight
@@ -27,7 +27,7 @@ class TFLitePredictor(Predictor):
         from ai_edge_litert.interpreter import Interpreter
 
         try:
-            self._interpreter = Interpreter(str(self.path), num_threads=threads or os.cpu_count())
+            self._interpreter = Interpreter(str(self.path), num_threads=threads or usable_cores())
             keys = list(self._interpreter.get_signature_list())
         except (ValueError, RuntimeError) as error:
             raise ModelFileError(f"{self.path} is not a TFLite file that loads: {error}") from error

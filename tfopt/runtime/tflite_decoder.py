@@ -7,7 +7,6 @@ ever moves; only a text that outgrows its slots is copied once, into the next la
 
 import contextlib
 import hashlib
-import os
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from tfopt._base.cores import usable_cores
 from tfopt._base.files import replacing
 from tfopt._keras import extras
 from tfopt.decoding.config import CausalLMConfig
@@ -136,7 +136,7 @@ class TFLiteDecoder(Decoder):
             read_tflite(self.path)  # LiteRT ends the process on a file that is damaged; this refuses it
         with _written_whole(kept) as cache:
             cpu = litert.CpuOptions(
-                num_threads=threads or os.cpu_count() or 1, xnnpack_weight_cache_path=str(cache or "")
+                num_threads=threads or usable_cores(), xnnpack_weight_cache_path=str(cache or "")
             )
             options = litert.Options(hardware_accelerators=litert.HardwareAccelerator.CPU, cpu_options=cpu)
             self._model = litert.CompiledModel.from_file(str(self.path), options=options)

@@ -75,7 +75,7 @@ def match(model: Any, origins: Origins) -> tuple[list[Matched], list[Unmatched]]
         for reader in weight.readers:
             parts.setdefault(told[reader] or rest, []).append(reader)
         for number, (path, readers) in enumerate(parts.items()):
-            part = weight if number == 0 else _stored_again(model, weight, readers, path)
+            part = weight if number == 0 else _stored_again(model, weight, readers, path=path)
             if path in origins.grids:
                 matched.append(Matched(part, _scaled(origins.grids[path], fit[path])))
             else:

@@ -65,7 +65,7 @@ def find_weights(model: Any) -> list[Found]:
             if values is None or values.ndim < 2:
                 continue
             result = fb.name(graph.tensors[int(op.outputs[0])])
-            readers.setdefault(tensor.buffer, []).append(Reader(place_of_graph, number, place, result))
+            readers.setdefault(tensor.buffer, []).append(Reader(place_of_graph, number, place, name=result))
             if tensor.buffer in weights:
                 continue
             matrix = np.ascontiguousarray(np.moveaxis(values, axis, 0)).reshape(values.shape[axis], -1)
