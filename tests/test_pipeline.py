@@ -151,15 +151,3 @@ def test_a_finished_run_is_not_done_again_and_never_overwritten_by_accident(run_
     (tmp_path / "other" / "precious").write_text("x")
     with pytest.raises(InputError, match="holds no run"):
         run(tiny_recipe(), tmp_path / "other", overwrite=True)
-
-
-def test_keras_3_on_two_replicas(tiny_recipe, tmp_path):
-    recipe = tfopt.Recipe.load(tiny_recipe('generation = "keras"\nreplicas = 2'))
-    changes = {"exports": [{"format": "tflite", "of": ["half"]}], "measure.threads": 1, "measure.memory": False}
-    recipe = recipe.with_changes(
-        {**changes, "variants": [v.model_dump(exclude_unset=True) for v in recipe.variants[:1]]}
-    )
-    report = run(recipe, tmp_path / "run")
-    assert all(m.quality["accuracy"] > 0.9 for m in report.artifacts)
-    assert report.artifact("half_tflite").kernel_sparsity == pytest.approx(0.5, abs=0.01)
-    assert all(m.peak_memory_bytes is None for m in report.artifacts)

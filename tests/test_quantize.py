@@ -52,8 +52,7 @@ def check_grid(model, artifact):
         assert any(np.allclose(r, r[0], rtol=1e-5) for r in ratios) or grid.path.startswith("conv2d"), grid.path
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize(("kind", "bits"), [*((kind, 8) for kind in KINDS), ("dense", 4), ("attention", 4)])
 def test_dynamic_file_computes_what_training_simulated(kind, bits, keras, tmp_path):
     model, x = trained(keras, kind, aware(weight_bits=bits))
     simulated = np.asarray(model(x, training=False))
@@ -81,8 +80,7 @@ def test_static_file_is_within_one_step_of_the_simulation(kind, keras, tmp_path)
     check_grid(model, artifact)
 
 
-@pytest.mark.parametrize("kind", ["conv", "attention", "subclassed"])
-@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize(("kind", "bits"), [("conv", 8), ("attention", 8), ("subclassed", 8), ("attention", 16)])
 def test_static_files_of_deeper_models(kind, bits, keras, tmp_path):
     model, x = trained(keras, kind, aware(activations="static", activation_bits=bits), epochs=4)
     simulated = np.asarray(model(x, training=False))
