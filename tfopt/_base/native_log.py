@@ -40,7 +40,8 @@ def native_log_aside() -> Iterator[NativeLog]:
         faulthandler.disable()
         sys.stderr.flush()
         os.dup2(ours, 2)
-        sys.stderr = original
+        shown, sys.stderr = sys.stderr, original
+        shown.close()
         if not log.keep:
             log.path.unlink(missing_ok=True)
 
