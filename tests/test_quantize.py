@@ -1,6 +1,7 @@
 """Quantization-aware training: what trains, what is refused, and that the file holds just what was trained."""
 
 import dataclasses
+import sys
 
 import numpy as np
 import pytest
@@ -143,7 +144,9 @@ def test_the_record_goes_with_the_file(keras, tmp_path):
     found, artifact, _ = file_of(reloaded, "dense", tmp_path / "m.tflite", x=x)
     check_grid(model, artifact)
     assert np.abs(found - simulated).max() < 0.02 * np.ptp(simulated)
-    keras.models.load_model(tmp_path / "m.keras")  # Keras itself does not mind the extra member
+    # Keras itself does not mind the extra member, but where zipfile loses its place (gh-127847 of CPython).
+    if not ((3, 12) <= sys.version_info < (3, 12, 9) or (3, 13) <= sys.version_info < (3, 13, 2)):
+        keras.models.load_model(tmp_path / "m.keras")
 
 
 def test_warm_up_freeze_and_logs(keras):
