@@ -197,16 +197,16 @@ def test_what_people_read(tfopt_main, run_copy, tiny_recipe):
 
 def test_a_terminated_run_is_resumable_and_says_so(tiny_recipe, tmp_path, tfopt_command):
     command, environment = tfopt_command
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [*command, "run", str(tiny_recipe()), "--out", str(tmp_path / "out")], env=environment,
-        stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    errors = ""
-    for line in process.stderr:
-        errors += line
-        if "[train baseline]" in line:
-            process.terminate()
-    assert process.wait() == 75
+        stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
+    ) as process:  # fmt: skip
+        errors = ""
+        for line in process.stderr:
+            errors += line
+            if "[train baseline]" in line:
+                process.terminate()
+    assert process.returncode == 75
     assert "interrupted" in errors and "--resume" in errors and "Traceback" not in errors
     state = json.loads((tmp_path / "out" / "state.json").read_text())
     assert [s["name"] for s in state["steps"]] == ["data"]
