@@ -155,13 +155,15 @@ def test_its_figures_can_be_computed_again_from_the_files(text_run):
 
 
 def test_gpt2_in_keras_3_on_two_replicas(recipe, tmp_path):
-    changes = {"exports": [{"format": "tflite", "of": ["baseline"]}], "variants": [], "train.epochs": 3}
+    half = {"name": "half", "prune": {"sparsity": 0.5, "frequency": 4}, "train": {"epochs": 1, "batch_size": 16}}
+    changes = {"exports": [{"format": "tflite"}], "variants": [half], "train.epochs": 3}
     chosen = recipe('generation = "keras"\nreplicas = 2', 'architecture = "gpt2"').with_changes(
         {**changes, "model.num_key_value_heads": 2}
     )
     report = run(chosen, tmp_path / "run")
     assert all(m.quality["next_token_accuracy"] > 0.4 for m in report.artifacts)
     assert report.artifact("baseline_tflite").generation["greedy_agreement"] == 1
+    assert report.artifact("half_tflite").kernel_sparsity == pytest.approx(0.5, abs=0.02)
 
 
 def test_a_trained_checkpoint_learns_another_text(recipe, shared_data, tmp_path):
