@@ -19,6 +19,7 @@ import numpy as np
 from benchmarks.common import goal, save, show
 from tfopt import Predictor, export
 from tfopt._keras import keras_api
+from tfopt._keras.loading import load_model
 from tfopt.compress import quantize
 from tfopt.data import batches as batching
 from tfopt.quantization import NAMED, QuantizeConfig
@@ -93,12 +94,12 @@ class Bench:
         self.trainings: dict[str, Any] = {}
 
     def post_training(self, kinds: dict[str, Any]) -> dict[str, dict[str, Any]]:
-        model = keras_api.load_model(self.model_file)
+        model = load_model(self.model_file)
         return {name: self._measure(model, quantization) for name, quantization in kinds.items()}
 
     def mixed(self) -> dict[str, dict[str, Any]]:
         """Bits by layer: the table of what each loses, and the best choice for the bytes half way to 4 bits."""
-        model = keras_api.load_model(self.model_file)
+        model = load_model(self.model_file)
         table = measure_sensitivity(model, self.samples)
         table.save(self.work / "sensitivity.json")
         print(table.text())
@@ -113,7 +114,7 @@ class Bench:
         path = self.work / f"{name}.keras"
         if not path.exists():
             seed_everything("tf_keras", training.seed)
-            model, teacher = (keras_api.load_model(self.model_file) for _ in range(2))
+            model, teacher = (load_model(self.model_file) for _ in range(2))
             for _, layer in keras_api.walk(model):
                 if hasattr(layer, "rate"):
                     layer.rate = 0.0
@@ -130,7 +131,7 @@ class Bench:
                 "seed": training.seed, "loss": history["loss"][-1], "seconds": round(time.perf_counter() - started),
             }  # fmt: skip
             keras_api.save_model(quantize.finish(model), path)
-        return keras_api.load_model(path)
+        return load_model(path)
 
     def _measure(self, model: Any, quantization: Any) -> dict[str, Any]:
         path = self.work / "model.tflite"

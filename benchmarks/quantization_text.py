@@ -16,7 +16,7 @@ import numpy as np
 from benchmarks.common import save, show
 from benchmarks.quantization_sst2 import NEAREST4
 from tfopt import Predictor, Recipe, export
-from tfopt._keras import keras_api
+from tfopt._keras.loading import load_model
 from tfopt.measure.perplexity import predict_text
 from tfopt.measure.text import greedy_agreement
 from tfopt.quantization import NAMED
@@ -57,11 +57,11 @@ def main() -> None:
 
 def _exported(run: Path, folder: Path, task: Any) -> dict[str, Path]:
     """Every kind of the float model, the float one with an int8 cache, and the variant trained for 4 bits."""
-    model = keras_api.load_model(run / "baseline" / "model.keras")
+    model = load_model(run / "baseline" / "model.keras")
     wanted = {name: (model, kind, "float32") for name, kind in KINDS.items()}
     wanted["float32, int8 cache"] = (model, None, "int8")
     wanted["int8 dynamic, int8 cache"] = (model, "dynamic_int8", "int8")
-    trained = keras_api.load_model(run / "trained4" / "model.keras")
+    trained = load_model(run / "trained4" / "model.keras")
     wanted["int4 channel, trained"] = (trained, "trained", "float32")
     files = {}
     for number, (name, (source, kind, cache)) in enumerate(wanted.items()):

@@ -21,7 +21,7 @@ from benchmarks.runtimes import HEADS, in_turns, onnx_int8, onnx_runtime, openvi
 from benchmarks.sst2_students import STUDENTS, School
 from tfopt import Predictor, archive, export, shrink
 from tfopt._base.files import size_of
-from tfopt._keras import keras_api
+from tfopt._keras.loading import load_model
 from tfopt.data import batches as batching
 from tfopt.runtime.saved_model import set_threads
 from tfopt.tasks.base import widened
@@ -103,7 +103,7 @@ class Bench:
         from benchmarks.onnx_bert import write_onnx
 
         path = self._work / "model.onnx"
-        write_onnx(keras_api.load_model(self._run / "baseline" / "model.keras"), path, HEADS, LENGTH)
+        write_onnx(load_model(self._run / "baseline" / "model.keras"), path, HEADS, LENGTH)
         rows = batching.samples(self._run / "data", CALIBRATION, split="train")
         inputs = {n: widened(rows[n], LENGTH).astype(np.int64) for n in ("input_ids", "attention_mask")}
         each = [{name: value[i : i + 1] for name, value in inputs.items()} for i in range(CALIBRATION)]

@@ -14,6 +14,7 @@ import numpy as np
 from tfopt import Distiller, cut_vocabulary, factorize, shrink
 from tfopt._base.files import replacing, write_json
 from tfopt._keras import keras_api
+from tfopt._keras.loading import load_model
 from tfopt.compress import prune, quantize
 from tfopt.data import batches as batching
 from tfopt.data import pack as packing
@@ -112,10 +113,10 @@ class School:
             name: of the student.
             whole_vocabulary: with the float model's rows for the tokens that the training texts do not have.
         """
-        model = keras_api.load_model(self.file(name) if name in STUDENTS else self._teacher)
+        model = load_model(self.file(name) if name in STUDENTS else self._teacher)
         if not whole_vocabulary:
             return model
-        table = self._table(keras_api.load_model(self._run / "baseline" / "model.keras")).copy()
+        table = self._table(load_model(self._run / "baseline" / "model.keras")).copy()
         table[np.load(self.work / "kept.npy")] = self._table(model)
         return rebuild(model, Changes({_TABLE: table}))
 
@@ -161,7 +162,7 @@ class School:
         return dict(history)
 
     def _without_dropout(self, path: Path) -> Any:
-        model = keras_api.load_model(path)
+        model = load_model(path)
         for _, layer in keras_api.walk(model):
             if hasattr(layer, "rate"):
                 layer.rate = 0.0
@@ -173,7 +174,7 @@ class School:
             return
         recipe = Recipe.load(self._run / "recipe.toml")
         splits = {name: self._texts(recipe, name) for name in ("train", "validation")}
-        whole = keras_api.load_model(self._run / "baseline" / "model.keras")
+        whole = load_model(self._run / "baseline" / "model.keras")
         found = cut_vocabulary(whole, self._run / "data", texts=splits["train"].texts, least=LEAST)
         keras_api.save_model(found.model, self._teacher)
         np.save(self.work / "kept.npy", found.kept)

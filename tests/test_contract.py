@@ -10,6 +10,7 @@ import tensorflow as tf
 import tfopt
 from tfopt._keras import keras_api
 from tfopt._keras.keras_io import inputs_of
+from tfopt._keras.loading import load_model
 from tfopt.compress import cluster, distill, lora, low_rank, prune, quantize, shrink
 from tfopt.compress.finish import finish_all
 from tfopt.compress.techniques import NAMES, TECHNIQUES
@@ -117,7 +118,7 @@ def keeps_the_contract(case, make_bert, keras, strategy, tokens, tmp_path):
     assert type(finished) is type(model)
     assert {type(layer).__module__.partition(".")[0] for _, layer in keras_api.walk(finished)} == {keras.__name__}
     keras_api.save_model(finished, tmp_path / "model.keras")
-    reloaded = keras_api.load_model(tmp_path / "model.keras")
+    reloaded = load_model(tmp_path / "model.keras")
     expected = np.asarray(reloaded(tokens, training=False))
     if strategy is None:
         np.testing.assert_allclose(np.asarray(finished(tokens, training=False)), expected, atol=1e-6)

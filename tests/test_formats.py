@@ -7,7 +7,7 @@ import pytest
 
 import tfopt
 from tfopt._base.formats import FORMATS, INTEGERS, WRITTEN, format_of, kind_of
-from tfopt._keras import keras_api
+from tfopt._keras.loading import load_model
 from tfopt.errors import InputError, MissingFileError, ModelFileError
 from tfopt.quantization import NAMED
 from tfopt.recipe.sections import ExportSection
@@ -76,4 +76,4 @@ def test_one_place_tells_what_a_path_is(tmp_path, finished_run):
         kind_of(tmp_path / "nothing")
     with pytest.raises(ModelFileError, match="is no artifact"):
         format_of(tmp_path / "other")
-    assert keras_api.load_model(tmp_path / "m.keras").name == model.name
+    assert load_model(tmp_path / "m.keras").name == model.name

@@ -3,6 +3,7 @@ import pytest
 
 import tfopt
 from tfopt._keras import keras_api
+from tfopt._keras.loading import load_model
 from tfopt.compress import lora, quantize
 from tfopt.errors import InputError
 from tfopt.quantization.record import record_of
@@ -44,7 +45,7 @@ def test_adapters_train_alone_and_merge_without_a_trace(make_bert, keras, strate
         change = value - before[path]
         assert (np.linalg.matrix_rank(change, tol=1e-5) <= 2 and change.any()) or "kernel" not in path
     keras_api.save_model(finished, tmp_path / "model.keras")
-    reloaded = keras_api.load_model(tmp_path / "model.keras")
+    reloaded = load_model(tmp_path / "model.keras")
     np.testing.assert_allclose(np.asarray(reloaded(tokens, training=False)), adapted, atol=2e-5)
     assert tfopt.export(reloaded, tmp_path / "m.tflite", format="tflite", lengths=[12]).max_abs_error < 1e-5
 

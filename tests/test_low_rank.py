@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 import tfopt
 from tfopt._keras import keras_api
 from tfopt._keras.keras_io import inputs_of
+from tfopt._keras.loading import load_model
 from tfopt.compress.low_rank import splittable
 from tfopt.errors import InputError
 from tfopt.numerics.low_rank import decompose
@@ -59,9 +60,7 @@ def test_matrices_of_low_rank_are_split_without_loss(make, keras, tmp_path):
     np.testing.assert_allclose(found, expected, atol=1e-4 * max(1, np.abs(expected).max()))
     assert {type(x).__module__.partition(".")[0] for _, x in keras_api.walk(smaller)} == {keras.__name__}
     keras_api.save_model(smaller, tmp_path / "m.keras")
-    np.testing.assert_allclose(
-        outputs(keras_api.load_model(tmp_path / "m.keras"), named), found, rtol=1e-4, atol=1e-4
-    )
+    np.testing.assert_allclose(outputs(load_model(tmp_path / "m.keras"), named), found, rtol=1e-4, atol=1e-4)
     lengths = {encoder: [6], llama: [8, 24]}.get(make)
     artifact = tfopt.export(smaller, tmp_path / "m.tflite", format="tflite", lengths=lengths)
     assert artifact.max_abs_error < 1e-3 * max(1, np.abs(found).max())

@@ -5,6 +5,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from tfopt._keras import keras_api
+from tfopt._keras.loading import load_model
 from tfopt.errors import InputError, MissingFileError, ModelFileError
 from tfopt.models import BertConfig, bert, from_pretrained
 
@@ -35,7 +36,7 @@ def test_padding_changes_nothing_and_a_file_keeps_everything(generation, pooling
         "attention_mask": np.pad(np.ones_like(ids), ((0, 0), (0, 5))),
     }
     np.testing.assert_allclose(np.asarray(model(wide)), short, atol=1e-5)
-    loaded = keras_api.load_model(keras_api.save_model(model, tmp_path / "m.keras"))
+    loaded = load_model(keras_api.save_model(model, tmp_path / "m.keras"))
     np.testing.assert_array_equal(np.asarray(loaded(wide)), np.asarray(model(wide)))
 
 

@@ -5,6 +5,7 @@ import tf_keras
 
 import tfopt
 from tfopt._keras import keras_api
+from tfopt._keras.loading import load_model
 from tfopt.callbacks import MagnitudePruning
 from tfopt.compress.prune import Pruner, prunable
 from tfopt.errors import InputError
@@ -60,7 +61,7 @@ def test_callback_reaches_the_exact_sparsity_everywhere(keras, strategy, tmp_pat
             copies = [c.numpy() for c in keras_api.tf_variable(weight.variable).values]
             np.testing.assert_array_equal(copies[0], copies[1])
     keras_api.save_model(model, tmp_path / "m.keras")
-    assert zeros(keras_api.load_model(tmp_path / "m.keras")) == expected_zeros(model, 0.7)
+    assert zeros(load_model(tmp_path / "m.keras")) == expected_zeros(model, 0.7)
 
 
 @pytest.mark.parametrize("arguments", [{"steps_per_execution": 5}, {"jit_compile": True}], ids=str)

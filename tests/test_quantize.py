@@ -9,6 +9,7 @@ import tensorflow as tf
 
 import tfopt
 from tfopt._keras import keras_api
+from tfopt._keras.loading import load_model
 from tfopt.callbacks import MagnitudePruning, QuantizationMonitor
 from tfopt.compress import quantize
 from tfopt.errors import InputError
@@ -135,7 +136,7 @@ def test_the_record_goes_with_the_file(keras, tmp_path):
     tfopt.finish(model)
     assert len(np.unique(keras_api.to_numpy(model.layers[1].kernel)[:, 0])) <= 31
     keras_api.save_model(model, tmp_path / "m.keras")
-    reloaded = keras_api.load_model(tmp_path / "m.keras")
+    reloaded = load_model(tmp_path / "m.keras")
     before, after = record_of(model), record_of(reloaded)
     assert after.ranges == before.ranges and after.config == before.config
     for path, grid in before.grids.items():

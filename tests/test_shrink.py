@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 import tfopt
 from tfopt._keras import extras, keras_api
 from tfopt._keras.keras_io import call, inputs_of
+from tfopt._keras.loading import load_model
 from tfopt.compress import shrink as technique
 from tfopt.errors import InputError
 from tfopt.schedules import PolynomialDecay
@@ -95,7 +96,7 @@ def test_the_smaller_model_computes_what_the_masked_one_does(make, keras, tmp_pa
     expected = outputs(model, named)
     np.testing.assert_allclose(found, expected, atol=1e-5 * max(1, np.abs(expected).max()))
     keras_api.save_model(smaller, tmp_path / "m.keras")
-    again = keras_api.load_model(tmp_path / "m.keras")
+    again = load_model(tmp_path / "m.keras")
     np.testing.assert_allclose(outputs(again, named), found, atol=1e-6 * max(1, np.abs(found).max()))
     lengths = [6] if make is encoder else [8, 24] if make in (llama, gpt2) else None
     artifact = tfopt.export(smaller, tmp_path / "m.tflite", format="tflite", lengths=lengths)
@@ -223,9 +224,7 @@ def test_hidden_width_goes_with_the_statistics_of_norms(keras, make, tmp_path):
     assert parameters(smaller) < 0.82 * parameters(model)
     keras_api.save_model(smaller, tmp_path / "m.keras")
     named = samples(model)
-    np.testing.assert_allclose(
-        outputs(keras_api.load_model(tmp_path / "m.keras"), named), outputs(smaller, named), atol=1e-6
-    )
+    np.testing.assert_allclose(outputs(load_model(tmp_path / "m.keras"), named), outputs(smaller, named), atol=1e-6)
 
 
 def test_the_units_of_the_width_that_matter_least_go(keras):

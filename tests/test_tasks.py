@@ -9,6 +9,7 @@ import tensorflow as tf
 import tfopt
 from benchmarks.task_data import WRITERS
 from tfopt._keras import keras_api
+from tfopt._keras.loading import load_model
 from tfopt.data.features import IGNORED, Feature, feature_batches, write_features
 from tfopt.data.pack import read_manifest
 from tfopt.errors import DataError, InputError
@@ -71,7 +72,7 @@ def test_from_rows_to_a_report(task, generation, tmp_path):
     assert metric.replace("_", " ") in page
     verify_run(tmp_path / "run")
     # A head that says nothing is worth nothing: the figures do not come from the labels.
-    model = keras_api.load_model(tmp_path / "run" / "baseline" / "model.keras")
+    model = load_model(tmp_path / "run" / "baseline" / "model.keras")
     for weight in keras_api.weights(model):
         if "logits" in weight.path:
             weight.variable.assign(np.zeros(weight.variable.shape))

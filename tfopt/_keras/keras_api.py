@@ -6,9 +6,7 @@ A model's generation is read from its class, never from the environment: ``"tf_k
 
 import functools
 import importlib
-import json
 import sys
-import tempfile
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,13 +14,11 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from tfopt._base.files import existing, replacing
+from tfopt._base.files import replacing
 from tfopt._keras import extras
-from tfopt._keras.trust import refuse_code
-from tfopt.errors import InputError, MissingFileError, ModelFileError
+from tfopt.errors import InputError
 
 Generation = Literal["tf_keras", "keras"]
-_WEIGHTS = "model.weights.h5"
 GENERATIONS: tuple[Generation, ...] = ("tf_keras", "keras")
 
 
@@ -255,104 +251,3 @@ def _append(archive: Path, members: dict[str, bytes]) -> None:
     with zipfile.ZipFile(archive, "a") as file:
         for name, content in members.items():
             file.writestr(name, content)
-
-
-def load_model(path: str | Path) -> Any:
-    """Loads a `.keras` or `.h5` file in the generation that wrote it, without running code from it.
-
-    Raises:
-        MissingFileError: no such file.
-        ModelFileError: not a Keras model, damaged, or naming code that would run.
-    """
-    path = existing(path, "model file")
-    try:
-        config, generation = _read_config(path)
-        # What it was compiled with is not read.
-        refuse_code({k: v for k, v in config.items() if k != "compile_config"}, path)
-        keras = keras_module(generation)
-        if generation == "tf_keras" and zipfile.is_zipfile(path):
-            model = _load_tf_keras_archive(keras, path, config)
-        else:
-            model = keras.models.load_model(path, compile=False)
-    except (ModelFileError, MissingFileError):
-        raise
-    except (ValueError, OSError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
-        if isinstance(error, OSError) and error.errno is not None and not _says_damaged(error):
-            raise  # the system's own trouble (a full disk, no permission), not the file's
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelFileError(f"not a Keras model file, or a damaged one: {path} ({reason})") from error
-    if not is_model(model):
-        raise ModelFileError(f"not a Keras model file: {path} holds a {type(model).__name__}")
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as file:
-            extra = {n: file.read(n) for n in file.namelist() if n.startswith("tfopt_")}
-        if extra:
-            extras.put(model, extra)
-    return model
-
-
-def _says_damaged(error: OSError) -> bool:
-    """h5py reports a damaged file as an OSError, on some paths with an errno."""
-    return "file signature" in str(error) or "truncated" in str(error)
-
-
-def _load_tf_keras_archive(keras: Any, path: Path, config: dict[str, Any]) -> Any:
-    """Loads a `.keras` archive of tf_keras from an unpacked copy of its weights.
-
-    tf_keras reads the HDF5 file through the archive, which starts over at every seek backwards: a model of
-    90 MB took 17 seconds to load, this way one.
-    """
-    with zipfile.ZipFile(path) as archive:
-        names = archive.namelist()
-        if _WEIGHTS not in names or any(name.startswith("assets/") for name in names):
-            return keras.models.load_model(path, compile=False)
-        architecture = {key: value for key, value in config.items() if key != "compile_config"}
-        model = keras.saving.deserialize_keras_object(architecture, safe_mode=True)
-        with tempfile.TemporaryDirectory(prefix="tfopt-") as folder:
-            unpacked = Path(archive.extract(_WEIGHTS, folder))
-            _refuse_links(unpacked, path)
-            model.load_weights(unpacked)
-    return model
-
-
-def _read_config(path: Path) -> tuple[dict[str, Any], str]:
-    """The model's configuration and generation, read without building anything."""
-    if path.is_file() and zipfile.is_zipfile(path):
-        try:
-            with zipfile.ZipFile(path) as archive:
-                config = json.loads(archive.read("config.json"))
-                version = json.loads(archive.read("metadata.json"))["keras_version"]
-        except (KeyError, ValueError, zipfile.BadZipFile) as error:
-            raise ModelFileError(f"not a Keras model file: {path} ({error})") from error
-        return config, "tf_keras" if str(version).startswith("2.") else "keras"
-    if path.is_file():
-        return _read_hdf5_config(path)
-    raise ModelFileError(f"not a Keras model file: {path}")
-
-
-def _read_hdf5_config(path: Path) -> tuple[dict[str, Any], str]:
-    import h5py
-
-    if not h5py.is_hdf5(path):
-        raise ModelFileError(f"not a Keras model file: {path} (neither a .keras archive nor HDF5)")
-    _refuse_links(path, path)
-    with h5py.File(path, "r") as handle:
-        text, version = handle.attrs.get("model_config"), handle.attrs.get("keras_version", "2")
-    if text is None:
-        raise ModelFileError(f"not a Keras model file: {path} (weights only, no model configuration)")
-    text = text.decode() if isinstance(text, bytes) else text
-    version = version.decode() if isinstance(version, bytes) else version
-    return json.loads(text), "tf_keras" if str(version).startswith("2") else "keras"
-
-
-def _refuse_links(hdf5: Path, path: Path) -> None:
-    """tf_keras follows links into other files of the machine."""
-    import h5py
-
-    def external(name: str, link: Any) -> str | None:
-        return name if isinstance(link, h5py.ExternalLink) else None  # a name ends the visit
-
-    with h5py.File(hdf5, "r") as handle:
-        found = handle.visititems_links(external)
-    if found is not None:
-        raise ModelFileError(f"{path} points into other files ({found}); such a file is not loaded")

@@ -4,8 +4,8 @@ Every model is a functional one of built-in layers and operations: it saves, rel
 without custom objects, in both Keras generations.
 """
 
-from tfopt._keras.keras_api import load_model as load
 from tfopt._keras.keras_api import save_model as save
+from tfopt._keras.loading import load_model as load
 from tfopt.decoding.config import CausalLMConfig
 from tfopt.models.bert import BertConfig, bert
 from tfopt.models.causal_lm import causal_lm

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from tfopt._base.formats import kind_of, llama2c_models
-from tfopt._keras import keras_api
+from tfopt._keras.loading import load_model
 from tfopt.errors import ModelFileError
 from tfopt.models.checkpoints import PICKLE_ADVICE
 from tfopt.models.llama2c import read_llama2c
@@ -33,7 +33,7 @@ def load_any(path: str | Path, *, generation: str = "tf_keras", dropout: float |
     if kind == "llama2c" and path.is_file():
         return read_llama2c(path, generation=generation, dropout=dropout)
     if path.is_file():
-        return keras_api.load_model(path)
+        return load_model(path)
     model, tokenizer = llama2c_files(path)
     return read_llama2c(model, generation=generation, tokenizer=tokenizer, dropout=dropout)
 

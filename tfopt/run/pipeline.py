@@ -14,6 +14,7 @@ from typing import Any
 
 from tfopt._base.files import replacing, write_bytes, write_text
 from tfopt._keras import keras_api
+from tfopt._keras.loading import load_model
 from tfopt.compress.base import Lessons
 from tfopt.compress.finish import finish_all
 from tfopt.compress.vocabulary import cut_rows
@@ -133,7 +134,7 @@ class _Run:
         steps = total_steps(data["train_records"], _train_config(config, self.recipe.seed)) if epochs else 0
         material = _Material(steps, self.task, self.path / _keras_file(BASELINE))
         with scope(self._strategy):
-            model = keras_api.load_model(self.path / _keras_file(variant.start))
+            model = load_model(self.path / _keras_file(variant.start))
         callbacks: list[Any] = []
         helpers: list[str] = []
         lessons = None
@@ -212,7 +213,7 @@ class _Run:
 
     def _model(self, owner: str) -> Any:
         if self._loaded is None or self._loaded[0] != owner:
-            self._loaded = (owner, keras_api.load_model(self.path / _keras_file(owner)))
+            self._loaded = (owner, load_model(self.path / _keras_file(owner)))
         return self._loaded[1]
 
     # measure and report
@@ -265,7 +266,7 @@ class _Material:
         return {name: samples[name] for name in ("input_ids", "attention_mask")}
 
     def teacher(self) -> Any:
-        return keras_api.load_model(self._baseline)
+        return load_model(self._baseline)
 
 
 def _without(section: Any, layers: list[str]) -> Any:

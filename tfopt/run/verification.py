@@ -8,8 +8,8 @@ import numpy as np
 
 from tfopt._base.files import existing, sha256
 from tfopt._base.formats import format_named
-from tfopt._keras import keras_api
 from tfopt._keras.keras_io import call, inputs_of
+from tfopt._keras.loading import load_model
 from tfopt.data import pack as packing
 from tfopt.errors import DataError, InputError, VerificationError
 from tfopt.export.verify import check_outputs, largest_error
@@ -44,7 +44,7 @@ def verify_run(folder: str | Path, log: Log = lambda line: None) -> dict[str, An
     recorded = {m.name: m.max_abs_error for m in Report.load(folder / "report.json").artifacts}
     found: dict[str, Any] = {}
     for owner in dict.fromkeys(a.owner for a in planned):
-        model = keras_api.load_model(folder / owner / "model.keras")
+        model = load_model(folder / owner / "model.keras")
         inputs = inputs_of(model)
         values = {name: given[name] for name in inputs.specs}
         reference = {name: v.numpy() for name, v in call(model, inputs, values).items()}

@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from tfopt._keras import keras_api
 from tfopt._keras.keras_io import inputs_of, output_names
+from tfopt._keras.loading import load_model
 from tfopt.decoding.weights import is_causal_lm
 from tfopt.runtime.eager_decoder import EagerDecoder
 from tfopt.runtime.predictor import Predictor, Signature, StoredWeight
@@ -22,7 +23,7 @@ class KerasPredictor(Predictor):
 
     def _open(self, threads: int | None) -> list[Signature]:
         set_threads(threads)
-        self.model = keras_api.load_model(self.path)
+        self.model = load_model(self.path)
         self._inputs = inputs_of(self.model)
         specs = {n: (tuple(s.shape), np.dtype(s.dtype.as_numpy_dtype)) for n, s in self._inputs.specs.items()}
         return [Signature("predict", specs, {})]

@@ -16,6 +16,7 @@ import numpy as np
 from tfopt._base.files import existing, replacing, sha256, tree_digest, write_bytes, write_json, write_text
 from tfopt._keras import keras_api
 from tfopt._keras.keras_io import inputs_of
+from tfopt._keras.loading import load_model
 from tfopt.compress.base import Option
 from tfopt.compress.low_rank import splittable
 from tfopt.data import batches as batching
@@ -93,7 +94,7 @@ def search(
     if points < 2:
         raise InputError(f"points must be 2 or more, got {points}")
     out, data = Path(out).resolve(), existing(data, "packed data").resolve()
-    loaded = keras_api.load_model(model) if isinstance(model, str | Path) else keras_api.check_model(model)
+    loaded = load_model(model) if isinstance(model, str | Path) else keras_api.check_model(model)
     longest = max(read_manifest(data, split).max_length for split in ("train", "validation"))
     check_fits(loaded, data, longest)
     work = _Search(loaded, data, out, longest=longest, log=log)
@@ -129,7 +130,7 @@ class _Search:
         self._model, self._data, self._out, self._longest, self._log = model, data, out, longest, log
         out.mkdir(parents=True, exist_ok=True)
         self._file = out / "model.keras"
-        if not self._file.exists() or not _same(keras_api.load_model(self._file), model):
+        if not self._file.exists() or not _same(load_model(self._file), model):
             keras_api.save_model(model, self._file)
         self._split = {f.path: _factors(f) for f in splittable(model)[0]}
         self._matrices, self._structure = matrices_of(model), structure_of(model)

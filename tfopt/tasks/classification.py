@@ -10,6 +10,7 @@ import tensorflow as tf
 from tfopt._base.files import replacing
 from tfopt._keras import keras_api
 from tfopt._keras.keras_io import call, inputs_of
+from tfopt._keras.loading import load_model
 from tfopt.data import batches as batching
 from tfopt.data import pack as packing
 from tfopt.data.features import Feature
@@ -126,7 +127,7 @@ class ClassificationTask(EncoderTask):
 
     def _loaded(self) -> Any:
         path, generation = self.model_file(), self.recipe.generation
-        model = keras_api.load_model(path)
+        model = load_model(path)
         if keras_api.generation_of(model) != generation:
             raise InputError(f"{path} is a model of {keras_api.generation_of(model)}, the recipe says {generation}")
         check_fits(model, self.data, self.recipe.data.max_length)

@@ -1,0 +1,176 @@
+"""Keras files of both generations, loaded without running code from them and without room for what they lack."""
+
+import contextlib
+import json
+import logging
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tfopt._base.archives import check_members, read_member
+from tfopt._base.files import existing
+from tfopt._base.limits import MAX_MEMBER_BYTES, MAX_TEXT_BYTES, SPARE_BYTES
+from tfopt._keras import extras
+from tfopt._keras.hdf5 import check_hdf5
+from tfopt._keras.keras_api import is_model, keras_module
+from tfopt._keras.trust import refuse_code, untrusted
+from tfopt.errors import MissingFileError, ModelFileError
+
+_WEIGHTS = "model.weights.h5"
+_log = logging.getLogger(__name__)
+
+
+def load_model(path: str | Path, *, trust: bool = False) -> Any:
+    """Loads a `.keras` or `.h5` file in the generation that wrote it, without running code from it.
+
+    Args:
+        path: the file.
+        trust: run what the file names: Lambda layers, functions and classes of any module, files that it reads.
+            What that opens is logged as a warning.
+
+    Raises:
+        MissingFileError: no such file.
+        ModelFileError: not a Keras model, damaged, or naming code that would run.
+    """
+    path = existing(path, "model file")
+    try:
+        config, generation = _read_config(path)
+        keras = keras_module(generation)
+        _check_config(config, path, trust=trust)
+        model = _build(keras, path, config, trust=trust)
+    except (ModelFileError, MissingFileError):
+        raise
+    except (ValueError, OSError, KeyError, TypeError, AttributeError, EOFError, IndexError, RuntimeError,
+            zipfile.BadZipFile) as error:  # fmt: skip
+        if isinstance(error, OSError) and error.errno is not None and not _says_damaged(error):
+            raise  # the system's own trouble (a full disk, no permission), not the file's
+        raise ModelFileError(f"not a Keras model file, or a damaged one: {path} ({_reason(error)})") from error
+    if not is_model(model):
+        raise ModelFileError(f"not a Keras model file: {path} holds a {type(model).__name__}")
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            names = [n for n in archive.namelist() if n.startswith(extras.PREFIX)]
+            extras.put(model, {n: read_member(archive, n, most=MAX_MEMBER_BYTES, path=path) for n in names})
+    return model
+
+
+def _reason(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def _says_damaged(error: OSError) -> bool:
+    """h5py reports a damaged file as an OSError, on some paths with an errno."""
+    return "file signature" in str(error) or "truncated" in str(error)
+
+
+def _check_config(config: dict[str, Any], path: Path, trust: bool) -> None:
+    # What the model was compiled with is not read.
+    read = {key: value for key, value in config.items() if key != "compile_config"}
+    if not trust:
+        refuse_code(read, path)
+        return
+    for reason in untrusted(read):
+        _log.warning("%s is trusted: it holds %s", path, reason)
+
+
+def _build(keras: Any, path: Path, config: dict[str, Any], trust: bool) -> Any:
+    """Builds the model, and loads weights from an unpacked copy.
+
+    tf_keras reads the HDF5 file through the archive, which starts over at every seek backwards: a model of
+    90 MB took 17 seconds to load, this way one.
+    """
+    if not zipfile.is_zipfile(path):
+        stored = check_hdf5(path, path.stat().st_size, path)
+        with _room_for(stored, path):
+            return keras.models.load_model(path, compile=False, safe_mode=not trust)
+    with zipfile.ZipFile(path) as archive, tempfile.TemporaryDirectory(prefix="tfopt-") as folder:
+        check_members(archive, path)
+        names = archive.namelist()
+        if _WEIGHTS not in names:
+            raise ModelFileError(f"not a Keras model file: {path} has no {_WEIGHTS}")
+        unpacked = Path(archive.extract(_WEIGHTS, folder))
+        stored = check_hdf5(unpacked, unpacked.stat().st_size, path)
+        with _room_for(stored, path):
+            if any(name.startswith("assets/") for name in names):
+                return keras.models.load_model(path, compile=False, safe_mode=not trust)
+            architecture = {key: value for key, value in config.items() if key != "compile_config"}
+            model = keras.saving.deserialize_keras_object(architecture, safe_mode=not trust)
+        model.load_weights(unpacked)
+    return model
+
+
+@contextlib.contextmanager
+def _room_for(stored: int, path: Path) -> Iterator[None]:
+    """Variables are made only as long as they are no larger together than what the file stores of them."""
+    import tensorflow as tf
+
+    left = stored + SPARE_BYTES
+
+    def create(make: Any, **settings: Any) -> Any:
+        nonlocal left
+        left -= _bytes_of(settings)
+        if left < 0:
+            raise ModelFileError(
+                f"{path} describes a model with more weights than it stores ({stored:,} bytes): it is damaged, or "
+                "made to exhaust the memory"
+            )
+        return make(**settings)
+
+    with tf.variable_creator_scope(create):
+        yield
+
+
+def _bytes_of(settings: dict[str, Any]) -> int:
+    """Bytes of a variable that is about to be made; its value does not exist yet."""
+    import tensorflow as tf
+
+    value, shape, dtype = settings["initial_value"], settings.get("shape"), settings.get("dtype")
+    if shape is None and callable(value):
+        # Keras 3 gives a function that closes over its variable, which knows the shape.
+        owners = [cell.cell_contents for cell in getattr(value, "__closure__", None) or ()]
+        shape = next((owner.shape for owner in owners if hasattr(owner, "shape")), None)
+    if shape is None and callable(value):
+        with tf.Graph().as_default():  # tells the shape, computes nothing
+            shape = value().shape
+    if shape is None:
+        shape = tf.convert_to_tensor(value).shape
+    count = tf.TensorShape(shape).num_elements()
+    return (count or 0) * (tf.as_dtype(dtype).size if dtype is not None else 4)
+
+
+def _read_config(path: Path) -> tuple[dict[str, Any], str]:
+    """The model's configuration and generation, read without building anything."""
+    if not path.is_file():
+        raise ModelFileError(f"not a Keras model file: {path}")
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                text = read_member(archive, "config.json", most=MAX_TEXT_BYTES, path=path)
+                facts = read_member(archive, "metadata.json", most=MAX_TEXT_BYTES, path=path)
+            version = json.loads(facts)["keras_version"]
+        else:
+            text, version = _read_hdf5_config(path)
+        config = json.loads(text)
+    except (KeyError, ValueError, TypeError, zipfile.BadZipFile, RecursionError) as error:
+        raise ModelFileError(f"not a Keras model file: {path} ({_reason(error)})") from error
+    if not isinstance(config, dict):
+        raise ModelFileError(f"not a Keras model file: {path} (its configuration is a {type(config).__name__})")
+    return config, "tf_keras" if str(version).startswith("2") else "keras"
+
+
+def _read_hdf5_config(path: Path) -> tuple[bytes, str]:
+    import h5py
+
+    if not h5py.is_hdf5(path):
+        raise ModelFileError(f"not a Keras model file: {path} (neither a .keras archive nor HDF5)")
+    with h5py.File(path, "r") as handle:
+        text, version = handle.attrs.get("model_config"), handle.attrs.get("keras_version", "2")
+    if text is None:
+        raise ModelFileError(f"not a Keras model file: {path} (weights only, no model configuration)")
+    text = text if isinstance(text, bytes) else str(text).encode("utf-8", "surrogatepass")
+    if len(text) > MAX_TEXT_BYTES:
+        raise ModelFileError(f"{path} has a configuration of {len(text):,} bytes, more than {MAX_TEXT_BYTES:,}")
+    return text, version.decode() if isinstance(version, bytes) else str(version)
