@@ -361,6 +361,14 @@ def test_a_saved_model_that_writes_is_refused_and_does_not_run(tmp_path, monkeyp
     assert not written.exists()
 
 
+def test_a_trusted_saved_model_does_what_it_wants_and_that_is_said(tmp_path, tfopt_main, caplog):
+    written = tmp_path / "stolen"
+    module = Written(written, at_load=False)
+    tf.saved_model.save(module, str(tmp_path / "m"), signatures=module.serve)
+    code, _, _ = tfopt_main("bench", tmp_path / "m", "--trust", "--rounds", 1)
+    assert code == 0 and "m is trusted: it holds the operation WriteFile" in caplog.text and written.exists()
+
+
 def test_saved_models_of_others_are_loaded(tmp_path):
     """One of TensorFlow itself with loops, tables in memory and randomness, and one of the time of sessions."""
     keys, values = tf.constant(["a", "b"]), tf.constant([1, 2], tf.int64)

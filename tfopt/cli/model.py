@@ -9,7 +9,7 @@ import typer
 from tfopt._base import children
 from tfopt._base.formats import WRITTEN
 from tfopt.cli import generate
-from tfopt.cli.output import Json, Threads, figure, progress, show, show_report
+from tfopt.cli.output import Json, Threads, Trust, figure, progress, show, show_report
 from tfopt.errors import InputError
 
 _FORMATS = ", ".join(format.name for format in WRITTEN)
@@ -19,12 +19,13 @@ _QUANTIZATIONS = " ".join(f"For {f.name}: {', '.join(f.quantizations)}." for f i
 def inspect(
     model: Annotated[Path, typer.Argument(help="A Keras file, a Hugging Face folder, or an artifact.")],
     length: Annotated[int, typer.Option(min=1, help="Sequence length, where the model takes any.")] = 128,
+    trust: Trust = False,
     as_json: Json = False,
 ) -> None:
     """Shows what is inside a model, and what each technique would do to it."""
     from tfopt.run.inspection import inspect_path
 
-    inspection = inspect_path(model, length=length)
+    inspection = inspect_path(model, length=length, trust=trust)
 
     def shown() -> None:
         from rich.console import Console
@@ -57,6 +58,7 @@ def export(
     jit_compile: Annotated[bool, typer.Option("--jit-compile", help="SavedModel that XLA compiles.")] = False,
     cache: Annotated[str, typer.Option(help="Of models that generate: float32 or int8.")] = "float32",
     lengths: Annotated[list[int] | None, typer.Option("--length", help="Exported length; repeatable.")] = None,
+    trust: Trust = False,
     as_json: Json = False,
 ) -> None:
     """Converts a model and verifies what was written."""
@@ -64,7 +66,7 @@ def export(
     from tfopt.export import export as export_model
     from tfopt.models.source import load_any
 
-    loaded = load_any(model)
+    loaded = load_any(model, trust=trust)
     data = None if representative is None else _calibration_samples(representative, samples)
     chosen: Any = quantization
     if rounding != "nearest" or any(value is not None for value in (smooth, max_bytes, max_loss)):
@@ -140,6 +142,7 @@ def bench(
     text: Annotated[Path | None, typer.Option(help="Of models that generate: text for the perplexity.")] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Timed calls of each artifact.")] = 50,
     threads: Threads = None,
+    trust: Trust = False,
     as_json: Json = False,
 ) -> None:
     """Measures artifacts in turns in one process; models that generate by their answers."""
@@ -150,5 +153,7 @@ def bench(
         show(as_json, *generate.bench_generation(artifacts, length, text, rounds=rounds, threads=threads))
         return
 
-    report = benchmark.bench(artifacts, length=length, data=data, rounds=rounds, threads=threads, log=progress)
+    report = benchmark.bench(
+        artifacts, length=length, data=data, rounds=rounds, threads=threads, trust=trust, log=progress
+    )
     show(as_json, report.to_dict(), lambda: show_report(report))

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output, nothing else there.")]
+Trust = Annotated[bool, typer.Option("--trust", help="Run code that a model holds or names; says what that is.")]
 Threads = Annotated[int | None, typer.Option("--threads", help="Threads of each runtime; all cores if not given.")]
 
 

@@ -11,7 +11,8 @@ from tfopt.models.llama2c import read_llama2c
 from tfopt.models.pretrained import from_pretrained
 
 
-def load_any(path: str | Path, *, generation: str = "tf_keras", dropout: float | None = None) -> Any:
+def load_any(path: str | Path, *, generation: str = "tf_keras", dropout: float | None = None,
+             trust: bool = False) -> Any:  # fmt: skip
     """A Keras model from a `.keras` or `.h5` file, a Hugging Face folder, or what llama2.c writes.
 
     A tokenizer that lies beside a causal language model stays with it.
@@ -20,6 +21,7 @@ def load_any(path: str | Path, *, generation: str = "tf_keras", dropout: float |
         path: the file or folder.
         generation: "tf_keras" or "keras"; a Keras file has its own.
         dropout: while training, of models that are built from a checkpoint.
+        trust: run code that a Keras file holds or names; checkpoints hold none.
 
     Raises:
         MissingFileError: nothing is there.
@@ -33,7 +35,7 @@ def load_any(path: str | Path, *, generation: str = "tf_keras", dropout: float |
     if kind == "llama2c" and path.is_file():
         return read_llama2c(path, generation=generation, dropout=dropout)
     if path.is_file():
-        return load_model(path)
+        return load_model(path, trust=trust)
     model, tokenizer = llama2c_files(path)
     return read_llama2c(model, generation=generation, tokenizer=tokenizer, dropout=dropout)
 

@@ -106,20 +106,26 @@ def inspect(model: Any, *, length: int = 128) -> Inspection:
     )  # fmt: skip
 
 
-def inspect_path(path: str | Path, *, length: int = 128) -> Inspection:
-    """Looks into a Keras file, a Hugging Face folder, a SavedModel or a TFLite file."""
+def inspect_path(path: str | Path, *, length: int = 128, trust: bool = False) -> Inspection:
+    """Looks into a Keras file, a Hugging Face folder, a SavedModel or a TFLite file.
+
+    Args:
+        path: of any of them.
+        length: sequence length, where the model takes any.
+        trust: run code that it holds or names.
+    """
     path, kind = Path(path), kind_of(path)
     if kind == "tflite":
         return _inspect_tflite(path)
     if kind == "saved_model":
-        return _inspect_saved_model(path)
+        return _inspect_saved_model(path, trust=trust)
     if path.is_dir() and kind not in ("hugging_face", "llama2c"):
         raise InputError(f"{path} is neither a model nor an artifact")
-    return inspect(load_any(path), length=length)
+    return inspect(load_any(path, trust=trust), length=length)
 
 
-def _inspect_saved_model(path: Path) -> Inspection:
-    weights = Predictor.load(path).weights()
+def _inspect_saved_model(path: Path, trust: bool) -> Inspection:
+    weights = Predictor.load(path, trust=trust).weights()
     layers = [
         LayerInfo(
             w.name, "variable", w.array.size, bytes=w.array.nbytes, bits=w.bits, sparsity=_sparsity([w.array])

@@ -31,6 +31,7 @@ def try_in_child(
     threads: int | None = None,
     alone: bool = False,
     timeout_s: float = 600,
+    trust: bool = False,
 ) -> ChildRun:
     """Loads `path` with `Predictor` in a process of its own and runs it on `inputs`.
 
@@ -40,19 +41,20 @@ def try_in_child(
         threads: of its runtime; by default all cores.
         alone: begin with an empty process, so that its peak memory is that of the artifact and its runtime.
         timeout_s: seconds until the process is ended.
+        trust: as of `Predictor.load`.
 
     Raises:
         ChildFailedError: the process crashed, failed or took longer.
     """
     try:
         found: ChildRun = run_in_child(
-            _try, str(path), inputs, threads, preload=LIGHT if alone else WARM, timeout_s=timeout_s
+            _try, str(path), inputs, threads, trust, preload=LIGHT if alone else WARM, timeout_s=timeout_s
         )
     except TfoptError as error:
         raise ChildFailedError(f"running {path} in a child process failed: {error}") from error
     return found
 
 
-def _try(path: str, inputs: dict[str, np.ndarray], threads: int | None) -> ChildRun:
-    outputs = Predictor.load(path, threads=threads).try_out(inputs)
+def _try(path: str, inputs: dict[str, np.ndarray], threads: int | None, trust: bool) -> ChildRun:
+    outputs = Predictor.load(path, threads=threads, trust=trust).try_out(inputs)
     return ChildRun(outputs, peak_memory_bytes())

@@ -23,7 +23,7 @@ class KerasPredictor(Predictor):
 
     def _open(self, threads: int | None) -> list[Signature]:
         set_threads(threads)
-        self.model = load_model(self.path)
+        self.model = load_model(self.path, trust=self.trust)
         self._inputs = inputs_of(self.model)
         specs = {n: (tuple(s.shape), np.dtype(s.dtype.as_numpy_dtype)) for n, s in self._inputs.specs.items()}
         return [Signature("predict", specs, {})]

@@ -74,17 +74,17 @@ class Predictor(abc.ABC):
     _refusals: tuple[type[Exception], ...] = ()  # what the runtime raises for values that the model does not take
     _in_parallel = False  # whether the runtime itself may be called by several threads at once
 
-    def __init__(self, path: str | Path, threads: int | None = None) -> None:
+    def __init__(self, path: str | Path, threads: int | None = None, trust: bool = False) -> None:
         if threads is not None and threads < 1:
             raise InputError(f"threads must be 1 or more, got {threads}")
-        self.path = existing(path, "artifact")
+        self.path, self.trust = existing(path, "artifact"), trust
         self._turn: contextlib.AbstractContextManager[Any] = (
             contextlib.nullcontext() if self._in_parallel else threading.Lock()
         )
         self.signatures = sorted(self._open(threads), key=lambda s: s.length or 0)
 
     @staticmethod
-    def load(path: str | Path, *, threads: int | None = None) -> "Predictor":
+    def load(path: str | Path, *, threads: int | None = None, trust: bool = False) -> "Predictor":
         """Loads a `.keras` or `.h5` file, a SavedModel folder or a `.tflite` file.
 
         Args:
@@ -92,15 +92,16 @@ class Predictor(abc.ABC):
             threads: threads of one prediction; by default all cores. For Keras models and SavedModels
                 it can only be set before TensorFlow runs its first operation in this process; later there is a
                 warning, and TensorFlow goes on with those it has.
+            trust: run code that the artifact holds or names, beyond computing; what that is, is logged.
 
         Raises:
             MissingFileError: nothing is there.
-            ModelFileError: it is no artifact that can be loaded.
+            ModelFileError: it is no artifact that can be loaded, or it would run code.
             InputError: a bad number of threads.
         """
         format = format_of(path)
         chosen: type[Predictor] = format.runtime_module().predictor_of(Path(path))
-        return chosen(path, threads)
+        return chosen(path, threads, trust)
 
     @property
     def lengths(self) -> tuple[int, ...]:

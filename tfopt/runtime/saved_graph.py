@@ -1,5 +1,6 @@
 """What a SavedModel would run, told from its graph before TensorFlow loads it: loading alone runs initializers."""
 
+import logging
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -7,27 +8,42 @@ from typing import Any
 from tfopt.errors import ModelFileError
 from tfopt.runtime.trusted_operations import TRUSTED_OPERATIONS
 
+_log = logging.getLogger(__name__)
 _INITIALIZERS = frozenset({"saved_model_main_op", "legacy_init_op", "saved_model_train_op"})
 _RESTORE = frozenset({"RestoreV2"})
 
 
-def refuse_operations(path: Path) -> None:
+def check_operations(path: Path, trust: bool = False) -> None:
     """Refuses a SavedModel whose signatures, functions or initializers hold operations that are not on the list.
 
     What only its saver holds is never run here and is left out.
 
+    Args:
+        path: the folder.
+        trust: log what it holds instead of refusing it.
+
     Raises:
         ModelFileError: an operation that may touch files, processes or the network; it is named. Or no SavedModel.
     """
+    for found in _untrusted(path):
+        if not trust:
+            raise ModelFileError(
+                f"{path} holds {found}, which can do more than compute: export the model anew without it, or give "
+                "trust=True where you trust whoever made it"
+            )
+        _log.warning("%s is trusted: it holds %s", path, found)
+
+
+def _untrusted(path: Path) -> Iterator[str]:
     for graph in _read(path).meta_graphs:
         bodies = {function.signature.name: function.node_def for function in graph.graph_def.library.function}
         has_objects = bool(graph.object_graph_def.nodes)
         # A SavedModel without objects is restored by running an operation of its graph.
         restored = [] if has_objects else _main_graph(graph, [graph.saver_def.restore_op_name])
-        _check(path, restored, bodies, trusted=TRUSTED_OPERATIONS | _RESTORE)
-        _check(path, _main_graph(graph, _run_by_signatures(graph)), bodies, trusted=TRUSTED_OPERATIONS)
+        yield from _beyond(TRUSTED_OPERATIONS | _RESTORE, restored, bodies)
+        yield from _beyond(TRUSTED_OPERATIONS, _main_graph(graph, _run_by_signatures(graph)), bodies)
         for name in graph.object_graph_def.concrete_functions:
-            _check(path, bodies.get(name, ()), bodies, trusted=TRUSTED_OPERATIONS)
+            yield from _beyond(TRUSTED_OPERATIONS, bodies.get(name, ()), bodies)
 
 
 def _read(path: Path) -> Any:
@@ -64,16 +80,13 @@ def _node_name(tensor: str) -> str:
     return tensor.removeprefix("^").partition(":")[0]
 
 
-def _check(path: Path, nodes: Iterable[Any], bodies: dict[str, Any], trusted: frozenset[str]) -> None:
-    """Follows calls into functions, each once."""
+def _beyond(trusted: frozenset[str], nodes: Iterable[Any], bodies: dict[str, Any]) -> Iterator[str]:
+    """Operations that are not trusted; calls into functions are followed, each once."""
     waiting, seen = [nodes], set[str]()
     while waiting:
         for node in waiting.pop():
             if node.op not in trusted and node.op not in bodies:
-                raise ModelFileError(
-                    f"{path} holds the operation {node.op} ({node.name}), which can do more than compute: load it "
-                    "yourself, or export the model anew without it"
-                )
+                yield f"the operation {node.op} ({node.name})"
             for name in {node.op, *_functions(node)} & bodies.keys() - seen:
                 seen.add(name)
                 waiting.append(bodies[name])

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from tfopt.errors import ModelFileError
 from tfopt.runtime.predictor import Predictor, Signature, StoredWeight
-from tfopt.runtime.saved_graph import refuse_operations
+from tfopt.runtime.saved_graph import check_operations
 
 
 def set_threads(threads: int | None) -> None:
@@ -39,7 +39,7 @@ class SavedModelPredictor(Predictor):
     _refusals = (tf.errors.InvalidArgumentError,)
 
     def _open(self, threads: int | None) -> list[Signature]:
-        refuse_operations(self.path)
+        check_operations(self.path, trust=self.trust)
         set_threads(threads)
         try:
             self._loaded = tf.saved_model.load(str(self.path))
