@@ -147,10 +147,46 @@ def test_damage_is_found_and_nothing_is_left_behind(folder, tmp_path):
 
 
 def test_paths_stay_below_the_target(tmp_path):
-    for name in (b"../evil", b"/etc/evil", b"a/../../evil", b"a\\evil"):
+    for name in (
+        b"../evil",
+        b"/etc/evil",
+        b"a/../../evil",
+        b"a\\evil",
+        b"nul",
+        b"a/COM1.txt",
+        b"x.",
+        b"a\nb",
+        b"a?",
+    ):
         record = struct.pack("<BII", ord("F"), len(name), zlib.crc32(name)) + name
         with pytest.raises(DataError, match="leads elsewhere"):
             archive.unpack(io.BytesIO(b"TFOPT1\r\n" + record), tmp_path / "out")
+
+
+def test_an_archive_ends_where_it_ends_and_unpacks_to_what_is_sensible(folder, tmp_path):
+    whole = archive.pack(folder, tmp_path / "m.tfopt").path.read_bytes()
+    with pytest.raises(DataError, match="more bytes follow its end"):
+        archive.unpack(io.BytesIO(whole + b"\0"), tmp_path / "out")
+
+    def record(kind, content):
+        return struct.pack("<BII", ord(kind), len(content), zlib.crc32(content)) + content
+
+    bomb = b"TFOPT1\r\n" + record("F", b"a") + record("P", encode(bytes(1 << 22), 0)) * 40
+    with pytest.raises(DataError, match="would unpack"):
+        archive.unpack(io.BytesIO(bomb), tmp_path / "out")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["m.tfopt", "saved_model"]
+
+
+def test_links_out_of_the_folder_are_not_packed(folder, tmp_path):
+    (tmp_path / "secret").write_text("x")
+    (folder / "link").symlink_to(tmp_path / "secret")
+    with pytest.raises(InputError, match="is a link out of the folder"):
+        archive.pack(folder, tmp_path / "m.tfopt")
+    (folder / "link").unlink()
+    (folder / "SAVED_MODEL.pb").write_bytes(b"x")
+    with pytest.raises(InputError, match="the name of another file but for its case"):
+        archive.pack(folder, tmp_path / "m.tfopt")
+    assert not (tmp_path / "m.tfopt").exists()
 
 
 def test_nothing_that_is_there_is_lost(folder, tmp_path):
@@ -177,7 +213,15 @@ def test_archives_cannot_ask_for_much_memory_or_for_paths_twice(tmp_path):
     def record(kind, content):
         return struct.pack("<BII", ord(kind), len(content), zlib.crc32(content)) + content
 
-    for names in ((b"a", b"a"), (b"a", b"a/b"), (b".",), (b"a", b"./a"), (b"x" * 300,)):
+    for names in (
+        (b"a", b"a"),
+        (b"a", b"A"),
+        ("é".encode(), "e\u0301".encode()),
+        (b"a", b"a/b"),
+        (b".",),
+        (b"a", b"./a"),
+        (b"x" * 300,),
+    ):
         content = b"TFOPT1\r\n" + b"".join(record("F", name) for name in names)
         with pytest.raises(DataError):
             archive.unpack(io.BytesIO(content), tmp_path / "out")

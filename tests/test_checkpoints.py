@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 
 import numpy as np
 import pytest
@@ -251,6 +252,50 @@ def test_folders_that_do_not_fit_are_named(change, says, tmp_path):
     save_pretrained(make("llama"), tmp_path)
     changed(tmp_path, **change)
     with pytest.raises(ModelFileError, match=says):
+        from_pretrained(tmp_path)
+
+
+CONFIGS = {
+    "layers without end": ("llama", {"num_hidden_layers": 2**31}, "num_hidden_layers: .* less than or equal to 1024"),
+    "no base": ("llama", {"rope_theta": 0}, "rope_theta: .* greater than 0"),
+    "no base elsewhere": ("llama", {"rope_theta": None, "rope_parameters": {"rope_theta": -1}}, "rope_theta must be"),
+    "a list as a type": ("llama", {"model_type": []}, "model_type: Input should be a valid string"),
+    "a number as text": ("llama", {"hidden_size": "32"}, "hidden_size: Input should be a valid integer, got 32"),
+    "truth as a number": ("llama", {"num_attention_heads": True}, "num_attention_heads: Input should be a valid int"),
+    "a share beyond one": ("bert", {"hidden_dropout_prob": 2}, "hidden_dropout_prob: .* less than 1"),
+    "an end that is text": ("llama", {"eos_token_id": "x"}, "eos_token_id: "),
+    "wider than its weights": ("llama", {"vocab_size": 2**24}, "more weights than it stores"),
+    "longer than its weights": ("gpt2", {"n_positions": 2**24}, "more weights than it stores"),
+    "an activation of no kind": ("llama", {"hidden_act": ["silu"]}, "hidden_act: Input should be a valid string"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CONFIGS)
+def test_every_number_has_a_range_and_every_field_a_type(case, tmp_path):
+    family, change, says = CONFIGS[case]
+    save_pretrained(make(family) if family in FAMILIES else encoder(family), tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(ModelFileError, match=says):
+        from_pretrained(tmp_path)
+
+
+def test_folders_hold_files_not_pipes_and_devices(tmp_path):
+    save_pretrained(make("llama"), tmp_path)
+    for name in ("model.safetensors", "config.json"):
+        kept = (tmp_path / name).read_bytes()
+        (tmp_path / name).unlink()
+        os.mkfifo(tmp_path / name)
+        with pytest.raises(ModelFileError, match="must be a file, it is a pipe"):
+            from_pretrained(tmp_path)
+        (tmp_path / name).unlink()
+        (tmp_path / name).symlink_to("/dev/zero")
+        with pytest.raises(ModelFileError, match="must be a file, it is a device"):
+            from_pretrained(tmp_path)
+        (tmp_path / name).unlink()
+        (tmp_path / name).write_bytes(kept)
+    (tmp_path / "config.json").write_text('{"model_type": "llama", "hidden_act": "\\ud800"}')
+    with pytest.raises(ModelFileError, match="surrogates not allowed"):
         from_pretrained(tmp_path)
 
 

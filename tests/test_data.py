@@ -1,5 +1,6 @@
 import hashlib
 import json
+import os
 import shutil
 import struct
 
@@ -191,6 +192,33 @@ def test_shards_lie_in_the_folder_itself(packed, tmp_path, name):
     for read in (describe, verify, lambda folder: batches(folder, 4)):
         with pytest.raises(DataError, match="shards lie in the folder itself"):
             read(copy)
+
+
+def test_a_manifest_names_files_that_are_files(packed, tmp_path):
+    for name, make in (("pipe.tfrecord", os.mkfifo), ("zero.tfrecord", lambda p: p.symlink_to("/dev/zero")),
+                       ("out.tfrecord", lambda p: p.symlink_to(tmp_path / "elsewhere"))):  # fmt: skip
+        copy = forged(packed, tmp_path, lambda shard, entry, name=name: entry.update(file=name))
+        (tmp_path / "elsewhere").touch()
+        make(copy / name)
+        with pytest.raises(DataError, match="must be a file, it is a pipe|leads out of its folder"):
+            describe(copy)
+        shutil.rmtree(copy)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [(lambda m: m.update(records="many"), "records: Input should be a valid integer"),
+     (lambda m: m.update(shards=[1]), "shards.0: Input should be an object"),
+     (lambda m: m.update(surprise=1), "surprise: Unexpected"), (lambda m: m.clear(), "texts: ")],
+)  # fmt: skip
+def test_every_field_of_a_manifest_has_a_type(packed, tmp_path, change, says):
+    copy = tmp_path / "forged"
+    shutil.copytree(packed[0], copy)
+    values = json.loads((copy / "data.manifest.json").read_text())
+    change(values)
+    (copy / "data.manifest.json").write_text(json.dumps(values))
+    with pytest.raises(DataError, match=says):
+        read_manifest(copy)
 
 
 def test_bad_requests(packed, texts, tmp_path):

@@ -225,8 +225,11 @@ def memory_bytes():
 def test_configurations_nested_deep_or_huge_are_refused(generation, tmp_path):
     deep = "[" * 100_000 + "]" * 100_000
     for text, says in (
-        ('{"class_name": "Sequential", "config": ' + deep + "}", "recursion"),
-        ('{"class_name": "Sequential", "config": ' + deep[:300] + deep[-300:] + "}", "deeper than 200 levels"),
+        ('{"class_name": "Sequential", "config": ' + deep + "}", "nested deeper than 200 levels"),
+        (
+            '{"class_name": "Sequential", "config": ' + deep[:300] + deep[-300:] + "}",
+            "nested deeper than 200 levels",
+        ),
         ("[1, 2]", "its configuration is a list"),
         (" " * (MAX_TEXT_BYTES + 1), "more than the 67,108,864 that are read"),
     ):

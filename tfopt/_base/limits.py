@@ -8,5 +8,7 @@ MAX_MEMBER_BYTES = 256 * 2**20
 MAX_DEPTH = 200
 # Bytes of a member or dataset for each byte that it takes in the file; zeros pack best, with about 1,000.
 MAX_RATIO = 1100
+# Of an archive, when it is unpacked.
+MAX_UNPACKED_BYTES = 64 * 2**30
 # Bytes that a model may take beside its stored weights: seeds, counters and statistics that a file need not hold.
 SPARE_BYTES = 64 * 2**20

@@ -1,20 +1,18 @@
 """Keras files of both generations, loaded without running code from them and without room for what they lack."""
 
-import contextlib
-import json
 import logging
 import tempfile
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from tfopt._base.archives import check_members, read_member
-from tfopt._base.files import existing
-from tfopt._base.limits import MAX_MEMBER_BYTES, MAX_TEXT_BYTES, SPARE_BYTES
+from tfopt._base.foreign import parse_json, regular
+from tfopt._base.limits import MAX_MEMBER_BYTES, MAX_TEXT_BYTES
 from tfopt._keras import extras
 from tfopt._keras.hdf5 import check_hdf5
 from tfopt._keras.keras_api import is_model, keras_module
+from tfopt._keras.room import room_for
 from tfopt._keras.trust import refuse_code, untrusted
 from tfopt.errors import MissingFileError, ModelFileError
 
@@ -34,7 +32,7 @@ def load_model(path: str | Path, *, trust: bool = False) -> Any:
         MissingFileError: no such file.
         ModelFileError: not a Keras model, damaged, or naming code that would run.
     """
-    path = existing(path, "model file")
+    path = regular(path, "model file", ModelFileError)
     try:
         config, generation = _read_config(path)
         keras = keras_module(generation)
@@ -84,7 +82,7 @@ def _build(keras: Any, path: Path, config: dict[str, Any], trust: bool) -> Any:
     """
     if not zipfile.is_zipfile(path):
         stored = check_hdf5(path, path.stat().st_size, path)
-        with _room_for(stored, path):
+        with room_for(stored, path):
             return keras.models.load_model(path, compile=False, safe_mode=not trust)
     with zipfile.ZipFile(path) as archive, tempfile.TemporaryDirectory(prefix="tfopt-") as folder:
         check_members(archive, path)
@@ -93,7 +91,7 @@ def _build(keras: Any, path: Path, config: dict[str, Any], trust: bool) -> Any:
             raise ModelFileError(f"not a Keras model file: {path} has no {_WEIGHTS}")
         unpacked = Path(archive.extract(_WEIGHTS, folder))
         stored = check_hdf5(unpacked, unpacked.stat().st_size, path)
-        with _room_for(stored, path):
+        with room_for(stored, path):
             if any(name.startswith("assets/") for name in names):
                 return keras.models.load_model(path, compile=False, safe_mode=not trust)
             architecture = {key: value for key, value in config.items() if key != "compile_config"}
@@ -102,60 +100,19 @@ def _build(keras: Any, path: Path, config: dict[str, Any], trust: bool) -> Any:
     return model
 
 
-@contextlib.contextmanager
-def _room_for(stored: int, path: Path) -> Iterator[None]:
-    """Variables are made only as long as they are no larger together than what the file stores of them."""
-    import tensorflow as tf
-
-    left = stored + SPARE_BYTES
-
-    def create(make: Any, **settings: Any) -> Any:
-        nonlocal left
-        left -= _bytes_of(settings)
-        if left < 0:
-            raise ModelFileError(
-                f"{path} describes a model with more weights than it stores ({stored:,} bytes): it is damaged, or "
-                "made to exhaust the memory"
-            )
-        return make(**settings)
-
-    with tf.variable_creator_scope(create):
-        yield
-
-
-def _bytes_of(settings: dict[str, Any]) -> int:
-    """Bytes of a variable that is about to be made; its value does not exist yet."""
-    import tensorflow as tf
-
-    value, shape, dtype = settings["initial_value"], settings.get("shape"), settings.get("dtype")
-    if shape is None and callable(value):
-        # Keras 3 gives a function that closes over its variable, which knows the shape.
-        owners = [cell.cell_contents for cell in getattr(value, "__closure__", None) or ()]
-        shape = next((owner.shape for owner in owners if hasattr(owner, "shape")), None)
-    if shape is None and callable(value):
-        with tf.Graph().as_default():  # tells the shape, computes nothing
-            shape = value().shape
-    if shape is None:
-        shape = tf.convert_to_tensor(value).shape
-    count = tf.TensorShape(shape).num_elements()
-    return (count or 0) * (tf.as_dtype(dtype).size if dtype is not None else 4)
-
-
 def _read_config(path: Path) -> tuple[dict[str, Any], str]:
     """The model's configuration and generation, read without building anything."""
-    if not path.is_file():
-        raise ModelFileError(f"not a Keras model file: {path}")
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
                 text = read_member(archive, "config.json", most=MAX_TEXT_BYTES, path=path)
                 facts = read_member(archive, "metadata.json", most=MAX_TEXT_BYTES, path=path)
-            version = json.loads(facts)["keras_version"]
+            version = parse_json(facts, f"metadata.json in {path}", ModelFileError)["keras_version"]
         else:
             text, version = _read_hdf5_config(path)
-        config = json.loads(text)
-    except (KeyError, ValueError, TypeError, zipfile.BadZipFile, RecursionError) as error:
+    except (KeyError, ValueError, TypeError, zipfile.BadZipFile) as error:
         raise ModelFileError(f"not a Keras model file: {path} ({_reason(error)})") from error
+    config = parse_json(text, f"the configuration in {path}", ModelFileError)
     if not isinstance(config, dict):
         raise ModelFileError(f"not a Keras model file: {path} (its configuration is a {type(config).__name__})")
     return config, "tf_keras" if str(version).startswith("2") else "keras"

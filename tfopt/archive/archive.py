@@ -15,12 +15,15 @@ import hashlib
 import struct
 import zlib
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import BinaryIO
 
 from tfopt._base.files import existing, files_below, replacing
+from tfopt._base.foreign import regular
+from tfopt._base.limits import MAX_RATIO, MAX_UNPACKED_BYTES, SPARE_BYTES
 from tfopt.archive.coding import decode, encode
 from tfopt.archive.entropy import bound
+from tfopt.archive.names import is_safe, same_file
 from tfopt.archive.parts import parts
 from tfopt.errors import DataError, InputError
 
@@ -98,7 +101,7 @@ def unpack(archive: str | Path | BinaryIO, out: str | Path) -> Path:
     if isinstance(archive, str | Path):
         if Path(archive).is_dir():
             raise InputError(f"{archive} is a folder; name a {SUFFIX} file")
-        with existing(archive, "archive").open("rb") as file:
+        with regular(archive, "archive").open("rb") as file:
             return _extract(file, target, str(archive))
     return _extract(archive, target, "the archive")
 
@@ -110,7 +113,7 @@ def check(archive: str | Path) -> int:
         MissingFileError: no such archive.
         DataError: it is damaged, cut short or no archive.
     """
-    path = existing(archive, "archive")
+    path = regular(archive, "archive")
     with path.open("rb") as file:
         return sum(content is None for _, content in _contents(file, str(path)))
 
@@ -124,13 +127,18 @@ def _write(source: Path, file: "BinaryIO | _Nowhere") -> Packed:
     found = files_below(source)
     if not found:
         raise InputError(f"{source} holds no file to pack")
-    digest = hashlib.sha256()
+    digest, seen = hashlib.sha256(), set[str]()
     size, packed, least = 0, len(_MAGIC), float(len(_MAGIC))
     file.write(_MAGIC)
     for path in found:
         name = path.relative_to(source).as_posix() if source.is_dir() else ""
-        if not _is_safe(name):
+        if not is_safe(name):
             raise InputError(f"{path} has a name that not every system can write; rename it before packing")
+        if source.is_dir() and not path.resolve().is_relative_to(source.resolve()):
+            raise InputError(f"{path} is a link out of the folder; put the file itself there before packing")
+        if same_file(name) in seen:
+            raise InputError(f"{path} has the name of another file but for its case; rename it before packing")
+        seen.add(same_file(name))
         digest.update(_named(name))
         taken = _record(file, _FILE, name.encode())
         packed, least = packed + taken, least + taken
@@ -141,6 +149,8 @@ def _write(source: Path, file: "BinaryIO | _Nowhere") -> Packed:
                 taken = _record(file, _PART, encode(values, bits))
                 size, packed = size + len(values), packed + taken
                 least += min(taken, bound(values, bits)) if bits else taken
+    if _is_too_much(size, packed):
+        raise InputError(f"{source} packs to so little ({packed:,} of {size:,} bytes) that nobody would unpack it")
     taken = _record(file, _END, digest.digest())
     return Packed(source, len(found), size, packed_bytes=packed + taken, entropy_bytes=round(least + taken))
 
@@ -188,6 +198,7 @@ def _contents(file: BinaryIO, source: str) -> Iterator[tuple[str, bytes | None]]
     if _exactly(file, len(_MAGIC), source) != _MAGIC:
         raise DataError(f"{source} is no tfopt archive")
     digest, name, seen = hashlib.sha256(), None, set[str]()
+    taken = written = 0
     while True:
         kind, length, crc = _RECORD.unpack(_exactly(file, _RECORD.size, source))
         if length > _LONGEST or kind not in (_FILE, _PART, _END):
@@ -199,19 +210,31 @@ def _contents(file: BinaryIO, source: str) -> Iterator[tuple[str, bytes | None]]
             break
         if kind == _FILE:
             name = _safe(content, source)
-            if name in seen or (seen and "" in (name, *seen)):
-                raise DataError(f"{source} is damaged: it holds {name!r} twice")
-            seen.add(name)
+            if same_file(name) in seen or (seen and "" in (name, *seen)):
+                raise DataError(f"{source} is damaged: it holds {name!r} twice, or but for its case")
+            seen.add(same_file(name))
             digest.update(_named(name))
             yield name, None
         elif name is None:
             raise DataError(f"{source} is damaged: contents come before a name")
         else:
             values = decode(content)
+            taken, written = taken + length, written + len(values)
+            if _is_too_much(written, taken):
+                raise DataError(
+                    f"{source} would unpack {taken:,} bytes to {written:,} and more: nothing was unpacked"
+                )
             digest.update(values)
             yield name, values
+    if file.read(1):
+        raise DataError(f"{source} is damaged: more bytes follow its end")
     if name is None or digest.digest() != content:
         raise DataError(f"{source} is damaged: what it holds differs from what was packed")
+
+
+def _is_too_much(size: int, packed: int) -> bool:
+    """Whether so many bytes out of so few were made to fill a disk."""
+    return size > MAX_UNPACKED_BYTES or size > max(SPARE_BYTES, packed * MAX_RATIO)
 
 
 def _exactly(file: BinaryIO, count: int, source: str) -> bytes:
@@ -228,13 +251,6 @@ def _exactly(file: BinaryIO, count: int, source: str) -> bytes:
 def _safe(content: bytes, source: str) -> str:
     """A path below the folder that is written, or "" for a single file."""
     name = content.decode("utf-8", "replace")
-    if not _is_safe(name):
+    if not is_safe(name):
         raise DataError(f"{source} holds the path {name!r}, which leads elsewhere; nothing was unpacked")
     return name
-
-
-def _is_safe(name: str) -> bool:
-    """Whether a name leads below the folder on every system."""
-    path = PurePosixPath(name)
-    plain = not path.is_absolute() and ".." not in path.parts and (name == "" or path.as_posix() == name != ".")
-    return plain and not set(name) & set("\\:\0") and name.encode("utf-8", "replace").decode() == name

@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from tfopt._base.foreign import read_text
+from tfopt._base.limits import MAX_MEMBER_BYTES
 from tfopt.cli.output import Json, print_json
 from tfopt.errors import InputError
 
@@ -68,7 +70,6 @@ def bench_generation(
     artifacts: list[Path], length: int, text: Path | None, rounds: int, threads: int | None
 ) -> tuple[dict[str, Any], Any]:
     """Figures of models that generate, and how to show them."""
-    from tfopt._base.files import existing
     from tfopt.engine.generator import Generator
     from tfopt.measure.generation import measure_generation
 
@@ -77,7 +78,7 @@ def bench_generation(
     generators = {str(path): Generator.load(path, threads=threads) for path in artifacts}
     ids = None
     if text is not None:
-        content = existing(text, "text").read_text("utf-8")
+        content = read_text(text, "text", most=MAX_MEMBER_BYTES)
         without = next((name for name, g in generators.items() if g.tokenizer is None), None)
         if without is not None:
             raise InputError(f"{without} carries no tokenizer, so it cannot read {text}")

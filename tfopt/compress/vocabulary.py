@@ -13,9 +13,11 @@ from typing import Any
 import numpy as np
 
 from tfopt._base.files import existing
+from tfopt._base.foreign import read_text, to_text
+from tfopt._base.limits import MAX_MEMBER_BYTES
 from tfopt._keras import extras, keras_api
 from tfopt.data.vocabulary import cut_tokenizer
-from tfopt.errors import InputError
+from tfopt.errors import InputError, ModelFileError
 from tfopt.structure.nodes import nodes
 from tfopt.structure.rebuild import Changes, rebuild
 
@@ -84,10 +86,10 @@ def cut_rows(model: Any, kept: np.ndarray) -> Any:
 
 def _content(tokenizer: str | Path | bytes) -> tuple[str, str]:
     if isinstance(tokenizer, bytes):
-        return tokenizer.decode(), "the tokenizer"
+        return to_text(tokenizer, "the tokenizer", ModelFileError), "the tokenizer"
     path = existing(tokenizer, "tokenizer")
     path = existing(path / "tokenizer.json", "tokenizer") if path.is_dir() else path
-    return path.read_text("utf-8"), str(path)
+    return read_text(path, "tokenizer", most=MAX_MEMBER_BYTES, error=ModelFileError), str(path)
 
 
 def _table(model: Any) -> Any:

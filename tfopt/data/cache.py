@@ -1,12 +1,12 @@
 """Batches of a dataset in TFRecord files, so that what made them runs once."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import tensorflow as tf
 
 from tfopt._base.files import replacing, sha256, write_json
+from tfopt._base.foreign import read_json
 from tfopt.errors import DataError, InputError
 
 _RECORDS, _MANIFEST = "batches.tfrecord", "manifest.json"
@@ -68,9 +68,9 @@ def _write(data: tf.data.Dataset, folder: Path, fingerprint: str) -> None:
 def _check(folder: Path, fingerprint: str) -> int:
     """The number of batches."""
     try:
-        facts = json.loads((folder / _MANIFEST).read_text("utf-8"))
+        facts = read_json(folder / _MANIFEST, "manifest")
         found, count = facts["fingerprint"], int(facts["batches"])
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{folder} holds no batches of a teacher: {error}; choose another folder") from error
     if found != fingerprint:
         raise DataError(f"{folder} holds what another teacher made, or other features; remove it or choose another")

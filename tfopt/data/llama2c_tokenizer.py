@@ -9,7 +9,8 @@ import struct
 from collections.abc import Sequence
 from pathlib import Path
 
-from tfopt._base.files import existing
+from tfopt._base.foreign import read_bytes
+from tfopt._base.limits import MAX_MEMBER_BYTES
 from tfopt.data.detokenizers import ByteStream
 from tfopt.errors import InputError, ModelFileError
 
@@ -36,7 +37,7 @@ class Llama2cTokenizer:
             MissingFileError: no such file.
             ModelFileError: it is something else.
         """
-        return cls.parse(existing(path, "tokenizer").read_bytes(), str(path))
+        return cls.parse(read_bytes(path, "tokenizer", most=MAX_MEMBER_BYTES, error=ModelFileError), str(path))
 
     @classmethod
     def parse(cls, content: bytes, path: str = "the tokenizer") -> "Llama2cTokenizer":

@@ -1,14 +1,15 @@
 """Packs labelled texts into sharded TFRecord with a manifest that counts and hashes them."""
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pydantic
 
 from tfopt._base.files import existing, replacing, sha256, write_json
+from tfopt._base.foreign import inside, parse_json, read_text, regular
 from tfopt.data.readers import Texts, label_ids
 from tfopt.data.tfrecord import check_framing, encode_records, scan_records
 from tfopt.data.tokenizers import Encoded, OnLong, encode, save_tokenizer
@@ -22,6 +23,7 @@ MANIFEST_SUFFIX = ".manifest.json"
 class Shard:
     """One TFRecord file: its name, records, bytes and SHA-256."""
 
+    __pydantic_config__ = pydantic.ConfigDict(extra="forbid")
     file: str
     records: int
     bytes: int
@@ -49,6 +51,7 @@ class Manifest:
         heads: name of a feature -> its classes, where there are several.
     """
 
+    __pydantic_config__ = pydantic.ConfigDict(extra="forbid")
     texts: int
     records: int
     tokens: int
@@ -212,13 +215,16 @@ def read_manifest(folder: str | Path, split: str = SPLIT) -> Manifest:
         MissingFileError: no such folder, or no manifest in it.
         DataError: the manifest cannot be read.
     """
-    path = existing(existing(folder, "packed data folder") / manifest_name(split), "data manifest")
+    path = existing(folder, "packed data folder") / manifest_name(split)
+    content = read_text(path, "data manifest")
+    parse_json(content, str(path))
     try:
-        raw = json.loads(path.read_text("utf-8"))
-        raw["shards"] = [Shard(**shard) for shard in raw["shards"]]
-        return Manifest(**raw)
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path} is not a data manifest: {error}") from error
+        found = pydantic.TypeAdapter(Manifest).validate_json(content, strict=True)
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "all of it"
+        raise DataError(f"{path} is not a data manifest: {where}: {first['msg']}") from error
+    return found
 
 
 def check_shards(folder: str | Path, manifest: Manifest) -> None:
@@ -228,11 +234,12 @@ def check_shards(folder: str | Path, manifest: Manifest) -> None:
         DataError: a shard is missing, cut or damaged; it is named.
     """
     for shard in manifest.shards:
-        path = Path(folder) / shard.file
         if Path(shard.file).name != shard.file:
             raise DataError(f"{folder} has a manifest that names {shard.file!r}; shards lie in the folder itself")
-        if not path.is_file():
+        path = inside(Path(folder), shard.file, f"the manifest of {folder}")
+        if not path.exists():
             raise DataError(f"shard {path} is missing; the manifest lists it with {shard.records} records")
+        regular(path, "shard")
         size = path.stat().st_size
         if size != shard.bytes:
             raise DataError(f"shard {path} is cut or changed: {size} bytes, the manifest says {shard.bytes}")

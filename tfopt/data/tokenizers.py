@@ -8,6 +8,8 @@ from typing import Any, Literal
 import numpy as np
 
 from tfopt._base.files import existing, replacing
+from tfopt._base.foreign import read_text
+from tfopt._base.limits import MAX_MEMBER_BYTES
 from tfopt.errors import DataError, InputError, ModelFileError
 
 SPECIAL_TOKENS = ("[PAD]", "[CLS]", "[SEP]")
@@ -43,10 +45,7 @@ def load_tokenizer(path: str | Path) -> Any:
     path = existing(path, "tokenizer")
     if path.is_dir():
         path = existing(path / "tokenizer.json", "tokenizer")
-    try:
-        content = path.read_text("utf-8")
-    except UnicodeDecodeError as error:
-        raise ModelFileError(f"{path} is not a tokenizer: {error}") from error
+    content = read_text(path, "tokenizer", most=MAX_MEMBER_BYTES, error=ModelFileError)
     return parse_tokenizer(content, str(path))
 
 

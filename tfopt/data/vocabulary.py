@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from tfopt._base.foreign import parse_json
 from tfopt.data.tokenizers import parse_tokenizer
 from tfopt.errors import InputError, ModelFileError
 
@@ -26,7 +27,7 @@ def cut_tokenizer(content: str, source: str, texts: Iterable[str], least: int = 
         InputError: no texts.
         ModelFileError: a tokenizer of another kind.
     """
-    raw = json.loads(content)
+    raw = parse_json(content, source, ModelFileError)
     used = _counts(content, source, texts)
     old = raw["model"].get("vocab")
     if raw["model"].get("type") not in ("WordPiece", "BPE") or not isinstance(old, dict):

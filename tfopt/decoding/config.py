@@ -2,7 +2,10 @@
 
 import dataclasses
 import json
-from typing import Any, Literal
+import math
+from typing import Literal
+
+import pydantic
 
 from tfopt.errors import InputError, ModelFileError
 
@@ -10,6 +13,7 @@ Positions = Literal["rotary", "learned"]
 Norm = Literal["rms", "layer"]
 # Added to the scores of what is not to be seen; float16 holds it, and softmax gives exactly zero.
 MASKED = -30_000.0
+_LARGEST = 1 << 24  # rows, widths and layers beyond this are of no model
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu")
 
 
@@ -72,8 +76,8 @@ class CausalLMConfig:
         counts = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
                   "intermediate_size", "max_position_embeddings")  # fmt: skip
         for name in counts:
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} must be 1 or more, got {getattr(self, name)}")
+            if not 1 <= getattr(self, name) <= _LARGEST:
+                raise InputError(f"{name} must be from 1 to {_LARGEST:,}, got {getattr(self, name)}")
         if self.head_dim is None:
             if self.hidden_size % self.num_attention_heads:
                 raise InputError(
@@ -86,6 +90,9 @@ class CausalLMConfig:
                             ("hidden_act", ACTIVATIONS)):  # fmt: skip
             if getattr(self, name) not in known:
                 raise InputError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
+        for name in ("norm_eps", "rope_theta"):
+            if not 0.0 < getattr(self, name) < math.inf:
+                raise InputError(f"{name} must be above 0 and finite, got {getattr(self, name)}")
         if not 0.0 <= self.dropout < 1.0:
             raise InputError(f"dropout must be in [0, 1), got {self.dropout}")
 
@@ -123,7 +130,6 @@ class CausalLMConfig:
             ModelFileError: it is something else.
         """
         try:
-            raw: dict[str, Any] = json.loads(content)
-            return cls(**raw)
-        except (ValueError, TypeError) as error:
+            return pydantic.TypeAdapter(cls).validate_json(content, strict=True)
+        except pydantic.ValidationError as error:
             raise ModelFileError(f"not the shape of a causal language model: {error}") from error

@@ -1,7 +1,6 @@
 """Tensors of a Hugging Face folder: one safetensors file or several, mapped into memory, of any float type."""
 
 import contextlib
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from tfopt._base.files import existing, replacing, write_json
+from tfopt._base.foreign import read_json, regular
 from tfopt._base.formats import PICKLES
 from tfopt.errors import ModelFileError
 
@@ -71,15 +71,15 @@ def files_of(folder: Path) -> list[Path]:
         ModelFileError: pickles only, or an unreadable index.
     """
     if (folder / SINGLE).exists():
-        return [folder / SINGLE]
+        return [regular(folder / SINGLE, "model weights", ModelFileError)]
     if (folder / INDEX).exists():
-        try:
-            names = set(json.loads((folder / INDEX).read_text("utf-8"))["weight_map"].values())
-        except (ValueError, KeyError, AttributeError) as error:
-            raise ModelFileError(f"{folder / INDEX} is not an index of tensors: {error}") from error
-        if any(Path(name).name != name for name in names):
+        index = read_json(folder / INDEX, "index of tensors", error=ModelFileError)
+        places = index.get("weight_map") if isinstance(index, dict) else None
+        if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
+            raise ModelFileError(f"{folder / INDEX} is no index of tensors: it needs a weight_map of file names")
+        if any(Path(name).name != name for name in places.values()):
             raise ModelFileError(f"{folder / INDEX} names files outside its folder")
-        return [existing(folder / name, "model weights") for name in sorted(names)]
+        return [regular(folder / name, "model weights", ModelFileError) for name in sorted(set(places.values()))]
     pickles = [
         f.name for f in sorted(folder.iterdir()) if f.suffix in PICKLES or f.name.startswith("pytorch_model")
     ]

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from tfopt._base.files import existing
+from tfopt._base.foreign import read_bytes, regular
+from tfopt._base.limits import MAX_MEMBER_BYTES
 from tfopt._keras import extras, keras_api
 from tfopt.data.llama2c_tokenizer import Llama2cTokenizer
 from tfopt.decoding.config import CausalLMConfig
@@ -40,11 +41,11 @@ def read_llama2c(
         MissingFileError: no such file.
         ModelFileError: it is something else, or its size is not what its header says.
     """
-    path = existing(path, "model file")
+    path = regular(path, "model file", ModelFileError)
     config, sizes, own_output = _header(path)
     model = causal_lm(config if dropout is None else dataclasses.replace(config, dropout=dropout), generation)
     if tokenizer is not None:
-        content = existing(tokenizer, "tokenizer").read_bytes()
+        content = read_bytes(tokenizer, "tokenizer", most=MAX_MEMBER_BYTES, error=ModelFileError)
         size = Llama2cTokenizer.parse(content, str(tokenizer)).get_vocab_size()
         if size != config.vocab_size:
             raise ModelFileError(f"{tokenizer} has {size} tokens, the model {config.vocab_size}")
@@ -65,7 +66,7 @@ def read_llama2c(
 
 def llama2c_config(path: str | Path) -> CausalLMConfig:
     """The shape that a llama2.c file's header describes; raises as `read_llama2c`."""
-    return _header(existing(path, "model file"))[0]
+    return _header(regular(path, "model file", ModelFileError))[0]
 
 
 def _header(path: Path) -> tuple[CausalLMConfig, list[tuple[list[str | None], tuple[int, ...]]], bool]:

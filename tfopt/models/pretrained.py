@@ -1,7 +1,7 @@
 """Reads and writes Hugging Face folders: `config.json`, safetensors, and the tokenizer beside them."""
 
 import dataclasses
-import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,7 +10,10 @@ from typing import Any
 import numpy as np
 
 from tfopt._base.files import existing
+from tfopt._base.foreign import read_bytes, read_json
+from tfopt._base.limits import MAX_MEMBER_BYTES
 from tfopt._keras import extras, keras_api
+from tfopt._keras.room import room_for
 from tfopt.decoding.config import CausalLMConfig
 from tfopt.decoding.weights import config_of, is_causal_lm
 from tfopt.errors import InputError, ModelFileError
@@ -18,6 +21,7 @@ from tfopt.models.bert import BertConfig, Head, Pooling, bert, encoder_config
 from tfopt.models.causal_lm import causal_lm
 from tfopt.models.checkpoints import Tensors, opened, write_tensors
 from tfopt.models.families import FAMILIES, Config, Entry, Family, family_of, write_causal
+from tfopt.models.families.fields import check_fields
 from tfopt.models.heads import (
     OF_THE_ENCODER,
     check_public,
@@ -70,9 +74,10 @@ def from_pretrained(
             raise InputError(f"{given} is for encoders; {folder} holds a model that generates")
         if dropout is not None:
             config = dataclasses.replace(config, dropout=dropout)
-        model = causal_lm(config, generation)
+        with room_for(_checked_bytes(folder, config, architecture), folder):
+            model = causal_lm(config, generation)
         if (folder / "tokenizer.json").exists():
-            extras.keep(model, extras.TOKENIZERS[0], (folder / "tokenizer.json").read_bytes())
+            extras.keep(model, extras.TOKENIZERS[0], _tokenizer(folder))
     else:
         if dropout is not None:
             config = dataclasses.replace(config, hidden_dropout_prob=dropout)
@@ -80,9 +85,22 @@ def from_pretrained(
         extra, found = _stored_head(folder, config, architecture, head=head, pooling=pooling)
         if head in ("classification", "tokens") and num_labels is None:
             num_labels = found
-        model = bert(config, num_labels, pooling=pooling, generation=generation, head=head, heads=heads)
+        with room_for(_checked_bytes(folder, config, architecture), folder):
+            model = bert(config, num_labels, pooling=pooling, generation=generation, head=head, heads=heads)
     _assign(model, config, architecture, folder=folder, heads=extra)
     return model
+
+
+def _checked_bytes(folder: Path, config: Config, architecture: Family) -> int:
+    """Bytes of the stored tensors as float32, after their names were checked: headers only."""
+    with opened(folder) as tensors:
+        names = {e.theirs for e in architecture.entries(config)}
+        _check_names(names, set(_names(tensors, architecture)), architecture, folder=folder)
+        return 4 * sum(math.prod(shape) for shape in tensors.shapes.values())
+
+
+def _tokenizer(folder: Path) -> bytes:
+    return read_bytes(folder / "tokenizer.json", "tokenizer", most=MAX_MEMBER_BYTES, error=ModelFileError)
 
 
 def _stored_head(
@@ -185,11 +203,8 @@ def _encoder(model: Any, weights: dict[str, np.ndarray]) -> tuple[BertConfig, di
 
 
 def _read(folder: Path) -> tuple[Config, Family]:
-    path = existing(folder / "config.json", "model configuration")
-    try:
-        raw = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise ModelFileError(f"{path} is not JSON: {error}") from error
+    path = folder / "config.json"
+    raw = check_fields(read_json(path, "model configuration", error=ModelFileError), str(path))
     _, architecture = family_of(raw, str(path))
     try:
         return architecture.config(raw), architecture

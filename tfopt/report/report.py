@@ -1,11 +1,11 @@
 """The report of a run: what it holds, and its JSON form."""
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
 from tfopt._base.files import existing, write_json
+from tfopt._base.foreign import read_json
 from tfopt.errors import DataError
 from tfopt.measure.results import Measurement
 
@@ -68,7 +68,7 @@ class Report:
         """
         path = existing(path, "report")
         try:
-            values = json.loads(path.read_text("utf-8"))
+            values = read_json(path, "report")
             schema = values.pop("schema")
             if schema != SCHEMA:
                 raise DataError(f"{path} has report schema {schema}; this version reads {SCHEMA}")

@@ -1,12 +1,12 @@
 """`tfopt verify`: what a run wrote is still what it was, and still does what it should."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tfopt._base.files import existing, sha256
+from tfopt._base.foreign import inside, read_json, regular
 from tfopt._base.formats import format_named
 from tfopt._keras.keras_io import call, inputs_of
 from tfopt._keras.loading import load_model
@@ -83,14 +83,15 @@ def check_manifest(folder: Path) -> int:
         DataError: a file is missing, or its size or SHA-256 differs; it is named.
     """
     try:
-        entries = json.loads((folder / MANIFEST).read_text("utf-8"))["files"]
+        entries = read_json(folder / MANIFEST, "manifest")["files"]
         expected = {e["path"]: (e["bytes"], e["sha256"]) for e in entries}
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{folder / MANIFEST} is not a manifest: {error}") from error
     for name, (size, digest) in expected.items():
-        path = folder / name
-        if not path.is_file():
+        path = inside(folder, name, f"the manifest of {folder}")
+        if not path.exists():
             raise DataError(f"{path} is missing; the manifest lists it")
+        regular(path, "file of a run")
         if path.stat().st_size != size:
             raise DataError(f"{path} has {path.stat().st_size} bytes, the manifest says {size}")
         if sha256(path) != digest:

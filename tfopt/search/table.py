@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from tfopt._base.files import write_json
+from tfopt._base.foreign import read_json
 from tfopt._keras import keras_api
 from tfopt._keras.keras_io import call, check_samples, inputs_of
 from tfopt.compress.base import Option
@@ -82,7 +82,7 @@ def _read(path: Path, fingerprint: str) -> dict[str, float]:
     if not path.exists():
         return {}
     try:
-        found = json.loads(path.read_text("utf-8"))
+        found = read_json(path, "sensitivity table")
         return dict(found["rows"]) if found["fingerprint"] == fingerprint else {}
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} is no sensitivity table: {error}; remove it to measure anew") from error

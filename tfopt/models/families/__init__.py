@@ -27,7 +27,7 @@ def family_of(raw: Any, where: str) -> tuple[str, Family]:
         ModelFileError: it names none that is known.
     """
     kind = raw.get("model_type") if isinstance(raw, dict) else None
-    if kind not in FAMILIES:
+    if not isinstance(kind, str) or kind not in FAMILIES:
         known = ", ".join(repr(name) for name in FAMILIES)
         raise ModelFileError(f"{where}: architecture {kind!r} is not supported; supported: {known}")
     return kind, FAMILIES[kind]

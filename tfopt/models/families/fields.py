@@ -1,0 +1,93 @@
+"""Types and ranges of what `config.json` holds, whichever family reads it.
+
+Names are those of the public checkpoints. Nothing that exists lies beyond these ranges; numbers far beyond made a
+model that took all memory, or all time, before its weights were looked at.
+"""
+
+from typing import Annotated, Any
+
+import pydantic
+
+from tfopt.errors import ModelFileError
+
+_Layers = Annotated[int, pydantic.Field(ge=1, le=1024)]
+_Heads = Annotated[int, pydantic.Field(ge=1, le=4096)]
+_Width = Annotated[int, pydantic.Field(ge=1, le=2**20)]
+_Rows = Annotated[int, pydantic.Field(ge=1, le=2**24)]
+_Share = Annotated[float, pydantic.Field(ge=0.0, lt=1.0)]
+_Epsilon = Annotated[float, pydantic.Field(gt=0.0, le=1.0)]
+_Token = Annotated[int, pydantic.Field(ge=-1, lt=2**24)]
+
+
+class _Fields(pydantic.BaseModel):
+    """What is not named here is not read."""
+
+    model_config = pydantic.ConfigDict(strict=True, extra="ignore", allow_inf_nan=False, protected_namespaces=())
+
+    model_type: str
+    # Encoders and decoders with rotary positions; then DistilBERT's and GPT-2's names for the same.
+    vocab_size: _Rows | None = None
+    hidden_size: _Width | None = None
+    num_hidden_layers: _Layers | None = None
+    num_attention_heads: _Heads | None = None
+    num_key_value_heads: _Heads | None = None
+    head_dim: _Width | None = None
+    intermediate_size: _Width | None = None
+    max_position_embeddings: _Rows | None = None
+    type_vocab_size: Annotated[int, pydantic.Field(ge=0, le=1024)] | None = None
+    dim: _Width | None = None
+    n_layers: _Layers | None = None
+    n_heads: _Heads | None = None
+    hidden_dim: _Width | None = None
+    n_embd: _Width | None = None
+    n_layer: _Layers | None = None
+    n_head: _Heads | None = None
+    n_inner: _Width | None = None
+    n_positions: _Rows | None = None
+    n_ctx: _Rows | None = None
+    # Numerics.
+    layer_norm_eps: _Epsilon | None = None
+    layer_norm_epsilon: _Epsilon | None = None
+    rms_norm_eps: _Epsilon | None = None
+    rope_theta: Annotated[float, pydantic.Field(gt=0.0, le=1e12)] | None = None
+    rope_scaling: dict[str, Any] | None = None
+    rope_parameters: dict[str, Any] | None = None
+    hidden_dropout_prob: _Share | None = None
+    attention_probs_dropout_prob: _Share | None = None
+    dropout: _Share | None = None
+    attention_dropout: _Share | None = None
+    embd_pdrop: _Share | None = None
+    resid_pdrop: _Share | None = None
+    attn_pdrop: _Share | None = None
+    # Kinds.
+    hidden_act: str | None = None
+    activation: str | None = None
+    activation_function: str | None = None
+    position_embedding_type: str | None = None
+    tie_word_embeddings: bool | None = None
+    attention_bias: bool | None = None
+    mlp_bias: bool | None = None
+    use_sliding_window: bool | None = None
+    scale_attn_by_inverse_layer_idx: bool | None = None
+    sliding_window: _Rows | None = None
+    max_window_layers: Annotated[int, pydantic.Field(ge=0, le=1024)] | None = None
+    eos_token_id: _Token | Annotated[list[_Token], pydantic.Field(max_length=64)] | None = None
+    pad_token_id: _Token | None = None
+    id2label: Annotated[dict[str, str], pydantic.Field(max_length=2**20)] | None = None
+
+
+def check_fields(raw: Any, where: str) -> dict[str, Any]:
+    """The content of a `config.json`, of the types and in the ranges that it must have.
+
+    Raises:
+        ModelFileError: it has not; the field, its value and what is allowed are named.
+    """
+    if not isinstance(raw, dict):
+        raise ModelFileError(f"{where} must hold an object, it holds a {type(raw).__name__}")
+    try:
+        _Fields.model_validate(raw)
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"][:1])
+        raise ModelFileError(f"{where}: {name}: {first['msg']}, got {str(first['input'])[:80]}") from error
+    return raw
