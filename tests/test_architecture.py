@@ -17,7 +17,7 @@ BELOW = {"errors", "_base", "_keras"}
 ALLOWED = {
     "errors": set(),
     "schedules": {"errors"},
-    "callbacks": {"compress"},
+    "callbacks": {"compress", "train"},
     "__main__": {"cli"},
     "_base": {"errors"},
     "_keras": {"errors", "_base"},

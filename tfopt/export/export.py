@@ -92,8 +92,7 @@ def export(
     wanted = Wanted(quantization, jit_compile=jit_compile, batch_size=batch_size, cache=cache)
     _check_path(path, kind)
     _check_wanted(kind, wanted)
-    refuse_stateful(model)
-    _check_finished(model)
+    _check_can_be_exported(model)
     children.warm_up()
     job = _plan(
         model if in_place else _copied(model),
@@ -131,9 +130,19 @@ def _plan(model: Any, kind: Format, wanted: Wanted, lengths: Any, representative
     )  # fmt: skip
 
 
-def _check_finished(model: Any) -> None:
+def _check_can_be_exported(model: Any) -> None:
+    refuse_stateful(model)
     if simulation_of(model) is not None:
         raise InputError(f"model {model.name!r} is being quantized; call tfopt.finish(model) before it is exported")
+    # A ReLU or a mask may hide what is not finite from every output that is compared.
+    for weight in keras_api.weights(model):
+        value = keras_api.to_numpy(weight.variable)
+        broken = int((~np.isfinite(value)).sum())
+        if broken:
+            raise InputError(
+                f"weight {weight.path!r} of model {model.name!r} holds NaN or infinity ({broken} of {value.size} "
+                "values): its training diverged, or its file is damaged"
+            )
 
 
 def _copied(model: Any) -> Any:

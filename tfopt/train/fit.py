@@ -7,6 +7,7 @@ from typing import Any
 
 from tfopt._keras import keras_api
 from tfopt.errors import InputError, WorkFailedError
+from tfopt.train.finite import FiniteWeights
 from tfopt.train.progress import Progress
 from tfopt.train.strategy import scope
 
@@ -93,15 +94,15 @@ def fit(
         The history: a list of values per epoch for each metric.
 
     Raises:
-        WorkFailedError: the loss became NaN.
+        WorkFailedError: a weight or the loss became NaN; the model keeps the weights of the last good step.
     """
     keras = keras_api.keras_module(keras_api.generation_of(model))
     with scope(strategy):
         optimizer = _optimizer(keras, model, config, steps=steps)
         compile_with(optimizer, jit_compile=config.jit_compile)
     with Progress(title, steps) as progress:
-        # Compression callbacks come first, so that whatever follows sees the model as it will be.
-        everything = [*(callbacks or []), keras.callbacks.TerminateOnNaN(), progress]
+        # Compression callbacks come before others, so that whatever follows sees the model as it will be.
+        everything = [FiniteWeights(title), *(callbacks or []), progress]
         history = model.fit(
             data, epochs=config.epochs, validation_data=validation, callbacks=everything, verbose=0
         ).history
