@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from tfopt._keras import keras_api
 from tfopt.errors import InputError
 
 
@@ -57,13 +58,7 @@ def inputs_of(model: Any, given: Any = None) -> Inputs:
         return Inputs({"inputs": given}, "tensor")
     if given is not None:
         return Inputs(dict(given), "dict")
-    declared = getattr(model, "_inputs_struct", None)  # Keras 3
-    if declared is None:
-        declared = getattr(model, "_nested_inputs", None)  # tf_keras
-    if declared is None:
-        declared = getattr(model, "inputs", None)
-    if isinstance(declared, list | tuple) and len(declared) == 1:
-        declared = declared[0]
+    declared = _declared(model)
     if declared is None:
         raise InputError(
             f"model {model.name!r} does not tell its inputs: pass input_signature={{name: tf.TensorSpec(...)}}"
@@ -73,6 +68,30 @@ def inputs_of(model: Any, given: Any = None) -> Inputs:
     tensors = list(declared) if isinstance(declared, list | tuple) else [declared]
     specs = {name: _spec(t, name) for t in tensors for name in [str(t.name).partition(":")[0]]}
     return Inputs(specs, "list" if isinstance(declared, list | tuple) else "tensor")
+
+
+def _declared(model: Any) -> Any:
+    """The symbolic inputs as the model was given them: one, a list, or a dictionary; None where there are none."""
+    declared = getattr(model, "_inputs_struct", None)  # Keras 3
+    if declared is None:
+        declared = getattr(model, "_nested_inputs", None)  # tf_keras
+    if declared is None:
+        declared = getattr(model, "inputs", None)
+    return declared[0] if isinstance(declared, list | tuple) and len(declared) == 1 else declared
+
+
+def rows_of_tables(model: Any, inputs: Inputs) -> dict[str, int]:
+    """Input -> rows of the table that an Embedding layer looks its ids up in, where the graph shows that."""
+    declared = _declared(model)
+    tensors = list(declared.values()) if isinstance(declared, dict) else tf.nest.flatten(declared)
+    found = {}
+    for name, tensor in zip(inputs.specs, tensors, strict=True):
+        source = getattr(tensor, "_keras_history", (None,))[0]
+        readers = keras_api.consumers(source) if source is not None else []
+        rows = [int(layer.input_dim) for layer in readers if type(layer).__name__ == "Embedding"]
+        if rows:
+            found[name] = min(rows)
+    return found
 
 
 def _spec(tensor: Any, name: str) -> tf.TensorSpec:

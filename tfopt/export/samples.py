@@ -3,10 +3,9 @@
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 
-from tfopt._keras import keras_api
-from tfopt._keras.keras_io import Inputs, call, check_samples
+from tfopt._keras.keras_io import Inputs, check_samples
+from tfopt.export.id_limits import id_limits
 from tfopt.export.signatures import MASK
 
 _ROWS = 8
@@ -24,31 +23,15 @@ def make_samples(model: Any, inputs: Inputs, given: dict[str, np.ndarray] | None
         return samples
     rng = np.random.default_rng(0)
     shapes = inputs.with_sizes(_ROWS, longest)
-    vocabulary = _usable_ids(model, inputs, shapes)
+    limits = id_limits(model, inputs, longest)
     samples = {}
     for name, spec in shapes.items():
         shape = tuple(spec.shape)
         if name == MASK:
             samples[name] = np.ones(shape)
         elif spec.dtype.is_integer:
-            samples[name] = rng.integers(0, vocabulary, shape)
+            samples[name] = rng.integers(0, limits.get(name, 2), shape)
         else:
             samples[name] = rng.standard_normal(shape)
         samples[name] = samples[name].astype(spec.dtype.as_numpy_dtype)
     return samples
-
-
-def _usable_ids(model: Any, inputs: Inputs, shapes: dict[str, tf.TensorSpec]) -> int:
-    """The most ids that every integer input takes: the rows of the largest lookup table that none exceeds."""
-    tables = [w.variable for w in keras_api.weights(model) if w.name == "embeddings"]
-    for rows in sorted({int(t.shape[0]) for t in tables}, reverse=True):
-        probe = {
-            n: tf.ones(s.shape, s.dtype) * (1 if n == MASK or not s.dtype.is_integer else rows - 1)
-            for n, s in shapes.items()
-        }
-        try:
-            call(model, inputs, probe)
-        except tf.errors.InvalidArgumentError:
-            continue
-        return rows
-    return 2

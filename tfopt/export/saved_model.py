@@ -9,9 +9,11 @@ from tfopt._keras import keras_api
 from tfopt._keras.keras_io import Inputs, call
 from tfopt.errors import InputError, VerificationError, WorkFailedError
 from tfopt.export.artifact import Check
+from tfopt.export.id_limits import id_limits
 from tfopt.export.job import Job, Wanted, Written
 from tfopt.export.samples import LENGTH
 from tfopt.export.signatures import check_lengths
+from tfopt.runtime.limits import write_limits
 
 DEFAULT_SIGNATURE = "serving_default"
 
@@ -27,6 +29,7 @@ def lengths(model: Any, inputs: Inputs, wanted: Wanted, lengths: Any) -> tuple[t
 def write(job: Job, path: Path) -> Written:
     """Writes the folder."""
     write_saved_model(job.model, path, job.inputs, lengths=job.lengths, jit_compile=job.wanted.jit_compile)
+    write_limits(path, id_limits(job.model, job.inputs, min(job.lengths, default=LENGTH)))
     return Written()
 
 

@@ -23,6 +23,7 @@ class DecoderPredictor(Predictor):
         self.decoder = TFLiteDecoder(self.path, threads)
         shape: tuple[int | None, ...] = (None, None)
         vocab = self.decoder.config.vocab_size
+        self.limits = {_IDS: vocab}
         inputs: dict[str, tuple[tuple[int | None, ...], np.dtype]] = {
             name: (shape, np.dtype(np.int32)) for name in (_IDS, _MASK)
         }

@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfopt._keras import keras_api
-from tfopt._keras.keras_io import inputs_of, output_names
+from tfopt._keras.keras_io import inputs_of, output_names, rows_of_tables
 from tfopt._keras.loading import load_model
 from tfopt.decoding.weights import is_causal_lm
 from tfopt.runtime.eager_decoder import EagerDecoder
@@ -25,6 +25,8 @@ class KerasPredictor(Predictor):
         set_threads(threads)
         self.model = load_model(self.path, trust=self.trust)
         self._inputs = inputs_of(self.model)
+        # Keras 3 counts an id below zero from the end of its table.
+        self.limits = rows_of_tables(self.model, self._inputs)
         specs = {n: (tuple(s.shape), np.dtype(s.dtype.as_numpy_dtype)) for n, s in self._inputs.specs.items()}
         return [Signature("predict", specs, {})]
 

@@ -16,6 +16,7 @@ import numpy as np
 from tfopt._base.files import existing
 from tfopt._base.formats import format_of
 from tfopt.errors import InputError
+from tfopt.runtime.inputs import check_masks, checked
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +69,7 @@ class Predictor(abc.ABC):
         path: where it was loaded from.
         format: "keras", "saved_model" or "tflite".
         signatures: every way to call it, shortest length first.
+        limits: input -> rows of the table in which its ids are looked up, where that is known.
     """
 
     format: str
@@ -81,6 +83,7 @@ class Predictor(abc.ABC):
         self._turn: contextlib.AbstractContextManager[Any] = (
             contextlib.nullcontext() if self._in_parallel else threading.Lock()
         )
+        self.limits: dict[str, int] = {}
         self.signatures = sorted(self._open(threads), key=lambda s: s.length or 0)
 
     @staticmethod
@@ -127,8 +130,8 @@ class Predictor(abc.ABC):
             length is cut off again.
 
         Raises:
-            InputError: a missing or unknown input, rows that differ, a shape or token id the artifact does not
-                take, or a sequence longer than the longest exported length.
+            InputError: a missing or unknown input, rows that differ, a shape, number, token id or mask that the
+                artifact does not take, or a sequence longer than the longest exported length.
         """
         if batch_size is not None and batch_size < 1:
             raise InputError(f"batch_size must be 1 or more, got {batch_size}")
@@ -191,10 +194,12 @@ class Predictor(abc.ABC):
         unknown, missing = set(inputs) - set(expected), set(expected) - set(inputs)
         if unknown or missing:
             raise InputError(f"inputs must be {', '.join(expected)}, got {', '.join(map(str, inputs)) or 'none'}")
-        named = {name: np.asarray(inputs[name]).astype(dtype) for name, (_, dtype) in expected.items()}
+        named = {name: checked(name, inputs[name], dtype=dtype, limit=self.limits.get(name))
+                 for name, (_, dtype) in expected.items()}  # fmt: skip
         rows = {len(v) if v.ndim else 0 for v in named.values()}
         if len(rows) != 1 or rows == {0}:
             raise InputError(f"inputs must have the same number of rows, 1 or more, got {sorted(rows)}")
+        check_masks(named)
         return named
 
     def _choose(self, named: dict[str, np.ndarray]) -> tuple[Signature, int | None]:

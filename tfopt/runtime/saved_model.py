@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfopt.errors import ModelFileError
+from tfopt.runtime.limits import read_limits
 from tfopt.runtime.predictor import Predictor, Signature, StoredWeight
 from tfopt.runtime.saved_graph import check_operations
 
@@ -50,6 +51,7 @@ class SavedModelPredictor(Predictor):
         if not functions:
             raise ModelFileError(f"{self.path} has no signatures")
         self._functions: dict[str, Any] = functions
+        self.limits = read_limits(self.path)
         found = [_signature(key, function) for key, function in functions.items()]
         fixed = [s for s in found if s.length is not None]
         # An XLA artifact has one signature per length; its flexible one would compile for every new shape.
