@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 from tfopt.data import pack as packing
 from tfopt.data.batches import batches, samples
 from tfopt.data.describe import describe
-from tfopt.data.pack import check_shards, read_manifest, verify
+from tfopt.data.pack import check_shards, read_manifest
 from tfopt.data.readers import label_ids, label_names, read_texts
 from tfopt.data.tfrecord import encode_records, scan_records
 from tfopt.data.tokenizers import encode, load_tokenizer, save_tokenizer, train_bpe
+from tfopt.data.verify import verify
 from tfopt.errors import DataError, InputError, MissingFileError, ModelFileError
 
 records = st.lists(
@@ -175,6 +176,51 @@ def test_a_record_length_that_is_forged_is_an_error_and_no_crash(packed, tmp_pat
         describe(copy)
     with pytest.raises(DataError, match="is cut within the record at byte 0"):
         batches(copy, 4)
+
+
+def example(**features):
+    kinds = {int: ("int64_list", tf.train.Int64List), float: ("float_list", tf.train.FloatList),
+             bytes: ("bytes_list", tf.train.BytesList)}  # fmt: skip
+    found = {}
+    for name, values in features.items():
+        kind, make = kinds[type(values[0])] if values else kinds[int]
+        found[name] = tf.train.Feature(**{kind: make(value=values)})
+    return tf.train.Example(features=tf.train.Features(feature=found)).SerializeToString()
+
+
+@pytest.mark.parametrize(
+    ("record", "says"),
+    [(example(input_ids=[5, 6]), "record 0 has no feature 'label'; it has input_ids"),
+     (example(label=[1]), "record 0 has no feature 'input_ids'"),
+     (example(input_ids=[], label=[1]), "'input_ids' has 0 values, it must have some"),
+     (example(input_ids=[5.5], label=[1]), "'input_ids' must be a list of integers, it is float_list"),
+     (example(input_ids=[5, 99999], label=[1]), r"'input_ids' must be from 0 to \d+, got 99999"),
+     (example(input_ids=[5, -1], label=[1]), r"'input_ids' must be from 0 to \d+, got -1"),
+     (example(input_ids=[5], label=[2]), "'label' must be from 0 to 1, got 2"),
+     (example(input_ids=[5], label=[0, 1]), "'label' has 2 values, it must have 1"),
+     (example(input_ids=[5], label=[b"x"]), "'label' must be a list of integers, it is bytes_list"),
+     (example(input_ids=[5], label=[1]), "has records .*, its manifest says|holds 1 records, the manifest says"),
+     (b"no example", "record 0 is no tf.train.Example")],
+)  # fmt: skip
+def test_verifying_looks_inside_records(packed, tmp_path, record, says):
+    def forge(shard, entry):
+        with tf.io.TFRecordWriter(str(shard)) as writer:
+            writer.write(record)
+
+    with pytest.raises(DataError, match=says):
+        verify(forged(packed, tmp_path, forge))
+
+
+def test_token_ids_that_are_missing_are_not_taken_for_an_empty_text(packed, tmp_path):
+    def forge(shard, entry):
+        with tf.io.TFRecordWriter(str(shard)) as writer:
+            writer.write(example(label=[1]))
+
+    copy = forged(packed, tmp_path, forge)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="a record has no token ids"):
+        list(batches(copy, 4))
+    with pytest.raises(DataError, match="holds records without token ids"):
+        describe(copy)
 
 
 def test_records_that_are_none_of_ours_are_an_error(packed, tmp_path):

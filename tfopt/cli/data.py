@@ -54,9 +54,9 @@ def verify_data(
     as_json: Json = False,
 ) -> None:
     """Reads packed data to the last byte."""
-    from tfopt.data import pack as packing
+    from tfopt.data.verify import verify
 
-    counts = packing.verify(folder)
+    counts = verify(folder)
     show(
         as_json,
         counts,

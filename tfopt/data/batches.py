@@ -156,7 +156,15 @@ def _parse(serialized: tf.Tensor, labelled: bool) -> dict[str, tf.Tensor]:
     spec: dict[str, Any] = {"input_ids": tf.io.RaggedFeature(tf.int64, row_splits_dtype=tf.int64)}
     if labelled:
         spec["label"] = tf.io.FixedLenFeature((), tf.int64)
-    return tf.io.parse_example(serialized, spec)
+    found = tf.io.parse_example(serialized, spec)
+    # A feature that is missing is parsed as an empty list.
+    least = tf.reduce_min(found["input_ids"].row_lengths())
+    with tf.control_dependencies([tf.debugging.assert_positive(least, "a record has no token ids")]):
+        splits = tf.identity(found["input_ids"].row_splits)
+    return {
+        **found,
+        "input_ids": tf.RaggedTensor.from_row_splits(found["input_ids"].values, splits, validate=False),
+    }
 
 
 def _cut_window(

@@ -133,7 +133,13 @@ def feature_batches(
 
     def parse(record: tf.Tensor) -> dict[str, tf.Tensor]:
         found = tf.io.parse_single_example(record, spec)
-        return {f.name: tf.cast(found[f.name], tf.int32) - f.shift for f in features}
+        sizes = [tf.size(found[f.name]) for f in features if f.is_list]
+        # A list that is missing is parsed as an empty one.
+        same = tf.debugging.Assert(tf.reduce_all(tf.stack(sizes) == sizes[0]) & (sizes[0] > 0), [
+            "a record has no token ids, or lists of other lengths", *sizes
+        ])  # fmt: skip
+        with tf.control_dependencies([same]):
+            return {f.name: tf.cast(found[f.name], tf.int32) - f.shift for f in features}
 
     def split_labels(batch: dict[str, tf.Tensor]) -> tuple[dict[str, tf.Tensor], dict[str, tf.Tensor]]:
         inputs = {_IDS: batch[_IDS], _MASK: batch[_MASK]}

@@ -11,7 +11,7 @@ import pydantic
 from tfopt._base.files import existing, replacing, sha256, write_json
 from tfopt._base.foreign import inside, parse_json, read_text, regular
 from tfopt.data.readers import Texts, label_ids
-from tfopt.data.tfrecord import check_framing, encode_records, scan_records
+from tfopt.data.tfrecord import check_framing, encode_records
 from tfopt.data.tokenizers import Encoded, OnLong, encode, save_tokenizer
 from tfopt.errors import DataError, InputError
 
@@ -246,31 +246,3 @@ def check_shards(folder: str | Path, manifest: Manifest) -> None:
         if sha256(path) != shard.sha256:
             raise DataError(f"shard {path} is damaged: its SHA-256 differs from the manifest")
         check_framing(path)
-
-
-def verify(path: str | Path) -> dict[str, int]:
-    """Reads a packed folder, or one TFRecord file, to its last byte.
-
-    Returns:
-        Counts: "files", "records" and "bytes".
-
-    Raises:
-        DataError: damage, or a disagreement with a manifest; the file is named.
-    """
-    path = existing(path, "packed data")
-    expected: dict[Path, int | None] = {}
-    if path.is_file():
-        expected[path] = None
-    for split in splits(path) if path.is_dir() else []:
-        manifest = read_manifest(path, split)
-        check_shards(path, manifest)
-        expected |= {path / shard.file: shard.records for shard in manifest.shards}
-    if not expected:
-        raise DataError(f"{path} holds no pack (no *{MANIFEST_SUFFIX})")
-    total = 0
-    for file, records in expected.items():
-        count = sum(1 for _ in scan_records(file))
-        if not count or records not in (None, count):
-            raise DataError(f"{file} holds {count} records, the manifest says {records}")
-        total += count
-    return {"files": len(expected), "records": total, "bytes": sum(f.stat().st_size for f in expected)}

@@ -10,7 +10,7 @@ from tfopt._base.foreign import inside, read_json, regular
 from tfopt._base.formats import format_named
 from tfopt._keras.keras_io import call, inputs_of
 from tfopt._keras.loading import load_model
-from tfopt.data import pack as packing
+from tfopt.data.verify import verify as verify_data
 from tfopt.errors import DataError, InputError, VerificationError
 from tfopt.export.verify import check_outputs, largest_error
 from tfopt.measure.measure import Log
@@ -37,7 +37,7 @@ def verify_run(folder: str | Path, log: Log = lambda line: None) -> dict[str, An
         raise InputError(f"{folder} holds no finished run (no {MANIFEST}); finish it with --resume")
     count = check_manifest(folder)
     log(f"{count} files match the manifest")
-    packing.verify(folder / "data")
+    verify_data(folder / "data")
     recipe = Recipe.load(folder / "recipe.toml")
     given = task_of(recipe, folder / "data").samples()
     planned = recipe.artifacts()
