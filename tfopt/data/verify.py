@@ -21,8 +21,8 @@ def verify(path: str | Path) -> dict[str, int]:
     """Reads a packed folder, or one TFRecord file, to its last byte.
 
     Of a folder, every record is compared with the manifest and the tokenizer: it has the features that it must
-    have, of integers, in the range of the classes and of the vocabulary, and together they come to what the manifest
-    says.
+    have, of integers, in the range of the classes and of the vocabulary, and together they come to what the
+    manifest says.
 
     Returns:
         Counts: "files", "records" and "bytes".
