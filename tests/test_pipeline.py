@@ -1,3 +1,4 @@
+import contextlib
 import json
 import os
 import signal
@@ -11,8 +12,10 @@ from tfopt._base.children import WARM, ChildFailedError, run_in_child
 from tfopt._base.files import sha256, tree_digest
 from tfopt.errors import DataError, InputError, VerificationError
 from tfopt.report import Report
+from tfopt.run.folder import RunFolder
 from tfopt.run.pipeline import run
 from tfopt.run.verification import verify_run
+from tfopt.tasks import task_of
 
 ARTIFACTS = [
     "baseline", "baseline_keras", "baseline_tflite", "baseline_tflite_dynamic_int8",
@@ -51,7 +54,7 @@ def test_the_manifest_lists_every_file_with_its_hash(finished_run):
     manifest = json.loads((finished_run / "manifest.json").read_text())
     listed = {f["path"]: f["sha256"] for f in manifest["files"]}
     present = {str(p.relative_to(finished_run)) for p in finished_run.rglob("*") if p.is_file()}
-    assert present - set(listed) == {"manifest.json", "state.json"}
+    assert present - set(listed) == {"manifest.json", "state.json", "run.lock"}
     assert all(sha256(finished_run / path) == digest for path, digest in listed.items())
     assert "tensorflow" in manifest["versions"]
 
@@ -136,6 +139,13 @@ def test_a_finished_run_is_not_done_again_and_never_overwritten_by_accident(run_
     lines = []
     run(tiny_recipe(), run_copy, resume=True, log=lines.append)
     assert not lines
+    # A lost bit in the state costs the step it is in: that one ends as it was, so those after it stand.
+    damaged = state.replace('"train half", "seconds"', '"train half", "sEconds"')
+    (run_copy / "state.json").write_text(damaged)
+    run(tiny_recipe(), run_copy, resume=True, log=lines.append)
+    assert [line for line in lines if line.startswith("[")] == ["[train half]"]
+    lines.clear()
+    (run_copy / "state.json").write_text("\0" + damaged.replace('"four_tflite_trained"', '"four'))
     small = tfopt.Recipe.load(tiny_recipe()).with_changes(
         {"exports": [{"format": "tflite"}], "variants": [], "measure.memory": False}
     )
@@ -147,6 +157,12 @@ def test_a_finished_run_is_not_done_again_and_never_overwritten_by_accident(run_
     run(small, run_copy, resume=True, log=lines.append)
     assert "[export baseline_tflite]" in lines and "[train baseline]" not in lines and made.read_bytes() == good
     verify_run(run_copy)
+    inputs = task_of(small, run_copy / "data").check_inputs()
+    with contextlib.closing(RunFolder(run_copy, small, inputs, resume=True, overwrite=False)):
+        with pytest.raises(InputError, match=f"worked in by another process .process {os.getpid()}"):
+            run_in_child(run_until, "no step", small, run_copy, True, preload=(*WARM, "tfopt.run.pipeline"))
+        assert (run_copy / "run.owner").exists()
+    assert not (run_copy / "run.owner").exists()
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "precious").write_text("x")
     with pytest.raises(InputError, match="holds no run"):

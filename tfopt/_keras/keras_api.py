@@ -6,7 +6,10 @@ A model's generation is read from its class, never from the environment: ``"tf_k
 
 import functools
 import importlib
+import json
+import shutil
 import sys
+import tempfile
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +21,7 @@ from tfopt._base.files import replacing
 from tfopt._keras import extras
 from tfopt.errors import InputError
 
+_FACTS = "metadata.json"
 Generation = Literal["tf_keras", "keras"]
 GENERATIONS: tuple[Generation, ...] = ("tf_keras", "keras")
 
@@ -229,7 +233,10 @@ def _init_all(cls: type, bases: tuple[type, ...]) -> Any:
 
 
 def save_model(model: Any, path: str | Path) -> Path:
-    """Saves the model in the `.keras` format, without optimizer; the file appears whole or not at all."""
+    """Saves the model in the `.keras` format, without optimizer; the file appears whole or not at all.
+
+    The same model gives the same bytes at any time of day.
+    """
     path = Path(path)
     if path.suffix != ".keras":
         raise InputError(f"a Keras model file must end in .keras, got {path.name!r}")
@@ -239,15 +246,25 @@ def save_model(model: Any, path: str | Path) -> Path:
         if optimizer is not None:
             model.optimizer = None
         try:
-            model.save(temporary)
-            _append(temporary, extras.of(model))
+            with tempfile.TemporaryDirectory(prefix=".tfopt.tmp.", dir=temporary.parent) as folder:
+                model.save(Path(folder, path.name))
+                _write_settled(Path(folder, path.name), temporary, extras.of(model))
         finally:
             if optimizer is not None:
                 model.optimizer = optimizer
     return path
 
 
-def _append(archive: Path, members: dict[str, bytes]) -> None:
-    with zipfile.ZipFile(archive, "a") as file:
-        for name, content in members.items():
-            file.writestr(name, content)
+def _write_settled(given: Path, archive: Path, members: dict[str, bytes]) -> None:
+    """Copies an archive without the time of day, so that the same model gives the same bytes, and adds members."""
+    with zipfile.ZipFile(given) as source, zipfile.ZipFile(archive, "w") as file:
+        version = json.loads(source.read(_FACTS))["keras_version"]
+        facts = json.dumps({"keras_version": version, "date_saved": "1980-01-01@00:00:00"}).encode()
+        for name, content in {_FACTS: facts, **members}.items():
+            file.writestr(zipfile.ZipInfo(name), content)
+        for member in source.infolist():
+            if member.filename != _FACTS:
+                copy = zipfile.ZipInfo(member.filename)
+                copy.file_size = member.file_size
+                with source.open(member) as old, file.open(copy, "w") as new:
+                    shutil.copyfileobj(old, new, 1 << 20)

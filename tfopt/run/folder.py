@@ -2,21 +2,24 @@
 
 import contextlib
 import hashlib
-import json
 import os
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 import tfopt
 from tfopt._base.files import files_below, remove, remove_leftovers, sha256, tree_digest, write_json, write_text
 from tfopt.errors import InputError
 from tfopt.recipe import Recipe
 from tfopt.report import Step
+from tfopt.run.state import DoneStep, State, read_state
 
 MANIFEST = "manifest.json"
-_STATE, _RECIPE = "state.json", "recipe.toml"
+_STATE, _RECIPE, _LOCK, _OWNER = "state.json", "recipe.toml", "run.lock", "run.owner"
+_OF_THE_RUN = (MANIFEST, _STATE, _LOCK, _OWNER)  # what is no result of a step
 _RESULTS = (MANIFEST, "report.json", "report.html")
 
 
@@ -40,35 +43,60 @@ class RunFolder:
     ) -> None:
         self.path, self.recipe = Path(path), recipe
         self._fingerprint = _fingerprint(recipe, inputs)
-        self._steps: list[dict[str, Any]] = []
+        self._steps: dict[str, DoneStep] = {}
         self._stale: list[str] = []
         self._working = False  # from the first step that has to be done
+        self._changed = False  # from the first step whose results are other than they were
+        self._passed: list[str] = []
+        self._held: FileLock | None = None
         state = self.path / _STATE
         if self.path.is_file():
             raise InputError(f"{self.path} is a file; choose a folder with --out")
-        if not files_below(self.path):
+        if not [f for f in files_below(self.path) if f.name not in (_LOCK, _OWNER)]:
             return
         if not state.exists():
             raise InputError(f"{self.path} is not empty and holds no run; choose another folder with --out")
-        stored = json.loads(state.read_text("utf-8"))
+        stored = read_state(state, self._fingerprint)
         if overwrite:
-            self._stale = [*_RESULTS, *(o for step in stored["steps"] for o in step["outputs"])]
+            self._lock()
+            self._stale = [*_RESULTS, *stored.outputs]
             return
         if not resume:
             raise InputError(f"{self.path} holds a run already: go on with --resume, or choose another --out")
-        if stored.get("version") != tfopt.__version__:
+        self._lock()
+        if stored.version != tfopt.__version__:
             raise InputError(
-                f"{self.path} was begun with tfopt {stored.get('version', 'of an earlier version')}, this is "
+                f"{self.path} was begun with tfopt {stored.version or 'of an earlier version'}, this is "
                 f"{tfopt.__version__}; begin anew with --overwrite, or choose another --out"
             )
-        if stored["fingerprint"] != self._fingerprint:
+        if stored.fingerprint != self._fingerprint:
             raise InputError(f"{self.path} was begun with another recipe or other data; choose another --out")
-        self._steps = stored["steps"]
+        self._steps = {step.name: step for step in stored.steps}
+
+    def close(self) -> None:
+        """Lets others work in the folder."""
+        if self._held is not None:
+            remove(self.path / _OWNER)
+            self._held.release()
+            self._held = None
+
+    def _lock(self) -> None:
+        """Keeps others from the folder as long as this process lives."""
+        lock = FileLock(self.path / _LOCK)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise InputError(
+                f"{self.path} is being worked in by another process ({_owner(self.path / _OWNER)}): wait until it "
+                "has ended, or choose another --out"
+            ) from None
+        self._held = lock
+        write_text(self.path / _OWNER, f"{os.getpid()}\n")
 
     @property
     def steps(self) -> list[Step]:
         """The finished steps in order."""
-        return [Step(s["name"], s["seconds"]) for s in self._steps]
+        return [Step(s.name, s.seconds) for s in self._steps.values()]
 
     def do(self, name: str, outputs: list[str], work: Callable[[], Any]) -> Any:
         """Runs `work` unless this step is done and its outputs are as it left them.
@@ -78,27 +106,39 @@ class RunFolder:
             outputs: files and folders it writes, relative to the run's folder.
             work: does it; what it returns must be JSON and is returned again when the run is resumed.
         """
-        index = next((i for i, s in enumerate(self._steps) if s["name"] == name), None)
-        if index is not None and not self._working and self._intact(self._steps[index]):
-            return self._steps[index]["result"]
-        if not self._working:
-            self._steps = self._steps[:index] if index is not None else self._steps
-            self._begin()
+        done = self._steps.get(name)
+        if done is not None and not self._changed and self._intact(done):
+            self._pass(done)
+            return done.result
+        self._begin()
+        before = self._digests(outputs) if done is None else done.outputs
         started = time.monotonic()
         try:
             result = work()
         except BaseException:
             self._forget_if_nothing_was_done()
             raise
-        digests = {o: tree_digest(self.path / o) for o in outputs}
-        seconds = round(time.monotonic() - started, 3)
-        self._steps.append({"name": name, "seconds": seconds, "outputs": digests, "result": result})
+        found = self._digests(outputs)
+        # Later steps read what this one wrote, or what it gave: if that is as it was before, they stand.
+        if not outputs or found != before:
+            self._changed = True
+            self._steps = {step: self._steps[step] for step in self._passed}
+        self._pass(DoneStep(name, round(time.monotonic() - started, 3), found, result=result))
         self._write_state()
         return result
 
+    def _pass(self, step: DoneStep) -> None:
+        """Puts a step behind those that were passed before it: they are shown in the order in which they run."""
+        self._passed.append(step.name)
+        self._steps.pop(step.name, None)
+        self._steps[step.name] = step
+
+    def _digests(self, outputs: list[str]) -> dict[str, str]:
+        return {o: tree_digest(self.path / o) for o in outputs if (self.path / o).exists()}
+
     def write_manifest(self, machine: dict[str, Any]) -> None:
         """Writes the size and SHA-256 of every file, and the versions of everything."""
-        files = [f for f in files_below(self.path) if f.name not in (MANIFEST, _STATE)]
+        files = [f for f in files_below(self.path) if f.name not in _OF_THE_RUN]
         write_json(
             self.path / MANIFEST,
             {
@@ -114,8 +154,12 @@ class RunFolder:
 
     def _begin(self) -> None:
         """Marks the folder as a run's before anything is written, so that a kill at any time can be resumed."""
+        if self._working:
+            return
         self._working = True
         self.path.mkdir(parents=True, exist_ok=True)
+        if self._held is None:
+            self._lock()
         remove_leftovers(self.path)
         self._write_state()
         for output in self._stale:
@@ -125,25 +169,27 @@ class RunFolder:
         write_text(self.path / _RECIPE, self.recipe.to_toml())
 
     def _write_state(self) -> None:
-        write_json(
-            self.path / _STATE,
-            {"fingerprint": self._fingerprint, "version": tfopt.__version__, "steps": self._steps},
-        )
+        State(self._fingerprint, tfopt.__version__, list(self._steps.values())).write(self.path / _STATE)
 
     def _forget_if_nothing_was_done(self) -> None:
         """Bad input that shows in the first step leaves no folder behind."""
         if self._steps:
             return
-        for name in (_STATE, _RECIPE):
+        self.close()
+        for name in (_STATE, _RECIPE, _LOCK):
             remove(self.path / name)
         with contextlib.suppress(OSError):  # something else is in it
             self.path.rmdir()
 
-    def _intact(self, step: dict[str, Any]) -> bool:
-        return all(
-            (self.path / o).exists() and tree_digest(self.path / o) == digest
-            for o, digest in step["outputs"].items()
-        )
+    def _intact(self, step: DoneStep) -> bool:
+        return self._digests(list(step.outputs)) == step.outputs
+
+
+def _owner(path: Path) -> str:
+    try:
+        return f"process {int(path.read_text('utf-8'))}"
+    except (OSError, ValueError):  # it has just begun, or ended
+        return "its number is not known"
 
 
 def _fingerprint(recipe: Recipe, inputs: list[Path]) -> str:

@@ -4,6 +4,7 @@ Each step reads what earlier steps wrote to disk and nothing else, so a resumed 
 artifacts as one that was never interrupted.
 """
 
+import contextlib
 import dataclasses
 import functools
 import sys
@@ -76,7 +77,8 @@ def run(
     out = Path(out or Path("saved_models", recipe.name))
     inputs = task_of(recipe, out / _DATA).check_inputs()
     folder = RunFolder(out, recipe, inputs, resume=resume, overwrite=overwrite)
-    return _Run(recipe, folder, log).all()
+    with contextlib.closing(folder):
+        return _Run(recipe, folder, log).all()
 
 
 class _Run:
