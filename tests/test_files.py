@@ -4,7 +4,7 @@ import sys
 import pytest
 
 from tfopt._base.files import files_below, replacing, size_of, tree_digest, write_text
-from tfopt.errors import MissingFileError
+from tfopt.errors import MissingFileError, NoRoomError
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path):
@@ -63,5 +63,13 @@ def test_a_full_disk_keeps_the_good_file(tmp_path):
         f"write_bytes({str(target)!r}, b'x' * 5000)\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert done.returncode == 1 and "File too large" in done.stderr
+    assert done.returncode == 1 and "File too large: " in done.stderr
+    assert f"{target} needs more than the 1,000 bytes that were written" in done.stderr
     assert target.read_text() == "good" and list(tmp_path.iterdir()) == [target]
+
+
+def test_what_will_not_fit_is_not_begun(tmp_path):
+    says = r"a.bin needs 1,152,921,504,606,846,976 bytes, [\d,]+ are free"
+    with pytest.raises(NoRoomError, match=says), replacing(tmp_path / "a.bin", needs=2**60):
+        pytest.fail("it was begun")
+    assert not list(tmp_path.iterdir())

@@ -94,6 +94,38 @@ def test_children_start_warm_tell_lines_and_do_not_run_the_main_module_again():
     assert not run_in_child(counted, 0, preload=LIGHT, log=lines.append)[1]
 
 
+def test_a_killed_parent_leaves_no_child(tmp_path):
+    (tmp_path / "napping.py").write_text(
+        "import os, time\nfrom pathlib import Path\n"
+        "def nap(path):\n    Path(path).write_text(str(os.getpid()))\n    time.sleep(300)\n"
+    )
+    script = (
+        "import sys\nsys.path.insert(0, sys.argv[1])\nimport napping\n"
+        "from tfopt._base.children import LIGHT, run_in_child\n"
+        "run_in_child(napping.nap, sys.argv[1] + '/pid', preload=LIGHT)\n"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)])
+    found = wait_for(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text())
+    parent.kill()
+    parent.wait()
+    assert wait_for(lambda: not is_alive(int(found)))
+
+
+def wait_for(condition, seconds=20.0):
+    end = time.monotonic() + seconds
+    while not (value := condition()) and time.monotonic() < end:
+        time.sleep(0.05)
+    return value
+
+
+def is_alive(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
 def test_a_script_without_a_guard_exports(tmp_path):
     """`multiprocessing` would run it again in every child."""
     script = tmp_path / "script.py"

@@ -28,6 +28,13 @@ class WorkFailedError(TfoptError, RuntimeError):
     """The input was right but the work failed (training diverged, a converter gave up)."""
 
 
+class NoRoomError(WorkFailedError, OSError):
+    """The disk is full, or would be: the message names the file and the bytes."""
+
+    def __str__(self) -> str:  # OSError would print only its errno fields
+        return str(self.args[0]) if self.args else ""
+
+
 class VerificationError(WorkFailedError):
     """A written artifact failed one of its checks.
 

@@ -13,6 +13,7 @@ import multiprocessing.connection
 import os
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -154,6 +155,7 @@ def _server(preload: tuple[str, ...]) -> Any:
 
 def _answer(function: Callable[..., Any], arguments: tuple[Any, ...], lines: bool, pipe: Any, words: str) -> None:
     """The child's side."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     gc.freeze()  # what the server loaded is neither searched for garbage again and again, nor copied for that
     with _native_words_in(words):
         try:
@@ -169,6 +171,14 @@ def _answer(function: Callable[..., Any], arguments: tuple[Any, ...], lines: boo
         else:
             pipe.send(("result", result))
     pipe.close()
+
+
+def _end_with_parent() -> None:
+    """Ends this process when its parent is gone, killed for one, so that nothing goes on alone."""
+    parent = process.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 @contextlib.contextmanager

@@ -1,6 +1,7 @@
 """Files that appear whole or not at all: temporary sibling, flush to disk, rename."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -10,7 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tfopt.errors import MissingFileError
+from tfopt.errors import MissingFileError, NoRoomError
+
+# How systems say that no more can be written: the disk, the quota or the longest file.
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 def existing(path: str | os.PathLike[str], what: str = "file") -> Path:
@@ -22,13 +26,21 @@ def existing(path: str | os.PathLike[str], what: str = "file") -> Path:
 
 
 @contextlib.contextmanager
-def replacing(target: str | os.PathLike[str]) -> Iterator[Path]:
+def replacing(target: str | os.PathLike[str], *, needs: int = 0) -> Iterator[Path]:
     """Yields a temporary path next to `target`; on success it is flushed and renamed over `target`.
 
     The caller creates a file or a folder at the yielded path. If the block raises, or nothing was
     created, `target` stays as it was and the temporary is removed. A folder cannot be renamed over
     another, so the old one steps aside first; should the process die between the two renames, the
     next call brings the old one back.
+
+    Args:
+        target: file or folder.
+        needs: bytes that will be written at least, as far as that is known; compared with what is free first.
+
+    Raises:
+        NoRoomError: the disk is too full for it, or became so.
+        MissingFileError: nothing was created.
     """
     target = Path(target)
     made = _make_folders(target.parent)
@@ -38,6 +50,7 @@ def replacing(target: str | os.PathLike[str]) -> Iterator[Path]:
     # The suffix is kept: several writers choose their format by it.
     temporary = target.with_name(f".{uuid.uuid4().hex[:8]}.tmp.{target.name}")
     try:
+        _check_room(target, needs)
         yield temporary
         if not temporary.exists():
             raise MissingFileError(f"nothing was written for {target}")
@@ -53,11 +66,31 @@ def replacing(target: str | os.PathLike[str]) -> Iterator[Path]:
             raise
         _flush_folder(target.parent)
         remove(aside)
+    except OSError as error:
+        if error.errno not in _FULL or isinstance(error, NoRoomError):
+            raise
+        raise NoRoomError(
+            f"{error.strerror}: {target} needs more than the {size_of(temporary):,} bytes that were written, "
+            f"{_free(target.parent):,} are free; what was there is kept"
+        ) from error
     finally:
         remove(temporary)
         for folder in made:  # only those that this call made and that stayed empty
             with contextlib.suppress(OSError):
                 folder.rmdir()
+
+
+def _check_room(target: Path, needs: int) -> None:
+    free = _free(target.parent)
+    if needs > free:
+        raise NoRoomError(
+            f"No space left on device: {target} needs {needs:,} bytes, {free:,} are free; free some, or choose "
+            "another place"
+        )
+
+
+def _free(folder: Path) -> int:
+    return shutil.disk_usage(folder).free
 
 
 def write_text(target: str | os.PathLike[str], text: str) -> Path:
@@ -67,7 +100,7 @@ def write_text(target: str | os.PathLike[str], text: str) -> Path:
 
 def write_bytes(target: str | os.PathLike[str], data: bytes) -> Path:
     """Writes bytes so that `target` holds either its old content or all of the new one."""
-    with replacing(target) as temporary:
+    with replacing(target, needs=len(data)) as temporary:
         temporary.write_bytes(data)
     return Path(target)
 

@@ -176,6 +176,12 @@ def weights(model: Any) -> list[Weight]:
     return found
 
 
+def bytes_of(model: Any) -> int:
+    """Bytes of all variables."""
+    variables = [tf_variable(w.variable) for w in weights(model)]
+    return sum(int(np.prod(v.shape)) * v.dtype.size for v in variables)
+
+
 def tf_variable(variable: Any) -> Any:
     """The TensorFlow variable behind a Keras variable of either generation."""
     return variable.value if type(variable).__module__.startswith("keras.") else variable
@@ -240,7 +246,7 @@ def save_model(model: Any, path: str | Path) -> Path:
     path = Path(path)
     if path.suffix != ".keras":
         raise InputError(f"a Keras model file must end in .keras, got {path.name!r}")
-    with replacing(path) as temporary:
+    with replacing(path, needs=2 * bytes_of(model)) as temporary:  # a first copy, and the settled one
         # Neither generation can leave the optimizer's state (twice the weights) out of this format.
         optimizer = getattr(model, "optimizer", None)
         if optimizer is not None:

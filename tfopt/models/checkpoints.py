@@ -108,7 +108,7 @@ def write_tensors(
     files = [folder / (SINGLE if len(shards) == 1 else f"model-{i + 1:05}-of-{len(shards):05}.safetensors")
              for i in range(len(shards))]  # fmt: skip
     for file, shard in zip(files, shards, strict=True):
-        with replacing(file) as temporary:
+        with replacing(file, needs=sum(v.size for v in shard.values()) * width) as temporary:
             save_file({n: tf.cast(v, dtype) for n, v in shard.items()}, str(temporary), {"format": "np"})
     if len(files) > 1:
         places = {name: file.name for file, shard in zip(files, shards, strict=True) for name in shard}
