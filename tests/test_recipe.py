@@ -74,7 +74,7 @@ def test_unknown_recipes_name_the_built_in_ones(tmp_path):
     ):
         Recipe.load("dmo")
     (tmp_path / "r.toml").write_bytes(b"\xff\xfe")
-    with pytest.raises(InputError, match="not UTF-8"):
+    with pytest.raises(InputError, match="not text in UTF-8"):
         Recipe.load(tmp_path / "r.toml")
 
 

@@ -20,7 +20,11 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 def existing(path: str | os.PathLike[str], what: str = "file") -> Path:
     """Returns `path` as a Path, or raises MissingFileError that says what was looked for."""
     found = Path(path)
-    if not found.exists():
+    try:
+        there = found.exists()
+    except OSError as error:  # a name that is too long, a loop of links
+        raise MissingFileError(f"{what} not found: {error.strerror}: {str(found)[:200]}") from error
+    if not there:
         raise MissingFileError(f"{what} not found: {found}")
     return found
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tfopt._base.files import existing
+from tfopt._base.foreign import regular
 from tfopt.errors import InputError, ModelFileError
 
 # What a path may be: a format of the table, or something else that commands take.
@@ -110,6 +111,8 @@ def format_of(path: str | Path) -> Format:
         ModelFileError: it is no artifact.
     """
     path = existing(path, "artifact")
+    if not path.is_dir():
+        regular(path, "artifact", ModelFileError)
     found = next((format for format in FORMATS if format.holds(path)), None)
     if found is None:
         known = ", ".join(suffix for format in FORMATS for suffix in format.suffixes)
@@ -124,6 +127,8 @@ def kind_of(path: str | Path) -> Kind:
         MissingFileError: nothing is there.
     """
     path = existing(path, "model")
+    if not path.is_dir():
+        regular(path, "model", ModelFileError)
     found = next((format.name for format in FORMATS if format.holds(path)), None)
     return found or (_kind_of_folder(path) if path.is_dir() else _kind_of_file(path))
 

@@ -90,6 +90,18 @@ def check_model(obj: Any, name: str = "model") -> Any:
     return obj
 
 
+def check_finite(model: Any) -> None:
+    """Raises InputError if a weight holds NaN or infinity; it is named."""
+    for weight in weights(model):
+        value = to_numpy(weight.variable)
+        broken = int((~np.isfinite(value)).sum())
+        if broken:
+            raise InputError(
+                f"weight {weight.path!r} of model {model.name!r} holds NaN or infinity ({broken} of {value.size} "
+                "values): its training diverged, or its file is damaged"
+            )
+
+
 def sublayers(layer: Any) -> list[Any]:
     """The layers that `layer` holds directly, in the order in which they were made."""
     return list(layer._flatten_layers(recursive=False, include_self=False))

@@ -1,6 +1,7 @@
 """A Keras model's inputs and outputs by name, whichever way it was built."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -127,6 +128,16 @@ def output_names(model: Any, count: int) -> list[str]:
     return ["outputs"] if count == 1 else [f"output_{i}" for i in range(count)]
 
 
+def _as_numbers(name: str, value: Any) -> np.ndarray:
+    try:
+        array = np.asarray(value)
+    except ValueError as error:
+        raise InputError(f"representative input {name!r} must have rows of one length: {error}") from error
+    if array.dtype.kind not in "biuf":
+        raise InputError(f"representative input {name!r} must hold numbers, got {array.dtype}")
+    return array
+
+
 def call(model: Any, inputs: Inputs, named: dict[str, Any]) -> dict[str, tf.Tensor]:
     """The model's outputs by name, in inference mode."""
     return named_outputs(model, model(inputs.arguments(named), training=False))
@@ -138,11 +149,15 @@ def check_samples(inputs: Inputs, samples: dict[str, np.ndarray]) -> dict[str, n
     Raises:
         InputError: an input is missing, empty, misshapen, or not finite.
     """
+    if not isinstance(samples, Mapping):
+        raise InputError(
+            f"representative data must be arrays by name ({', '.join(inputs.specs)}), got {type(samples).__name__}"
+        )
     chosen, rows = {}, None
     for name, spec in inputs.specs.items():
         if name not in samples:
-            raise InputError(f"representative data lacks input {name!r}; it has {sorted(samples)}")
-        value = np.asarray(samples[name])
+            raise InputError(f"representative data lacks input {name!r}; it has {sorted(map(str, samples))}")
+        value = _as_numbers(name, samples[name])
         shape = tuple(spec.shape)
         fits = value.ndim == len(shape) and all(
             want in (None, have) for want, have in zip(shape[1:], value.shape[1:], strict=True)

@@ -54,6 +54,12 @@ def load_model(path: str | Path, *, trust: bool = False) -> Any:
     return model
 
 
+def check_model_file(path: str | Path) -> None:
+    """Checks a file as far as that goes without building the model; raises as `load_model`."""
+    path = regular(path, "model file", ModelFileError)
+    _check_config(_read_config(path)[0], path, trust=False)
+
+
 def _reason(error: Exception) -> str:
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
@@ -110,6 +116,8 @@ def _read_config(path: Path) -> tuple[dict[str, Any], str]:
             version = parse_json(facts, f"metadata.json in {path}", ModelFileError)["keras_version"]
         else:
             text, version = _read_hdf5_config(path)
+    except ModelFileError:
+        raise
     except (KeyError, ValueError, TypeError, zipfile.BadZipFile) as error:
         raise ModelFileError(f"not a Keras model file: {path} ({_reason(error)})") from error
     config = parse_json(text, f"the configuration in {path}", ModelFileError)

@@ -37,6 +37,8 @@ def run(
     texts = {key: str(value) for key, value in changes.items() if value is not None}
     if model is not None:
         texts["model.kind"] = "keras" if is_file else "pretrained"
+    if train is not None or validation is not None:  # of whatever source the recipe speaks
+        texts["data.source"] = "files"
     _run(recipe, texts, out, resume=resume, overwrite=overwrite, as_json=as_json)
 
 

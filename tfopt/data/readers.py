@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tfopt._base.files import existing
+from tfopt._base.foreign import regular
 from tfopt.errors import DataError, InputError
 
 FORMATS = {
@@ -56,7 +56,7 @@ def read_texts(path: str | Path, text_column: str | None = None, label_column: s
         DataError: not UTF-8, no such column, a broken line, or no text at all.
         InputError: an unknown suffix.
     """
-    path = existing(path, "data file")
+    path = regular(path, "data file")
     kind = FORMATS.get(path.suffix.lower())
     if kind is None:
         raise InputError(f"unknown kind of data file {path.name!r}: use one of {', '.join(sorted(FORMATS))}")
@@ -84,7 +84,7 @@ def read_documents(path: str | Path, text_column: str | None = None) -> Texts:
         DataError: not UTF-8, no such column, a broken line, or no text at all.
         InputError: an unknown suffix.
     """
-    path = existing(path, "data file")
+    path = regular(path, "data file")
     if FORMATS.get(path.suffix.lower()) != "text":
         return read_texts(path, text_column, None)
     content = _decode(path)
@@ -132,7 +132,7 @@ def json_rows(path: str | Path) -> list[dict[str, Any]]:
         DataError: not UTF-8, a line that is no JSON object, or none at all.
         InputError: another kind of file.
     """
-    path = existing(path, "data file")
+    path = regular(path, "data file")
     if FORMATS.get(path.suffix.lower()) != "jsonl":
         raise InputError(f"examples of this task come from a .jsonl file, got {path.name!r}")
     rows = [row for _, row in _json_lines(_decode(path), path)]

@@ -15,6 +15,7 @@ import pydantic
 import tomli_w
 from pydantic import BaseModel, Field
 
+from tfopt._base.foreign import read_text
 from tfopt._base.formats import format_named
 from tfopt.errors import InputError, MissingFileError
 from tfopt.quantization import NAMED
@@ -204,7 +205,7 @@ class Recipe(Section):
             InputError: not TOML, an unknown key (the nearest known one is named), or a bad value.
         """
         path = Path(source)
-        if path.is_file():
+        if _is_file(path):
             return cls.parse(_read(path), str(path))
         if str(source) in builtin_recipes():
             text = (
@@ -261,11 +262,15 @@ def builtin_recipes() -> list[str]:
     return sorted(f.name.removesuffix(".toml") for f in folder.iterdir() if f.name.endswith(".toml"))
 
 
-def _read(path: Path) -> str:
+def _is_file(path: Path) -> bool:
     try:
-        return path.read_text("utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 text, so it is no recipe") from error
+        return path.is_file()
+    except OSError:  # a name that is too long for a file
+        return False
+
+
+def _read(path: Path) -> str:
+    return read_text(path, "recipe", error=InputError)
 
 
 _OF_UNION = re.compile(r"constrained-|function-|dict\[|list\[|float$|int$")  # kinds of values, not keys

@@ -7,6 +7,7 @@ import numpy as np
 
 from tfopt._base.files import existing
 from tfopt._base.formats import format_named
+from tfopt._keras.loading import check_model_file
 from tfopt.data.tokenizers import load_tokenizer
 from tfopt.errors import InputError, ModelFileError
 from tfopt.models.bert import BertConfig
@@ -43,7 +44,8 @@ class EncoderTask(Task):
             config, files = self._check_folder()
             inputs += files
         elif recipe.model.kind == "keras":
-            inputs.append(existing(self.model_file(), "model"))
+            check_model_file(self.model_file())
+            inputs.append(Path(self.model_file()))
         source = recipe.data.tokenizer or recipe.model.folder
         if source is not None:
             vocabulary = load_tokenizer(source).get_vocab_size()

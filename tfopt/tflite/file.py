@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from tfopt._base.files import existing
+from tfopt._base.foreign import regular
 from tfopt.errors import ModelFileError
 
 # Element types of the format: name, bits, NumPy type in which the bytes are stored.
@@ -104,7 +104,7 @@ def read_tflite(path: str | Path) -> TFLiteFile:
         MissingFileError: no such file.
         ModelFileError: it is not a TFLite file, or damaged.
     """
-    data = existing(path, "TFLite file").read_bytes()
+    data = regular(path, "TFLite file", ModelFileError).read_bytes()
     if data[4:8] != b"TFL3":
         raise ModelFileError(f"{path} is not a TFLite file")
     from ai_edge_litert import schema_py_generated as schema
@@ -124,7 +124,7 @@ def read_metadata(path: str | Path) -> dict[str, bytes]:
         MissingFileError: no such file.
         ModelFileError: it is not a TFLite file, or damaged.
     """
-    path = existing(path, "TFLite file")
+    path = regular(path, "TFLite file", ModelFileError)
     from ai_edge_litert import schema_py_generated as schema
 
     with path.open("rb") as file:
@@ -149,7 +149,7 @@ def constant_places(path: str | Path) -> list[tuple[int, int, int]]:
         MissingFileError: no such file.
         ModelFileError: it is not a TFLite file, or damaged.
     """
-    path = existing(path, "TFLite file")
+    path = regular(path, "TFLite file", ModelFileError)
     from ai_edge_litert import schema_py_generated as schema
 
     data = np.memmap(path, np.uint8, "r")
