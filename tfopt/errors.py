@@ -4,6 +4,16 @@
 class TfoptError(Exception):
     """Base of every error raised on purpose by tfopt."""
 
+    def __str__(self) -> str:
+        return _printable(super().__str__())
+
+
+def _printable(text: str) -> str:
+    """The text with escapes for what a terminal cannot show; messages quote what files hold."""
+    return text if text.isprintable() else "".join(
+        c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text
+    )  # fmt: skip
+
 
 class InputError(TfoptError, ValueError):
     """An argument, a recipe or a data file is wrong; the message says what to change."""
@@ -13,7 +23,7 @@ class MissingFileError(InputError, FileNotFoundError):
     """A file or folder that was asked for does not exist."""
 
     def __str__(self) -> str:  # OSError would print only its errno fields
-        return str(self.args[0]) if self.args else ""
+        return _printable(str(self.args[0])) if self.args else ""
 
 
 class DataError(InputError):
@@ -32,7 +42,7 @@ class NoRoomError(WorkFailedError, OSError):
     """The disk is full, or would be: the message names the file and the bytes."""
 
     def __str__(self) -> str:  # OSError would print only its errno fields
-        return str(self.args[0]) if self.args else ""
+        return _printable(str(self.args[0])) if self.args else ""
 
 
 class VerificationError(WorkFailedError):

@@ -40,8 +40,7 @@ def load_model(path: str | Path, *, trust: bool = False) -> Any:
         model = _build(keras, path, config, trust=trust)
     except (ModelFileError, MissingFileError):
         raise
-    except (ValueError, OSError, KeyError, TypeError, AttributeError, EOFError, IndexError, RuntimeError,
-            zipfile.BadZipFile) as error:  # fmt: skip
+    except Exception as error:  # what is damaged fails anywhere in Keras and HDF5, with whatever its bytes lead to
         if isinstance(error, OSError) and error.errno is not None and not _says_damaged(error):
             raise  # the system's own trouble (a full disk, no permission), not the file's
         raise ModelFileError(f"not a Keras model file, or a damaged one: {path} ({_reason(error)})") from error

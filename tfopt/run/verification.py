@@ -85,6 +85,8 @@ def check_manifest(folder: Path) -> int:
     try:
         entries = read_json(folder / MANIFEST, "manifest")["files"]
         expected = {e["path"]: (e["bytes"], e["sha256"]) for e in entries}
+        if not all(isinstance(size, int) and isinstance(digest, str) for size, digest in expected.values()):
+            raise TypeError("each file must have a number of bytes and a hash")
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{folder / MANIFEST} is not a manifest: {error}") from error
     for name, (size, digest) in expected.items():

@@ -44,7 +44,7 @@ class SavedModelPredictor(Predictor):
         set_threads(threads)
         try:
             self._loaded = tf.saved_model.load(str(self.path))
-        except (OSError, ValueError, KeyError, RuntimeError, tf.errors.OpError) as error:
+        except Exception as error:  # what is damaged fails anywhere, with whatever its bytes lead to
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise ModelFileError(f"{self.path} is not a SavedModel that loads: {reason}") from error
         functions = dict(self._loaded.signatures)

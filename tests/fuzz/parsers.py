@@ -1,0 +1,206 @@
+"""Every parser that meets foreign bytes: a good file, how to damage it, and how to read it."""
+
+import dataclasses
+import json
+import random
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import tfopt
+from tfopt.archive import archive
+from tfopt.data.describe import describe
+from tfopt.data.llama2c_tokenizer import Llama2cTokenizer
+from tfopt.data.pack import pack
+from tfopt.data.readers import Texts, read_texts
+from tfopt.data.tfrecord import encode_records
+from tfopt.data.tokenizers import load_tokenizer, train_bpe
+from tfopt.data.verify import verify
+from tfopt.models import BertConfig, bert
+from tfopt.recipe import Recipe
+from tfopt.run.state import DoneStep, State, read_state
+from tfopt.run.verification import check_manifest
+
+from .mutate import damaged, damaged_json, damaged_zip
+
+Change = Callable[[bytes, random.Random], bytes]
+
+
+@dataclasses.dataclass(frozen=True)
+class Parser:
+    """One parser.
+
+    Attributes:
+        make: writes a good file or folder below the one that it is given, and returns its path.
+        read: reads it.
+        change: damages the content of a file.
+        files: which files of a folder are damaged, as patterns.
+        checked: there are checksums over everything, so that no damage may be accepted.
+        memory: bytes that reading may take beyond what is loaded before.
+    """
+
+    make: Callable[[Path], Path]
+    read: Callable[[Path], Any]
+    change: Change = damaged
+    files: tuple[str, ...] = ("*",)
+    checked: bool = False
+    memory: int = 2**30
+
+    def cases(self, path: Path, seed: int, count: int) -> Iterator[tuple[int, Path]]:
+        """Damaged copies beside `path`, each with the number that makes it again."""
+        for number in range(seed, seed + count):
+            rng = random.Random(number)
+            copy = path.with_name(f"case-{path.name}")
+            shutil.rmtree(copy, ignore_errors=True) if path.is_dir() else copy.unlink(missing_ok=True)
+            shutil.copytree(path, copy) if path.is_dir() else shutil.copy(path, copy)
+            names = sorted(f for pattern in self.files for f in copy.rglob(pattern)) if path.is_dir() else [copy]
+            chosen = rng.choice([f for f in names if f.is_file()])
+            change = damaged_json if chosen.suffix == ".json" and not self.checked else self.change
+            before = chosen.read_bytes()
+            after = change(before, rng)
+            if after != before:
+                chosen.write_bytes(after)
+                yield number, copy
+
+
+def _model(generation: str) -> Any:
+    return bert(BertConfig(40, 8, 1, 2, 16, 12), 2, generation=generation)
+
+
+def _keras(generation: str) -> Callable[[Path], Path]:
+    return lambda folder: tfopt.models.save(_model(generation), folder / "m.keras")
+
+
+def _h5(folder: Path) -> Path:
+    _model("tf_keras").save(folder / "m.h5")
+    return folder / "m.h5"
+
+
+def _exported(name: str, **settings: Any) -> Callable[[Path], Path]:
+    def make(folder: Path) -> Path:
+        model = settings.pop("model", None) or _model("tf_keras")
+        return tfopt.export(model, folder / name, **settings).path
+
+    return make
+
+
+def _predict(path: Path) -> Any:
+    predictor = tfopt.Predictor.load(path)
+    ids = np.full((1, 4), 3)
+    return predictor.predict({"input_ids": ids, "attention_mask": np.ones_like(ids)})
+
+
+def _folder(folder: Path) -> Path:
+    encoder = bert(BertConfig(40, 8, 1, 2, 16, 12), generation="tf_keras")
+    tfopt.models.save_pretrained(encoder, folder / "m")
+    return folder / "m"
+
+
+def _llama2c(folder: Path) -> Path:
+    header = np.array([8, 16, 1, 2, 2, 300, 16], np.int32).tobytes()
+    count = 300 * 8 + 8 + 4 * 64 + 8 + 3 * 128 + 8 + 2 * 16 * 2
+    path = folder / "m.bin"
+    path.write_bytes(header + np.random.default_rng(0).standard_normal(count).astype(np.float32).tobytes())
+    return path
+
+
+def _llama2c_tokenizer(folder: Path) -> Path:
+    pieces = [b"<unk>", b"<s>", b"</s>", *(f"<0x{i:02X}>".encode() for i in range(256)), b"a", b"b", b"ab"]
+    path = folder / "tok.bin"
+    path.write_bytes(b"\x08\0\0\0" + b"".join(
+        np.float32(i).tobytes() + np.int32(len(piece)).tobytes() + piece for i, piece in enumerate(pieces)
+    ))  # fmt: skip
+    return path
+
+
+_TEXTS = Texts([f"the word {i} and more" for i in range(30)], ["ab"[i % 2] for i in range(30)], "texts")
+
+
+def _tokenizer(folder: Path) -> Path:
+    train_bpe(_TEXTS.texts, 300).save(str(folder / "tokenizer.json"))
+    return folder / "tokenizer.json"
+
+
+def _pack(folder: Path) -> Path:
+    pack(_TEXTS, train_bpe(_TEXTS.texts, 300), out=folder / "p", max_length=40, labels=["a", "b"], shards=2)
+    return folder / "p"
+
+
+def _tfrecord(folder: Path) -> Path:
+    content, _ = encode_records(np.arange(60), np.full(12, 5), np.arange(12) % 3)
+    (folder / "m.tfrecord").write_bytes(content)
+    return folder / "m.tfrecord"
+
+
+def _archive(folder: Path) -> Path:
+    (folder / "f" / "sub").mkdir(parents=True)
+    (folder / "f" / "a").write_bytes(np.arange(300, dtype=np.float32).tobytes())
+    (folder / "f" / "sub" / "b").write_bytes(bytes(2000))
+    return archive.pack(folder / "f", folder / "m.tfopt").path
+
+
+def _table(suffix: str) -> Callable[[Path], Path]:
+    def make(folder: Path) -> Path:
+        path = folder / f"t{suffix}"
+        if suffix == ".jsonl":
+            path.write_text("".join(json.dumps({"text": f"é {i}", "label": i % 2}) + "\n" for i in range(20)))
+        else:
+            mark = "\t" if suffix == ".tsv" else ","
+            path.write_text(f"label{mark}text\n" + "".join(f'{i % 2}{mark}"é {i}"\n' for i in range(20)))
+        return path
+
+    return make
+
+
+def _recipe(folder: Path) -> Path:
+    path = folder / "r.toml"
+    path.write_text(Recipe.load("demo").to_toml(), "utf-8")
+    return path
+
+
+def _state(folder: Path) -> Path:
+    steps = [DoneStep(f"step {i}", 1.5, {f"out{i}": "ab" * 32}, result={"x": i}) for i in range(4)]
+    State("f" * 64, tfopt.__version__, steps).write(folder / "state.json")
+    return folder / "state.json"
+
+
+def _manifest(folder: Path) -> Path:
+    (folder / "run").mkdir()
+    (folder / "run" / "a").write_bytes(b"abc")
+    entry = {"path": "a", "bytes": 3, "sha256": "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"}
+    (folder / "run" / "manifest.json").write_text(json.dumps({"schema": 1, "files": [entry], "versions": {}}))
+    return folder / "run"
+
+
+def _report(folder: Path) -> Path:
+    report = tfopt.compare({"m": _keras("tf_keras")(folder)}, inputs={
+        "input_ids": np.full((1, 4), 3), "attention_mask": np.ones((1, 4), int)
+    }, rounds=1, seconds=0.01, memory=False)  # fmt: skip
+    return report.save(folder / "report.json")
+
+
+PARSERS: dict[str, Parser] = {
+    "keras": Parser(_keras("keras"), tfopt.models.load, damaged_zip),
+    "tf_keras": Parser(_keras("tf_keras"), tfopt.models.load, damaged_zip),
+    "h5": Parser(_h5, tfopt.models.load),
+    "saved_model": Parser(_exported("m"), _predict, files=("saved_model.pb", "variables.*", "*.json")),
+    "tflite": Parser(_exported("m.tflite", lengths=[4]), _predict),
+    "hugging_face": Parser(_folder, tfopt.models.from_pretrained),
+    "llama2c": Parser(_llama2c, tfopt.models.read_llama2c),
+    "llama2c_tokenizer": Parser(_llama2c_tokenizer, Llama2cTokenizer.read),
+    "tokenizer": Parser(_tokenizer, load_tokenizer, damaged_json),
+    "pack": Parser(_pack, lambda path: (verify(path), describe(path)), checked=True, files=("*.tfrecord",)),
+    "manifest": Parser(_pack, verify, damaged_json, files=("*.manifest.json",)),
+    "tfrecord": Parser(_tfrecord, verify),  # alone, a file that is cut between records looks whole
+    "archive": Parser(_archive, archive.check, checked=True),
+    "tsv": Parser(_table(".tsv"), lambda path: read_texts(path, None, "label")),
+    "csv": Parser(_table(".csv"), lambda path: read_texts(path, None, "label")),
+    "jsonl": Parser(_table(".jsonl"), lambda path: read_texts(path, None, "label")),
+    "recipe": Parser(_recipe, Recipe.load),
+    "state": Parser(_state, lambda path: read_state(path, "f" * 64)),
+    "run_manifest": Parser(_manifest, check_manifest, damaged_json, files=("manifest.json",)),
+    "report": Parser(_report, tfopt.Report.load, damaged_json),
+}
