@@ -73,3 +73,9 @@ def test_commands_for_contributors_exist():
     for target in re.findall(r"make ([a-z-]+)", CONTRIBUTING):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
     assert (REPOSITORY / ".pre-commit-config.yaml").exists()
+
+
+def test_the_promises_name_files_and_tests_that_exist():
+    security = (REPOSITORY / "SECURITY.md").read_text("utf-8")
+    named = set(re.findall(r"`((?:tfopt|tests)/[\w/]+\.py)`", security))
+    assert len(named) > 10 and not [name for name in named if not (REPOSITORY / name).exists()]
