@@ -19,7 +19,7 @@ from tfopt.data.readers import Texts, read_texts
 from tfopt.data.tfrecord import encode_records
 from tfopt.data.tokenizers import load_tokenizer, train_bpe
 from tfopt.data.verify import verify
-from tfopt.models import BertConfig, bert
+from tfopt.models import BertConfig, CausalLMConfig, bert, causal_lm
 from tfopt.recipe import Recipe
 from tfopt.run.state import DoneStep, State, read_state
 from tfopt.run.verification import check_manifest
@@ -91,6 +91,15 @@ def _predict(path: Path) -> Any:
     predictor = tfopt.Predictor.load(path)
     ids = np.full((1, 4), 3)
     return predictor.predict({"input_ids": ids, "attention_mask": np.ones_like(ids)})
+
+
+def _decoder(folder: Path) -> Path:
+    config = CausalLMConfig(40, 8, 1, 2, intermediate_size=16, max_position_embeddings=16)
+    return tfopt.export(causal_lm(config), folder / "g.tflite").path
+
+
+def _generate(path: Path) -> Any:
+    return list(tfopt.Predictor.load(path).stream([3, 4], tfopt.GenerateConfig(max_tokens=2)))
 
 
 def _folder(folder: Path) -> Path:
@@ -188,6 +197,7 @@ PARSERS: dict[str, Parser] = {
     "h5": Parser(_h5, tfopt.models.load),
     "saved_model": Parser(_exported("m"), _predict, files=("saved_model.pb", "variables.*", "*.json")),
     "tflite": Parser(_exported("m.tflite", lengths=[4]), _predict),
+    "generating_tflite": Parser(_decoder, _generate),
     "hugging_face": Parser(_folder, tfopt.models.from_pretrained),
     "llama2c": Parser(_llama2c, tfopt.models.read_llama2c),
     "llama2c_tokenizer": Parser(_llama2c_tokenizer, Llama2cTokenizer.read),

@@ -139,7 +139,10 @@ class TFLiteDecoder(Decoder):
                 num_threads=threads or usable_cores(), xnnpack_weight_cache_path=str(cache or "")
             )
             options = litert.Options(hardware_accelerators=litert.HardwareAccelerator.CPU, cpu_options=cpu)
-            self._model = litert.CompiledModel.from_file(str(self.path), options=options)
+            try:
+                self._model = litert.CompiledModel.from_file(str(self.path), options=options)
+            except Exception as error:  # whatever LiteRT raises for a file whose parts do not fit
+                raise ModelFileError(f"{path} is no TFLite file that loads: {_first_line(error)}") from error
         self._buffers = litert.TensorBuffer
         self.turn = threading.Lock()  # a compiled model runs for one session after the other
         self.signatures = self._signatures()
@@ -172,6 +175,10 @@ class TFLiteDecoder(Decoder):
         fitting = [s for s in self.signatures if s.kind == kind and s.slots == slots]
         holding = [s for s in fitting if s.new >= new]
         return min(holding, key=lambda s: s.new) if holding else max(fitting, key=lambda s: s.new)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 class TFLiteSession(Session):
@@ -219,7 +226,10 @@ class TFLiteSession(Session):
         count, c = len(tokens), self._decoder.config
         ids[:count], ids[count:], start[0] = tokens, 0, at
         with self._decoder.turn:
-            self._decoder._model.run_by_index(index, inputs, outputs)
+            try:
+                self._decoder._model.run_by_index(index, inputs, outputs)
+            except RuntimeError as error:
+                raise ModelFileError(f"{self._decoder.path} does not run: {_first_line(error)}") from error
         shape = (c.num_hidden_layers, c.key_value_heads, signature.new, c.head_size)
         assert self._keys is not None and self._values is not None
         self._keys.write(results["keys"].reshape(shape)[:, :, :count], at)
