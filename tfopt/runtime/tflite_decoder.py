@@ -222,14 +222,14 @@ class TFLiteSession(Session):
         return self._bound[signature.key]
 
     def _run(self, signature: DecoderSignature, tokens: np.ndarray, at: int) -> np.ndarray | None:
-        index, ids, start, results, inputs, outputs = self._bind(signature)
         count, c = len(tokens), self._decoder.config
-        ids[:count], ids[count:], start[0] = tokens, 0, at
-        with self._decoder.turn:
-            try:
+        try:
+            index, ids, start, results, inputs, outputs = self._bind(signature)
+            ids[:count], ids[count:], start[0] = tokens, 0, at
+            with self._decoder.turn:
                 self._decoder._model.run_by_index(index, inputs, outputs)
-            except RuntimeError as error:
-                raise ModelFileError(f"{self._decoder.path} does not run: {_first_line(error)}") from error
+        except RuntimeError as error:  # a part of the file that is used for the first time, and does not fit
+            raise ModelFileError(f"{self._decoder.path} does not run: {_first_line(error)}") from error
         shape = (c.num_hidden_layers, c.key_value_heads, signature.new, c.head_size)
         assert self._keys is not None and self._values is not None
         self._keys.write(results["keys"].reshape(shape)[:, :, :count], at)
