@@ -85,6 +85,21 @@ def test_verify_accepts_a_good_run_and_names_what_is_wrong(run_copy):
         verify_run(copy)
 
 
+def test_a_flipped_bit_is_found_when_a_file_of_a_run_is_opened(run_copy):
+    for name in ("half/model.keras", "half_tflite/model.tflite", "baseline/saved_model/saved_model.pb"):
+        file = run_copy / name
+        good = file.read_bytes()
+        file.write_bytes(good[:-40] + bytes([good[-40] ^ 1]) + good[-39:])
+        opened = file.parent if file.suffix == ".pb" else file
+        with pytest.raises(DataError, match=r"its SHA-256 differs from the manifest"):
+            tfopt.Predictor.load(opened)
+        file.write_bytes(good)
+        tfopt.Predictor.load(opened)
+    with pytest.raises(DataError, match="is not a manifest"):
+        (run_copy / "manifest.json").write_text("{")
+        tfopt.models.load(run_copy / "half" / "model.keras")
+
+
 def outputs(folder, names):
     """What artifacts compute on the same inputs."""
     ids = np.random.default_rng(0).integers(0, 300, (6, 8))

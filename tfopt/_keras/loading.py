@@ -9,6 +9,7 @@ from typing import Any
 from tfopt._base.archives import check_members, read_member
 from tfopt._base.foreign import parse_json, regular
 from tfopt._base.limits import MAX_MEMBER_BYTES, MAX_TEXT_BYTES
+from tfopt._base.manifests import check_if_listed
 from tfopt._keras import extras
 from tfopt._keras.hdf5 import check_hdf5
 from tfopt._keras.keras_api import is_model, keras_module
@@ -31,8 +32,10 @@ def load_model(path: str | Path, *, trust: bool = False) -> Any:
     Raises:
         MissingFileError: no such file.
         ModelFileError: not a Keras model, damaged, or naming code that would run.
+        DataError: it is of a finished run, and no longer what that wrote.
     """
     path = regular(path, "model file", ModelFileError)
+    check_if_listed(path)
     try:
         config, generation = _read_config(path)
         keras = keras_module(generation)

@@ -12,14 +12,14 @@ from filelock import FileLock, Timeout
 
 import tfopt
 from tfopt._base.files import files_below, remove, remove_leftovers, sha256, tree_digest, write_json, write_text
+from tfopt._base.manifests import MANIFEST, STATE
 from tfopt.errors import InputError
 from tfopt.recipe import Recipe
 from tfopt.report import Step
 from tfopt.run.state import DoneStep, State, read_state
 
-MANIFEST = "manifest.json"
-_STATE, _RECIPE, _LOCK, _OWNER = "state.json", "recipe.toml", "run.lock", "run.owner"
-_OF_THE_RUN = (MANIFEST, _STATE, _LOCK, _OWNER)  # what is no result of a step
+_RECIPE, _LOCK, _OWNER = "recipe.toml", "run.lock", "run.owner"
+_OF_THE_RUN = (MANIFEST, STATE, _LOCK, _OWNER)  # what is no result of a step
 _RESULTS = (MANIFEST, "report.json", "report.html")
 
 
@@ -49,7 +49,7 @@ class RunFolder:
         self._changed = False  # from the first step whose results are other than they were
         self._passed: list[str] = []
         self._held: FileLock | None = None
-        state = self.path / _STATE
+        state = self.path / STATE
         if self.path.is_file():
             raise InputError(f"{self.path} is a file; choose a folder with --out")
         if not [f for f in files_below(self.path) if f.name not in (_LOCK, _OWNER)]:
@@ -160,6 +160,7 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         if self._held is None:
             self._lock()
+        remove(self.path / MANIFEST)  # what it lists is about to change
         remove_leftovers(self.path)
         self._write_state()
         for output in self._stale:
@@ -169,14 +170,14 @@ class RunFolder:
         write_text(self.path / _RECIPE, self.recipe.to_toml())
 
     def _write_state(self) -> None:
-        State(self._fingerprint, tfopt.__version__, list(self._steps.values())).write(self.path / _STATE)
+        State(self._fingerprint, tfopt.__version__, list(self._steps.values())).write(self.path / STATE)
 
     def _forget_if_nothing_was_done(self) -> None:
         """Bad input that shows in the first step leaves no folder behind."""
         if self._steps:
             return
         self.close()
-        for name in (_STATE, _RECIPE, _LOCK):
+        for name in (STATE, _RECIPE, _LOCK):
             remove(self.path / name)
         with contextlib.suppress(OSError):  # something else is in it
             self.path.rmdir()

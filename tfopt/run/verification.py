@@ -5,19 +5,18 @@ from typing import Any
 
 import numpy as np
 
-from tfopt._base.files import existing, sha256
-from tfopt._base.foreign import inside, read_json, regular
+from tfopt._base.files import existing
 from tfopt._base.formats import format_named
+from tfopt._base.manifests import MANIFEST, check_entry, read_manifest
 from tfopt._keras.keras_io import call, inputs_of
 from tfopt._keras.loading import load_model
 from tfopt.data.verify import verify as verify_data
-from tfopt.errors import DataError, InputError, VerificationError
+from tfopt.errors import InputError, VerificationError
 from tfopt.export.verify import check_outputs, largest_error
 from tfopt.measure.measure import Log
 from tfopt.recipe import Recipe
 from tfopt.recipe.sections import ExportSection
 from tfopt.report import Report
-from tfopt.run.folder import MANIFEST
 from tfopt.tasks import task_of
 
 
@@ -82,20 +81,7 @@ def check_manifest(folder: Path) -> int:
     Raises:
         DataError: a file is missing, or its size or SHA-256 differs; it is named.
     """
-    try:
-        entries = read_json(folder / MANIFEST, "manifest")["files"]
-        expected = {e["path"]: (e["bytes"], e["sha256"]) for e in entries}
-        if not all(isinstance(size, int) and isinstance(digest, str) for size, digest in expected.values()):
-            raise TypeError("each file must have a number of bytes and a hash")
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{folder / MANIFEST} is not a manifest: {error}") from error
-    for name, (size, digest) in expected.items():
-        path = inside(folder, name, f"the manifest of {folder}")
-        if not path.exists():
-            raise DataError(f"{path} is missing; the manifest lists it")
-        regular(path, "file of a run")
-        if path.stat().st_size != size:
-            raise DataError(f"{path} has {path.stat().st_size} bytes, the manifest says {size}")
-        if sha256(path) != digest:
-            raise DataError(f"{path} is damaged or changed: its SHA-256 differs from the manifest")
+    expected = read_manifest(folder)
+    for name, entry in expected.items():
+        check_entry(folder, name, entry)
     return len(expected)

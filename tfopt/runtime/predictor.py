@@ -15,6 +15,7 @@ import numpy as np
 
 from tfopt._base.files import existing
 from tfopt._base.formats import format_of
+from tfopt._base.manifests import check_if_listed
 from tfopt.errors import InputError
 from tfopt.runtime.inputs import check_masks, checked
 
@@ -83,6 +84,7 @@ class Predictor(abc.ABC):
         self._turn: contextlib.AbstractContextManager[Any] = (
             contextlib.nullcontext() if self._in_parallel else threading.Lock()
         )
+        check_if_listed(self.path)
         self.limits: dict[str, int] = {}
         self.signatures = sorted(self._open(threads), key=lambda s: s.length or 0)
 
@@ -100,6 +102,7 @@ class Predictor(abc.ABC):
         Raises:
             MissingFileError: nothing is there.
             ModelFileError: it is no artifact that can be loaded, or it would run code.
+            DataError: it is of a finished run, and no longer what that wrote.
             InputError: a bad number of threads.
         """
         format = format_of(path)
