@@ -3,11 +3,12 @@
 python -m benchmarks.checks
 
 Loading is that of `tfopt.models.load` against Keras's own; a prediction is one of about a millisecond, with the
-checks of its inputs and without. Of two threads that share a predictor, a lock is compared with an interpreter for
-each.
+checks of its inputs and without. Two threads share a predictor, which has a pool of interpreters: compared with a
+lock around one, and with a predictor of one core for each.
 """
 
 import argparse
+import contextlib
 import tempfile
 import threading
 import time
@@ -23,7 +24,10 @@ from tfopt.models import BertConfig, bert
 from tfopt.runtime.inputs import check_masks, checked
 
 _CALLS = 30  # of each thread in one round
-_SMALL, _MINILM = BertConfig(300, 128, 2, 4, 512, 128), BertConfig(30_522, 384, 6, 12, 1536, 512)
+_SMALL = BertConfig(vocab_size=300, hidden_size=128, num_hidden_layers=2, num_attention_heads=4,
+                    intermediate_size=512, max_position_embeddings=128)  # fmt: skip
+_MINILM = BertConfig(vocab_size=30_522, hidden_size=384, num_hidden_layers=6, num_attention_heads=12,
+                     intermediate_size=1536, max_position_embeddings=512)  # fmt: skip
 
 
 def loading(folder: Path) -> dict[str, Any]:
@@ -77,15 +81,18 @@ def prediction(path: Path) -> dict[str, Any]:
 
 
 def sharing(path: Path) -> dict[str, Any]:
-    """Two threads at one predictor of all cores behind its lock, against an interpreter of one core for each."""
+    """Two threads at one predictor, against a lock around one interpreter and against one for each."""
     shared, alone = tfopt.Predictor.load(path), [tfopt.Predictor.load(path, threads=1) for _ in range(2)]
     ids = np.random.default_rng(0).integers(0, 300, (1, 128)).astype(np.int32)
     named = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
 
-    def together(predictors: list[Any]) -> Any:
+    turn = threading.Lock()
+
+    def together(predictors: list[Any], lock: Any = None) -> Any:
         def call(predictor: Any) -> None:
             for _ in range(_CALLS):
-                predictor.predict(named)
+                with lock or contextlib.nullcontext():
+                    predictor.predict(named)
 
         def work() -> None:
             threads = [threading.Thread(target=call, args=(p,)) for p in predictors]
@@ -96,9 +103,11 @@ def sharing(path: Path) -> dict[str, Any]:
 
         return work
 
-    seconds = paired({"lock": together([shared, shared]), "interpreter for each": together(alone)}, rounds=15)
+    seconds = paired({"lock": together([shared, shared], turn), "pool": together([shared, shared]),
+                      "one for each": together(alone)}, rounds=15)  # fmt: skip
     return {"times_ms": {n: milliseconds(s / (2 * _CALLS)) for n, s in seconds.items()},
-            "interpreter for each / lock": ratio(seconds["interpreter for each"], seconds["lock"])}  # fmt: skip
+            "pool / lock": ratio(seconds["pool"], seconds["lock"]),
+            "one for each / lock": ratio(seconds["one for each"], seconds["lock"])}  # fmt: skip
 
 
 def main() -> None:
