@@ -3,12 +3,11 @@
 python -m benchmarks.checks
 
 Loading is that of `tfopt.models.load` against Keras's own; a prediction is one of about a millisecond, with the
-checks of its inputs and without. Two threads share a predictor, which has a pool of interpreters: compared with a
-lock around one, and with a predictor of one core for each.
+checks of its inputs and without. Two threads share a predictor behind its lock: compared with a predictor of one
+core for each.
 """
 
 import argparse
-import contextlib
 import tempfile
 import threading
 import time
@@ -81,18 +80,15 @@ def prediction(path: Path) -> dict[str, Any]:
 
 
 def sharing(path: Path) -> dict[str, Any]:
-    """Two threads at one predictor, against a lock around one interpreter and against one for each."""
+    """Two threads at one predictor behind its lock, against one of one core for each."""
     shared, alone = tfopt.Predictor.load(path), [tfopt.Predictor.load(path, threads=1) for _ in range(2)]
     ids = np.random.default_rng(0).integers(0, 300, (1, 128)).astype(np.int32)
     named = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
 
-    turn = threading.Lock()
-
-    def together(predictors: list[Any], lock: Any = None) -> Any:
+    def together(predictors: list[Any]) -> Any:
         def call(predictor: Any) -> None:
             for _ in range(_CALLS):
-                with lock or contextlib.nullcontext():
-                    predictor.predict(named)
+                predictor.predict(named)
 
         def work() -> None:
             threads = [threading.Thread(target=call, args=(p,)) for p in predictors]
@@ -103,10 +99,9 @@ def sharing(path: Path) -> dict[str, Any]:
 
         return work
 
-    seconds = paired({"lock": together([shared, shared], turn), "pool": together([shared, shared]),
+    seconds = paired({"lock": together([shared, shared]),
                       "one for each": together(alone)}, rounds=15)  # fmt: skip
     return {"times_ms": {n: milliseconds(s / (2 * _CALLS)) for n, s in seconds.items()},
-            "pool / lock": ratio(seconds["pool"], seconds["lock"]),
             "one for each / lock": ratio(seconds["one for each"], seconds["lock"])}  # fmt: skip
 
 
