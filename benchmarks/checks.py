@@ -45,7 +45,7 @@ def loading(folder: Path) -> dict[str, Any]:
         config, _ = loading_module._read_config(path)
         seconds = paired({
             "load": lambda: tfopt.models.load(path),
-            "checks": lambda: (loading_module._read_config(path), refuse_code(config, path),
+            "checks": lambda: (loading_module._read_config(path), refuse_code(config, path, generation="tf_keras"),
                                check_hdf5(weights, weights.stat().st_size, path)),
             "Keras": lambda: tf_keras.models.load_model(path, compile=False),
         }, rounds=5, warm_up=1)  # fmt: skip

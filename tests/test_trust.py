@@ -76,7 +76,7 @@ def test_a_function_that_writes_is_refused_and_does_not_run(tmp_path, suffix):
 def test_functions_are_decided_by_a_list(tmp_path, function):
     node = {"class_name": "TFOpLambda", "config": {"name": "x", "function": function}}
     with pytest.raises(ModelFileError, match="a layer that calls"):
-        refuse_code({"layers": [{"config": {"layers": [node]}}]}, tmp_path)
+        refuse_code({"layers": [{"config": {"layers": [node]}}]}, tmp_path, generation="tf_keras")
 
 
 def test_every_trusted_function_exists():
@@ -106,7 +106,7 @@ def test_every_trusted_function_exists():
 )
 def test_names_that_lead_out_of_keras_are_refused(tmp_path, node):
     with pytest.raises(ModelFileError, match="may run code or read files while loading"):
-        refuse_code({"config": {"layers": [{"config": {"activation": node}}]}}, tmp_path)
+        refuse_code({"config": {"layers": [{"config": {"activation": node}}]}}, tmp_path, generation="tf_keras")
 
 
 def test_a_module_is_not_imported_for_a_file(keras, tmp_path):
@@ -179,7 +179,9 @@ def test_every_layer_of_keras_is_on_the_list_or_left_out_on_purpose(keras):
 def test_classes_are_decided_by_pairs_of_module_and_name(module, name, tmp_path):
     node = {"class_name": name, "config": {"filepath_": "x"}, "registered_name": None}
     with pytest.raises(ModelFileError, match=name):
-        refuse_code({"layers": [node if module is None else {**node, "module": module}]}, tmp_path)
+        refuse_code(
+            {"layers": [node if module is None else {**node, "module": module}]}, tmp_path, generation="tf_keras"
+        )
 
 
 def test_a_registered_name_does_not_cover_another_function(keras, tmp_path):
@@ -187,18 +189,62 @@ def test_a_registered_name_does_not_cover_another_function(keras, tmp_path):
     try:
         node = {"module": "os", "class_name": "function", "config": "system", "registered_name": "harmless"}
         with pytest.raises(ModelFileError, match="the function 'system' of the module os"):
-            refuse_code({"activation": node}, tmp_path)
+            refuse_code({"activation": node}, tmp_path, generation="tf_keras")
     finally:
         del keras.saving.get_custom_objects()["harmless"]
+
+
+def test_what_one_generation_registered_does_not_cover_a_file_of_the_other(keras, generation, tmp_path):
+    """Each looks names up among its own objects, and imports the module that the file gives where there is none."""
+    other = keras_api.keras_module(next(g for g in keras_api.GENERATIONS if g != generation))
+    other.saving.get_custom_objects()["geohash"] = len
+    try:
+        node = {
+            "module": "antigravity",
+            "class_name": "function",
+            "config": "geohash",
+            "registered_name": "function",
+        }
+        with pytest.raises(ModelFileError, match="the function 'geohash' of the module antigravity"):
+            load_model(with_layer(generation, {"activation": node}, tmp_path))
+    finally:
+        del other.saving.get_custom_objects()["geohash"]
+    assert "antigravity" not in sys.modules
+
+
+def test_classes_that_the_program_registered_are_loaded_from_the_oldest_format(tmp_path):
+    """It gives no modules."""
+
+    @tf_keras.saving.register_keras_serializable(package="test_trust_h5")
+    class Thrice(tf_keras.layers.Layer):
+        def call(self, x):
+            return x * 3
+
+    path = tmp_path / "m.h5"
+    tf_keras.Sequential([tf_keras.layers.Input((4,)), Thrice(), tf_keras.layers.Dense(3)]).save(path)
+    assert type(load_model(path).layers[-2]) is Thrice
+
+
+def test_an_application_of_keras_is_loaded(keras, generation, tmp_path):
+    """That of tf_keras has initializers of TensorFlow."""
+    model = keras.applications.EfficientNetV2B0(weights=None, classes=3, input_shape=(32, 32, 3))
+    refuse_code(keras.saving.serialize_keras_object(model), tmp_path, generation=generation)
+
+
+def test_numbers_that_are_infinite_are_settings_too(keras, tmp_path):
+    limit = keras.constraints.MinMaxNorm(0.0, float("inf"))
+    path = tmp_path / "m.keras"
+    keras.Sequential([keras.layers.Input((4,)), keras.layers.Dense(3, kernel_constraint=limit)]).save(path)
+    assert load_model(path).layers[-1].kernel_constraint.max_value == np.inf
 
 
 def test_an_operation_on_constants_alone_would_run_while_it_is_built(tmp_path):
     call = [["_CONSTANT_VALUE", -1, [2**20, 2**20], {"dtype": "float32"}]]
     node = {"class_name": "TFOpLambda", "config": {"name": "z", "function": "zeros"}, "inbound_nodes": call}
     with pytest.raises(ModelFileError, match="calls tf.zeros on constants alone"):
-        refuse_code({"layers": [node]}, tmp_path)
+        refuse_code({"layers": [node]}, tmp_path, generation="tf_keras")
     node["inbound_nodes"] = [["_CONSTANT_VALUE", -1, 2, {"y": ["input_1", 0, 0]}]]
-    refuse_code({"layers": [node]}, tmp_path)
+    refuse_code({"layers": [node]}, tmp_path, generation="tf_keras")
 
 
 def test_a_model_larger_than_its_weights_is_not_built(keras, generation, tmp_path):

@@ -69,14 +69,14 @@ def parse_json(content: bytes | str, where: str, error: Error = DataError) -> An
     """What JSON stands for.
 
     Raises:
-        InputError: as `error`, it is no JSON, has numbers that JSON has not, halves of characters, or is nested
-            deeper than anything that is read here.
+        InputError: as `error`, it is no JSON, has halves of characters, or is nested deeper than anything that is
+            read here.
     """
     text = to_text(content, where, error) if isinstance(content, bytes) else content
     try:
         if _depth(text.encode()) > MAX_DEPTH:
             raise ValueError(f"nested deeper than {MAX_DEPTH} levels")
-        found = json.loads(text, parse_constant=_no_number)
+        found = json.loads(text)
         if "\\ud" in text.lower():  # halves of characters, which cannot be printed
             json.dumps(found, ensure_ascii=False).encode()
         return found
@@ -94,10 +94,6 @@ def _depth(content: bytes) -> int:
         depth += 1 if mark in (b"[", b"{") else -1 if mark in (b"]", b"}") else 0
         deepest = max(deepest, depth)
     return deepest
-
-
-def _no_number(name: str) -> Any:
-    raise ValueError(f"{name} is no number of JSON")
 
 
 def inside(folder: Path, name: Any, where: str, error: Error = DataError) -> Path:

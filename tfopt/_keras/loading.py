@@ -38,9 +38,8 @@ def load_model(path: str | Path, *, trust: bool = False) -> Any:
     check_if_listed(path)
     try:
         config, generation = _read_config(path)
-        keras = keras_module(generation)
-        _check_config(config, path, trust=trust)
-        model = _build(keras, path, config, trust=trust)
+        _check_config(config, path, generation=generation, trust=trust)
+        model = _build(keras_module(generation), path, config, trust=trust)
     except (ModelFileError, MissingFileError):
         raise
     except Exception as error:  # what is damaged fails anywhere in Keras and HDF5, with whatever its bytes lead to
@@ -59,7 +58,8 @@ def load_model(path: str | Path, *, trust: bool = False) -> Any:
 def check_model_file(path: str | Path) -> None:
     """Checks a file as far as that goes without building the model; raises as `load_model`."""
     path = regular(path, "model file", ModelFileError)
-    _check_config(_read_config(path)[0], path, trust=False)
+    config, generation = _read_config(path)
+    _check_config(config, path, generation=generation, trust=False)
 
 
 def _reason(error: Exception) -> str:
@@ -72,13 +72,13 @@ def _says_damaged(error: OSError) -> bool:
     return "file signature" in str(error) or "truncated" in str(error)
 
 
-def _check_config(config: dict[str, Any], path: Path, trust: bool) -> None:
+def _check_config(config: dict[str, Any], path: Path, *, generation: str, trust: bool) -> None:
     # What the model was compiled with is not read.
     read = {key: value for key, value in config.items() if key != "compile_config"}
     if not trust:
-        refuse_code(read, path)
+        refuse_code(read, path, generation=generation)
         return
-    for reason in untrusted(read):
+    for reason in untrusted(read, generation):
         _log.warning("%s is trusted: it holds %s", path, reason)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tfopt._base.limits import MAX_DEPTH
+from tfopt._keras import keras_api
 from tfopt._keras.trusted_names import (
     KERAS_FUNCTIONS,
     MODULES_OF_FUNCTIONS,
@@ -41,38 +41,31 @@ _PATHS = frozenset({
 })  # fmt: skip
 
 
-def untrusted(config: Any) -> Iterator[str]:
+def untrusted(config: Any, generation: str) -> Iterator[str]:
     """What a model's configuration holds that would run code or read other files while the model is built.
 
     Args:
-        config: of either generation and any format.
-
-    Raises:
-        RecursionError: it is nested too deep.
+        config: of any format; from JSON of bounded depth.
+        generation: "tf_keras" or "keras", which will build it: each has custom objects of its own.
     """
     for node in _nodes(config):
-        reason = _reason_to_refuse(node)
+        reason = _reason_to_refuse(node, generation)
         if reason is not None:
             yield reason
 
 
-def refuse_code(config: Any, path: Path) -> None:
+def refuse_code(config: Any, path: Path, *, generation: str) -> None:
     """Refuses a configuration that names code which would run while the model is built.
 
     Args:
-        config: a model's configuration, of either generation and any format.
+        config: a model's configuration, of any format.
         path: the file it comes from, for the message.
+        generation: that will build it.
 
     Raises:
         ModelFileError: a class, function or path that is not on the lists; it is named.
     """
-    try:
-        reason = next(untrusted(config), None)
-    except RecursionError:
-        raise ModelFileError(
-            f"{path} is nested deeper than {MAX_DEPTH} levels, which no model of Keras is: it is damaged, or made "
-            "to do harm"
-        ) from None
+    reason = next(untrusted(config, generation), None)
     if reason is not None:
         raise ModelFileError(
             f"{path} holds {reason}, which may run code or read files while loading: rebuild the model without it, "
@@ -80,7 +73,7 @@ def refuse_code(config: Any, path: Path) -> None:
         )
 
 
-def _reason_to_refuse(node: dict[str, Any]) -> str | None:
+def _reason_to_refuse(node: dict[str, Any], generation: str) -> str | None:
     for name in _PATHS & node.keys():
         if isinstance(node[name], str) and node[name]:
             return f"the path of another file, {name}={node[name]!r}"
@@ -107,13 +100,15 @@ def _reason_to_refuse(node: dict[str, Any]) -> str | None:
     if kind == "__typespec__":
         known = node.get("spec_name") in _TYPES and str(node.get("module")).startswith("tensorflow.python.")
         return None if known else f"the type {node.get('spec_name')} of the module {node.get('module')}"
-    return None if kind in _VALUES else _untrusted_object(node)
+    return None if kind in _VALUES else _untrusted_object(node, generation)
 
 
-def _untrusted_object(node: dict[str, Any]) -> str | None:
+def _untrusted_object(node: dict[str, Any], generation: str) -> str | None:
     module, kind = node.get("module"), node["class_name"]
     name = node.get("config") if kind == "function" else kind
-    if _is_registered(node, module):
+    # Files of the first formats give no module, and the registered name as that of the class.
+    looked_up = node.get("registered_name") if isinstance(module, str) and kind != "function" else name
+    if _is_registered(looked_up, module, generation):
         return None
     if not isinstance(module, str):
         return None if name in NAMES_WITHOUT_MODULE or name in KERAS_FUNCTIONS else f"an object of class {kind!r}"
@@ -141,13 +136,11 @@ def _names_a_tensor(value: Any) -> bool:
     return (is_name and isinstance(value[2], int)) or any(_names_a_tensor(item) for item in value)
 
 
-def _is_registered(node: dict[str, Any], module: Any) -> bool:
-    """Whether the running program, or KerasHub, has registered what is named, as custom objects."""
+def _is_registered(name: Any, module: Any, generation: str) -> bool:
+    """Whether the running program, or KerasHub, has registered what is named, for this generation."""
     if str(module).startswith("keras_hub.") and importlib.util.find_spec("keras_hub"):
         importlib.import_module("keras_hub")
-    name = node.get("config") if node["class_name"] == "function" else node.get("registered_name")
-    loaded = [sys.modules[package] for package in ("keras", "tf_keras") if package in sys.modules]
-    return isinstance(name, str) and any(name in keras.saving.get_custom_objects() for keras in loaded)
+    return isinstance(name, str) and name in keras_api.keras_module(generation).saving.get_custom_objects()
 
 
 def _is_loaded_class(module: str, name: str) -> bool:
@@ -158,12 +151,10 @@ def _is_loaded_class(module: str, name: str) -> bool:
     return isinstance(found, type) and any(c.__module__.partition(".")[0] in _PACKAGES for c in found.__mro__)
 
 
-def _nodes(value: Any, depth: int = 0) -> Iterator[dict[str, Any]]:
-    if depth > MAX_DEPTH:
-        raise RecursionError
+def _nodes(value: Any) -> Iterator[dict[str, Any]]:
     if isinstance(value, dict):
         yield value
     elif not isinstance(value, list):
         return
     for item in value.values() if isinstance(value, dict) else value:
-        yield from _nodes(item, depth + 1)
+        yield from _nodes(item)

@@ -269,6 +269,11 @@ _CLASSES = {
         Square Squeeze Stack Std Subtract Sum Swapaxes Take TakeAlongAxis Tan Tanh Tensordot Tile Trace Transpose
         Trapezoid Tril Triu TrueDivide Trunc Unique UnravelIndex Vander Var Vdot View Vsplit Vstack Where ZerosLike
     """,
+    # Initializers of TensorFlow itself, which applications of tf_keras use.
+    "tensorflow.python.ops.init_ops_v2": """
+        Constant GlorotNormal GlorotUniform HeNormal HeUniform Identity LecunNormal LecunUniform Ones Orthogonal
+        RandomNormal RandomUniform TruncatedNormal VarianceScaling Zeros
+    """,
 }
 
 TRUSTED_CLASSES = frozenset((module, name) for module, names in _CLASSES.items() for name in names.split())
