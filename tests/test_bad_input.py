@@ -81,7 +81,7 @@ def test_every_command_takes_bad_input_with_one_line(bad, tfopt_main, tmp_path):
                 lines = [line for line in errors.splitlines() if not line.startswith("[data]")]
                 good = code == 2 and not out and len(lines) == 1 and lines[0].startswith("tfopt: error: ")
                 what = f"exit {code}, {len(lines)} lines: {' / '.join(lines)[-300:]}"
-            except BaseException as error:  # noqa: BLE001 - whatever comes out of a command is what is looked for
+            except Exception as error:  # noqa: BLE001 - whatever comes out of a command is what is looked for
                 good, what = False, f"{type(error).__name__}: {str(error)[:300]}"
             finally:
                 signal.alarm(0)

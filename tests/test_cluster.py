@@ -88,7 +88,5 @@ def test_bad_arguments(keras):
         tfopt.cluster(model, 4, include="Dense", exclude="Dense")
     kernel = model.layers[1].kernel
     kernel.assign(np.full(tuple(kernel.shape), np.nan, np.float32))
-    with pytest.raises(
-        InputError, match=r"weight 'dense[_0-9]*/kernel' holds NaN or infinity; it cannot be clustered"
-    ):
+    with pytest.raises(InputError, match=r"weight 'dense[_0-9]*/kernel' holds NaN or infinity"):
         tfopt.cluster(model, 4)

@@ -81,6 +81,6 @@ def test_no_export_takes_weights_that_are_not_finite(keras, target, value, tmp_p
     kernel = np.array(model.layers[0].kernel)
     kernel[1, 2] = -value
     model.layers[0].kernel.assign(kernel)
-    with pytest.raises(InputError, match=r"weight 'one/kernel' .* holds NaN or infinity \(1 of 32 values\)"):
+    with pytest.raises(InputError, match=r"weight 'one/kernel' holds NaN or infinity \(1 of 32 values\)"):
         tfopt.export(model, tmp_path / target)
     assert not (tmp_path / target).exists()

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 import tfopt
+from tfopt._base.files import remove
 from tfopt.archive import archive
 from tfopt.data.describe import describe
 from tfopt.data.llama2c_tokenizer import Llama2cTokenizer
@@ -39,7 +40,6 @@ class Parser:
         change: damages the content of a file.
         files: which files of a folder are damaged, as patterns.
         checked: there are checksums over everything, so that no damage may be accepted.
-        memory: bytes that reading may take beyond what is loaded before.
     """
 
     make: Callable[[Path], Path]
@@ -47,15 +47,14 @@ class Parser:
     change: Change = damaged
     files: tuple[str, ...] = ("*",)
     checked: bool = False
-    memory: int = 2**30
 
     def cases(self, path: Path, seed: int, count: int) -> Iterator[tuple[int, Path]]:
         """Damaged copies beside `path`, each with the number that makes it again."""
         for number in range(seed, seed + count):
             rng = random.Random(number)
             copy = path.with_name(f"case-{path.name}")
-            shutil.rmtree(copy, ignore_errors=True) if path.is_dir() else copy.unlink(missing_ok=True)
-            shutil.copytree(path, copy) if path.is_dir() else shutil.copy(path, copy)
+            remove(copy)
+            (shutil.copytree if path.is_dir() else shutil.copy)(path, copy)
             names = sorted(f for pattern in self.files for f in copy.rglob(pattern)) if path.is_dir() else [copy]
             chosen = rng.choice([f for f in names if f.is_file()])
             change = damaged_json if chosen.suffix == ".json" and not self.checked else self.change
@@ -81,8 +80,7 @@ def _h5(folder: Path) -> Path:
 
 def _exported(name: str, **settings: Any) -> Callable[[Path], Path]:
     def make(folder: Path) -> Path:
-        model = settings.pop("model", None) or _model("tf_keras")
-        return tfopt.export(model, folder / name, **settings).path
+        return tfopt.export(_model("tf_keras"), folder / name, **settings).path
 
     return make
 

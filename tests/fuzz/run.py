@@ -14,6 +14,7 @@ from tfopt.errors import TfoptError
 from .parsers import PARSERS
 
 SECONDS = 20  # for one case
+MEMORY = 2**30  # bytes beyond what is loaded before
 
 
 @dataclasses.dataclass
@@ -58,7 +59,7 @@ def _batch(name: str, folder: str, seed: int, count: int) -> Found:
         made.write_text(str(parser.make(base / f"good-{name}")))
     good = Path(made.read_text())
     parser.read(good)
-    with _limits(parser.memory):
+    with _limits():
         for number, path in parser.cases(good, seed, count):
             (base / "at").write_text(f"{number} {found.refused}")
             signal.alarm(SECONDS)
@@ -80,13 +81,13 @@ def _batch(name: str, folder: str, seed: int, count: int) -> Found:
 
 
 @contextlib.contextmanager
-def _limits(memory: int) -> Iterator[None]:
+def _limits() -> Iterator[None]:
     def too_long(number: int, frame: Any) -> None:
         raise TimeoutError("it hangs")
 
     signal.signal(signal.SIGALRM, too_long)
     have = resource.getrlimit(resource.RLIMIT_AS)
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (used + memory, have[1]))
+    resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, have[1]))
     yield
     resource.setrlimit(resource.RLIMIT_AS, have)

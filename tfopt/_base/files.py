@@ -71,7 +71,7 @@ def replacing(target: str | os.PathLike[str], *, needs: int = 0) -> Iterator[Pat
         _flush_folder(target.parent)
         remove(aside)
     except OSError as error:
-        if error.errno not in _FULL or isinstance(error, NoRoomError):
+        if error.errno not in _FULL:
             raise
         raise NoRoomError(
             f"{error.strerror}: {target} needs more than the {size_of(temporary):,} bytes that were written, "

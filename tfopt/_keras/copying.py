@@ -3,7 +3,6 @@
 from typing import Any
 
 from tfopt._keras import extras, keras_api
-from tfopt.errors import ModelFileError
 
 _CARRIED = ("_tfopt_quantization",)  # what goes with the model object besides its members
 
@@ -24,7 +23,7 @@ def copy_of(model: Any) -> Any | None:
             return None  # layers that name their sublayers anew, or that need more than their configuration
         for old, new in zip(ours, theirs, strict=True):
             new.variable.assign(keras_api.to_numpy(old.variable))
-    except (ValueError, TypeError, NotImplementedError, RuntimeError, ModelFileError):  # no configuration
+    except (ValueError, TypeError, NotImplementedError, RuntimeError):  # no configuration
         return None
     if keras.__name__ == "keras":  # an input without a name of its own gets its layer's in a clone
         for old, new in zip(model.inputs or [], made.inputs or [], strict=True):

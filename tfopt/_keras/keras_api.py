@@ -11,7 +11,7 @@ import shutil
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -90,15 +90,15 @@ def check_model(obj: Any, name: str = "model") -> Any:
     return obj
 
 
-def check_finite(model: Any) -> None:
+def check_finite(checked: Iterable[Weight]) -> None:
     """Raises InputError if a weight holds NaN or infinity; it is named."""
-    for weight in weights(model):
+    for weight in checked:
         value = to_numpy(weight.variable)
         broken = int((~np.isfinite(value)).sum())
         if broken:
             raise InputError(
-                f"weight {weight.path!r} of model {model.name!r} holds NaN or infinity ({broken} of {value.size} "
-                "values): its training diverged, or its file is damaged"
+                f"weight {weight.path!r} holds NaN or infinity ({broken} of {value.size} values): its training "
+                "diverged, or its file is damaged"
             )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from tfopt._base.arrays import as_numbers
 from tfopt._keras import keras_api
 from tfopt.errors import InputError
 
@@ -85,6 +86,8 @@ def rows_of_tables(model: Any, inputs: Inputs) -> dict[str, int]:
     """Input -> rows of the table that an Embedding layer looks its ids up in, where the graph shows that."""
     declared = _declared(model)
     tensors = list(declared.values()) if isinstance(declared, dict) else tf.nest.flatten(declared)
+    if len(tensors) != len(inputs.specs):  # inputs that the caller named, of a model that does not tell its own
+        return {}
     found = {}
     for name, tensor in zip(inputs.specs, tensors, strict=True):
         source = getattr(tensor, "_keras_history", (None,))[0]
@@ -128,16 +131,6 @@ def output_names(model: Any, count: int) -> list[str]:
     return ["outputs"] if count == 1 else [f"output_{i}" for i in range(count)]
 
 
-def _as_numbers(name: str, value: Any) -> np.ndarray:
-    try:
-        array = np.asarray(value)
-    except ValueError as error:
-        raise InputError(f"representative input {name!r} must have rows of one length: {error}") from error
-    if array.dtype.kind not in "biuf":
-        raise InputError(f"representative input {name!r} must hold numbers, got {array.dtype}")
-    return array
-
-
 def call(model: Any, inputs: Inputs, named: dict[str, Any]) -> dict[str, tf.Tensor]:
     """The model's outputs by name, in inference mode."""
     return named_outputs(model, model(inputs.arguments(named), training=False))
@@ -157,7 +150,7 @@ def check_samples(inputs: Inputs, samples: dict[str, np.ndarray]) -> dict[str, n
     for name, spec in inputs.specs.items():
         if name not in samples:
             raise InputError(f"representative data lacks input {name!r}; it has {sorted(map(str, samples))}")
-        value = _as_numbers(name, samples[name])
+        value = as_numbers(samples[name], f"representative input {name!r}")
         shape = tuple(spec.shape)
         fits = value.ndim == len(shape) and all(
             want in (None, have) for want, have in zip(shape[1:], value.shape[1:], strict=True)

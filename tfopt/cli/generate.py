@@ -10,7 +10,7 @@ import typer
 
 from tfopt._base.foreign import read_text
 from tfopt._base.limits import MAX_MEMBER_BYTES
-from tfopt.cli.output import Json, print_json
+from tfopt.cli.output import Json, Trust, print_json
 from tfopt.errors import InputError
 
 
@@ -35,6 +35,7 @@ def generate(
     bits: Annotated[int | None, typer.Option(help="With xla: weights in 8 or 4 bits.")] = None,
     threads: Annotated[int | None, typer.Option(help="Of a .tflite file; all cores if not given.")] = None,
     weight_cache: Annotated[Path | None, typer.Option(help="Folder that makes later starts faster.")] = None,
+    trust: Trust = False,
     as_json: Json = False,
 ) -> None:
     """Continues a text."""
@@ -47,7 +48,7 @@ def generate(
     if stream and (as_json or len(prompt) > 1):
         raise InputError("--stream shows one prompt's text as it comes; leave --json and further prompts away")
     generator = Generator.load(
-        model, runtime=runtime, threads=threads, draft=draft, bits=bits, weight_cache=weight_cache
+        model, runtime=runtime, threads=threads, draft=draft, bits=bits, weight_cache=weight_cache, trust=trust
     )
     if stream:
         sys.stdout.write(prompt[0])
@@ -67,7 +68,12 @@ def generate(
 
 
 def bench_generation(
-    artifacts: list[Path], length: int, text: Path | None, rounds: int, threads: int | None
+    artifacts: list[Path],
+    length: int,
+    text: Path | None,
+    rounds: int,
+    threads: int | None,
+    trust: bool,
 ) -> tuple[dict[str, Any], Any]:
     """Figures of models that generate, and how to show them."""
     from tfopt.engine.generator import Generator
@@ -75,7 +81,7 @@ def bench_generation(
 
     if len({path.resolve() for path in artifacts}) < len(artifacts):
         raise InputError("the same artifact is named twice")
-    generators = {str(path): Generator.load(path, threads=threads) for path in artifacts}
+    generators = {str(path): Generator.load(path, threads=threads, trust=trust) for path in artifacts}
     ids = None
     if text is not None:
         content = read_text(text, "text", most=MAX_MEMBER_BYTES)

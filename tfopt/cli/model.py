@@ -150,7 +150,10 @@ def bench(
     from tfopt.run import bench as benchmark
 
     if all(generates(path) for path in artifacts):
-        show(as_json, *generate.bench_generation(artifacts, length, text, rounds=rounds, threads=threads))
+        show(
+            as_json,
+            *generate.bench_generation(artifacts, length, text, rounds=rounds, threads=threads, trust=trust),
+        )
         return
 
     report = benchmark.bench(

@@ -100,9 +100,7 @@ def clusterable(model: Any, config: ClusterConfig) -> tuple[list[Weight], list[S
     if not chosen:
         reasons = "; ".join(f"{s.path}: {s.reason}" for s in skipped[:3]) or "it has no matrices"
         raise InputError(f"nothing to cluster in model {model.name!r} ({reasons})")
-    for weight in chosen:
-        if not np.isfinite(keras_api.to_numpy(weight.variable)).all():
-            raise InputError(f"weight {weight.path!r} holds NaN or infinity; it cannot be clustered")
+    keras_api.check_finite(chosen)
     return chosen, skipped
 
 

@@ -69,7 +69,7 @@ def prepare(model: Any, config: LoraConfig) -> Prepared:
         InputError: no matrix for adapters, a rank that is no less than that of every matrix, or a model that has
             adapters or is being quantized; the model is then unchanged.
     """
-    keras_api.check_finite(keras_api.check_model(model))
+    keras_api.check_finite(keras_api.weights(keras_api.check_model(model)))
     if is_attached(model):
         raise InputError(f"model {model.name!r} has adapters already; call finish(model) first")
     if any(simulation_of(one) is not None for one in (model, *(layer for _, layer in keras_api.walk(model)))):

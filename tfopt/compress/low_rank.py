@@ -106,7 +106,7 @@ def factorize(
         InputError: a bad argument, a rank that makes a matrix no smaller, or a budget that cannot be met (the
             smallest is named).
     """
-    keras_api.check_finite(keras_api.check_model(model))
+    keras_api.check_finite(keras_api.weights(keras_api.check_model(model)))
     if [rank, energy, max_bytes].count(None) != 2:
         raise InputError(f"give one of rank, energy and max_bytes, got {rank}, {energy} and {max_bytes}")
     if energy is not None and not 0 < energy <= 1:

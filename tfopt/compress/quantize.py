@@ -16,7 +16,7 @@ from tfopt.compress.base import Option, Prepared
 from tfopt.errors import InputError
 from tfopt.numerics.fake_quant import scale_and_zero
 from tfopt.quantization.config import QuantizeConfig
-from tfopt.quantization.plan import PlannedWeight, check_finite, plan_weights
+from tfopt.quantization.plan import PlannedWeight, plan_weights
 from tfopt.quantization.record import Grid, Record, attach, record_of
 from tfopt.quantization.simulation import Simulation, simulation_of
 from tfopt.quantization.weights import assign, make_grid
@@ -78,8 +78,7 @@ def finish(model: Any) -> Any:
     simulation = simulation_of(model)
     if simulation is None:
         raise InputError(f"model {model.name!r} is not being quantized; call quantize_aware(model) first")
-    for planned in simulation.plan.weights:
-        check_finite(planned.weight)
+    keras_api.check_finite(planned.weight for planned in simulation.plan.weights)
     grids = {planned.path: _trained_grid(simulation, planned) for planned in simulation.plan.weights}
     grids = {path: dataclasses.replace(grid, source=grid.values) for path, grid in grids.items()}
     record = Record(simulation.config, grids, simulation.observed(), skipped=simulation.plan.skipped, trained=True)

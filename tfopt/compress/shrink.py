@@ -144,7 +144,7 @@ def shrink(
 
 
 def _before(model: Any, config: ShrinkConfig) -> Any:
-    keras_api.check_finite(keras_api.check_model(model))
+    keras_api.check_finite(keras_api.weights(keras_api.check_model(model)))
     structure = structure_of(model)
     removed = chosen_blocks(model, structure, config.layers)
     if removed:
@@ -164,7 +164,7 @@ def _before(model: Any, config: ShrinkConfig) -> Any:
 
 def prepare(model: Any, config: ShrinkConfig) -> Prepared:
     """A smaller model; or the model unchanged, with the callback that zeroes units during `fit`."""
-    keras_api.check_finite(keras_api.check_model(model))
+    keras_api.check_finite(keras_api.weights(keras_api.check_model(model)))
     if config.when == "before":
         return Prepared(_before(model, config), [])
     _check_gradual(config)

@@ -85,6 +85,7 @@ class Generator:
         draft: Any = None,
         bits: int | None = None,
         weight_cache: str | Path | None = None,
+        trust: bool = False,
     ) -> "Generator":
         """Loads a model to generate with.
 
@@ -96,16 +97,19 @@ class Generator:
             draft: a smaller model likewise, for speculative decoding.
             bits: for "xla", 8 or 4 keeps weights in so few bits; None in float.
             weight_cache: for TFLite, a folder that makes later starts faster.
+            trust: run code that a Keras file holds or names; what that is, is logged.
 
         Raises:
             InputError: a model that does not generate, or a runtime that does not take it.
         """
-        decoder, tokenizer = open_decoder(source, runtime, threads, bits=bits, weight_cache=weight_cache)
+        decoder, tokenizer = open_decoder(
+            source, runtime, threads, bits=bits, weight_cache=weight_cache, trust=trust
+        )
         is_file = isinstance(draft, (str, Path)) and Path(draft).suffix == ".tflite"  # has bits of its own
         helper = None
         if draft is not None:
             helper, _ = open_decoder(
-                draft, None, threads, bits=None if is_file else bits, weight_cache=weight_cache
+                draft, None, threads, bits=None if is_file else bits, weight_cache=weight_cache, trust=trust
             )
         return Generator(decoder, tokenizer, draft=helper)
 
@@ -254,7 +258,12 @@ class _Growing:
 
 
 def open_decoder(
-    source: Any, runtime: str | None, threads: int | None, bits: int | None, weight_cache: str | Path | None
+    source: Any,
+    runtime: str | None,
+    threads: int | None,
+    bits: int | None,
+    weight_cache: str | Path | None,
+    trust: bool,
 ) -> tuple[Decoder, Tokenizer | None]:
     """The decoder and tokenizer of whatever `Generator.load` takes."""
     if runtime not in (None, *RUNTIMES):
@@ -271,7 +280,7 @@ def open_decoder(
     if isinstance(source, (str, Path)):
         from tfopt.models.source import load_any
 
-        source = load_any(source)
+        source = load_any(source, trust=trust)
     tokenizer = tokenizer_of(extras.of(source))
     if runtime == "eager":
         from tfopt.runtime.eager_decoder import EagerDecoder

@@ -5,12 +5,12 @@ from typing import Any
 import tensorflow as tf
 
 from tfopt._keras import keras_api
-from tfopt._keras.keras_io import Inputs, call
+from tfopt._keras.keras_io import Inputs, call, rows_of_tables
 from tfopt.export.signatures import MASK
 
 
 def id_limits(model: Any, inputs: Inputs, length: int) -> dict[str, int]:
-    """Input -> rows, found by trying the first id beyond each table of the model.
+    """Input -> rows, as the graph shows them; else found by trying the first id beyond each table of the model.
 
     Nothing is said of an input that is looked up nowhere, nor on devices that refuse no id (GPUs give zeros).
 
@@ -22,10 +22,11 @@ def id_limits(model: Any, inputs: Inputs, length: int) -> dict[str, int]:
     tables = sorted({int(w.variable.shape[0]) for w in keras_api.weights(model) if w.name == "embeddings"})
     shapes = inputs.with_sizes(1, length)
     integers = [name for name, spec in shapes.items() if name != MASK and spec.dtype.is_integer]
-    usual = {n: tf.zeros(s.shape, s.dtype) if n in integers else tf.ones(s.shape, s.dtype)
+    found = rows_of_tables(model, inputs)
+    integers = [name for name in integers if name not in found]
+    usual = {n: tf.zeros(s.shape, s.dtype) if n != MASK and s.dtype.is_integer else tf.ones(s.shape, s.dtype)
              for n, s in shapes.items() if s.dtype != tf.string}  # fmt: skip
-    found = {}
-    for name in integers if tables and _takes(model, inputs, usual) else ():
+    for name in integers if integers and tables and _takes(model, inputs, usual) else ():
         for rows in tables:
             beyond = tf.fill(shapes[name].shape, tf.cast(rows, shapes[name].dtype))
             if rows <= shapes[name].dtype.max and not _takes(model, inputs, {**usual, name: beyond}):

@@ -3,8 +3,6 @@
 import dataclasses
 from typing import Any
 
-import numpy as np
-
 from tfopt._keras import keras_api
 from tfopt._keras.keras_api import Weight
 from tfopt._keras.selection import Selection, Skipped
@@ -66,8 +64,7 @@ def plan_weights(model: Any, config: QuantizeConfig) -> QuantizationPlan:
     if not chosen and config.weight_bits is not None:
         reasons = "; ".join(f"{s.path}: {s.reason}" for s in skipped[:3]) or "it has no matrices"
         raise InputError(f"nothing to quantize in model {model.name!r} ({reasons})")
-    for planned in chosen:
-        check_finite(planned.weight)
+    keras_api.check_finite(planned.weight for planned in chosen)
     _check_names(chosen)
     return QuantizationPlan(tuple(chosen), tuple(skipped))
 
@@ -84,13 +81,6 @@ def _check_names(chosen: list[PlannedWeight]) -> None:
             raise InputError(
                 f"layer {planned.weight.layer_path!r} computes in {dtype}; quantization needs the policy 'float32'"
             )
-
-
-def check_finite(weight: Weight) -> None:
-    """Raises InputError if the weight holds NaN or infinity."""
-    value = keras_api.to_numpy(weight.variable)
-    if not np.isfinite(value).all():
-        raise InputError(f"weight {weight.path!r} holds NaN or infinity; it cannot be quantized")
 
 
 def _decide(selection: Selection, weight: Weight, config: QuantizeConfig) -> PlannedWeight | Skipped:

@@ -63,7 +63,12 @@ class RunFolder:
             return
         if not resume:
             raise InputError(f"{self.path} holds a run already: go on with --resume, or choose another --out")
+        self._check_same(stored)
         self._lock()
+        self._steps = {step.name: step for step in read_state(state, self._fingerprint).steps}
+
+    def _check_same(self, stored: State) -> None:
+        """That the run was begun by this version, with this recipe and these inputs."""
         if stored.version != tfopt.__version__:
             raise InputError(
                 f"{self.path} was begun with tfopt {stored.version or 'of an earlier version'}, this is "
@@ -71,7 +76,6 @@ class RunFolder:
             )
         if stored.fingerprint != self._fingerprint:
             raise InputError(f"{self.path} was begun with another recipe or other data; choose another --out")
-        self._steps = {step.name: step for step in stored.steps}
 
     def close(self) -> None:
         """Lets others work in the folder."""

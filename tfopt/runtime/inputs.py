@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from tfopt._base.arrays import as_numbers
 from tfopt.errors import InputError
 
 IDS, MASK = "input_ids", "attention_mask"
@@ -26,14 +27,9 @@ def checked(name: str, value: Any, *, dtype: np.dtype, limit: int | None) -> np.
         InputError: no array of numbers, nothing in it, fractions or numbers beyond the range where integers are
             taken, numbers beyond it where floats are, or an id beyond its table.
     """
-    try:
-        array = np.asarray(value)
-    except ValueError as error:
-        raise InputError(f"input {name!r} must be an array whose rows have one length: {error}") from error
     if dtype.kind in "OSU":  # texts
-        return array.astype(dtype)
-    if array.dtype.kind not in "biuf" and array.dtype != dtype:
-        raise InputError(f"input {name!r} must hold numbers, got {array.dtype}")
+        return np.asarray(value).astype(dtype)
+    array = as_numbers(value, f"input {name!r}")
     if not array.size:
         raise InputError(f"input {name!r} is empty, its shape is {array.shape}")
     if dtype.kind in "iu":

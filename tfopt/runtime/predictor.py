@@ -15,7 +15,6 @@ import numpy as np
 
 from tfopt._base.files import existing
 from tfopt._base.formats import format_of
-from tfopt._base.manifests import check_if_listed
 from tfopt.errors import InputError
 from tfopt.runtime.inputs import check_masks, checked
 
@@ -77,14 +76,13 @@ class Predictor(abc.ABC):
     _refusals: tuple[type[Exception], ...] = ()  # what the runtime raises for values that the model does not take
     _in_parallel = False  # whether the runtime itself may be called by several threads at once
 
-    def __init__(self, path: str | Path, threads: int | None = None, trust: bool = False) -> None:
+    def __init__(self, path: str | Path, threads: int | None = None, *, trust: bool = False) -> None:
         if threads is not None and threads < 1:
             raise InputError(f"threads must be 1 or more, got {threads}")
         self.path, self.trust = existing(path, "artifact"), trust
         self._turn: contextlib.AbstractContextManager[Any] = (
             contextlib.nullcontext() if self._in_parallel else threading.Lock()
         )
-        check_if_listed(self.path)
         self.limits: dict[str, int] = {}
         self.signatures = sorted(self._open(threads), key=lambda s: s.length or 0)
 
@@ -107,7 +105,7 @@ class Predictor(abc.ABC):
         """
         format = format_of(path)
         chosen: type[Predictor] = format.runtime_module().predictor_of(Path(path))
-        return chosen(path, threads, trust)
+        return chosen(path, threads, trust=trust)
 
     @property
     def lengths(self) -> tuple[int, ...]:

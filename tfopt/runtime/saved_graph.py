@@ -13,7 +13,7 @@ _INITIALIZERS = frozenset({"saved_model_main_op", "legacy_init_op", "saved_model
 _RESTORE = frozenset({"RestoreV2"})
 
 
-def check_operations(path: Path, trust: bool = False) -> None:
+def check_operations(path: Path, *, trust: bool = False) -> None:
     """Refuses a SavedModel whose signatures, functions or initializers hold operations that are not on the list.
 
     What only its saver holds is never run here and is left out.

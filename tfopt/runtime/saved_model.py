@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from tfopt._base.manifests import check_if_listed
 from tfopt.errors import ModelFileError
 from tfopt.runtime.limits import read_limits
 from tfopt.runtime.predictor import Predictor, Signature, StoredWeight
@@ -40,6 +41,7 @@ class SavedModelPredictor(Predictor):
     _refusals = (tf.errors.InvalidArgumentError,)
 
     def _open(self, threads: int | None) -> list[Signature]:
+        check_if_listed(self.path)
         check_operations(self.path, trust=self.trust)
         set_threads(threads)
         try:

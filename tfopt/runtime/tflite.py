@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from tfopt._base.cores import usable_cores
+from tfopt._base.manifests import check_if_listed
 from tfopt.errors import ModelFileError
 from tfopt.runtime.decoder_predictor import DecoderPredictor
 from tfopt.runtime.predictor import Predictor, Signature, StoredWeight
@@ -26,6 +27,7 @@ class TFLitePredictor(Predictor):
     def _open(self, threads: int | None) -> list[Signature]:
         from ai_edge_litert.interpreter import Interpreter
 
+        check_if_listed(self.path)
         try:
             self._interpreter = Interpreter(str(self.path), num_threads=threads or usable_cores())
             keys = list(self._interpreter.get_signature_list())

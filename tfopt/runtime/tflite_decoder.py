@@ -16,6 +16,7 @@ import numpy as np
 
 from tfopt._base.cores import usable_cores
 from tfopt._base.files import replacing
+from tfopt._base.manifests import check_if_listed
 from tfopt._keras import extras
 from tfopt.decoding.config import CausalLMConfig
 from tfopt.decoding.decoder import Decoder, Session
@@ -126,6 +127,7 @@ class TFLiteDecoder(Decoder):
         from ai_edge_litert import compiled_model as litert
 
         self.path = Path(path)
+        check_if_listed(self.path)
         members = read_metadata(self.path)
         if extras.CONFIG not in members:
             raise ModelFileError(f"{path} holds no causal language model; export one with tfopt")
