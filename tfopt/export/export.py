@@ -134,9 +134,8 @@ def _check_can_be_exported(model: Any) -> None:
     refuse_stateful(model)
     if simulation_of(model) is not None:
         raise InputError(f"model {model.name!r} is being quantized; call tfopt.finish(model) before it is exported")
-    keras_api.check_finite(
-        keras_api.weights(model)
-    )  # a ReLU or a mask may hide it from every output that is compared
+    # A ReLU or a mask may hide it from every output that is compared.
+    keras_api.check_finite(keras_api.weights(model))
 
 
 def _copied(model: Any) -> Any:

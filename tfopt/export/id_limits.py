@@ -21,12 +21,11 @@ def id_limits(model: Any, inputs: Inputs, length: int) -> dict[str, int]:
     """
     tables = sorted({int(w.variable.shape[0]) for w in keras_api.weights(model) if w.name == "embeddings"})
     shapes = inputs.with_sizes(1, length)
-    integers = [name for name, spec in shapes.items() if name != MASK and spec.dtype.is_integer]
     found = rows_of_tables(model, inputs)
-    integers = [name for name in integers if name not in found]
+    rest = [n for n, s in shapes.items() if n != MASK and s.dtype.is_integer and n not in found]
     usual = {n: tf.zeros(s.shape, s.dtype) if n != MASK and s.dtype.is_integer else tf.ones(s.shape, s.dtype)
              for n, s in shapes.items() if s.dtype != tf.string}  # fmt: skip
-    for name in integers if integers and tables and _takes(model, inputs, usual) else ():
+    for name in rest if rest and tables and _takes(model, inputs, usual) else ():
         for rows in tables:
             beyond = tf.fill(shapes[name].shape, tf.cast(rows, shapes[name].dtype))
             if rows <= shapes[name].dtype.max and not _takes(model, inputs, {**usual, name: beyond}):
