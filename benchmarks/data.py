@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 import tf_keras as keras
+from tfopt.data.tfrecord import encode_records
 
 from benchmarks.common import goal, milliseconds, paired, ratio, save, show
 from tfopt.data.batches import batches
 from tfopt.data.pack import pack
-from tfopt.data.readers import label_ids, label_names, read_texts
-from tfopt.data.tfrecord import encode_records
+from tfopt.data.readers.texts import label_ids, label_names, read_texts
 from tfopt.data.tokenizers import encode, load_tokenizer
 from tfopt.models import BertConfig, bert
 

@@ -18,7 +18,7 @@ from tfopt._keras.loading import load_model
 from tfopt.compress import prune, quantize
 from tfopt.data import batches as batching
 from tfopt.data import pack as packing
-from tfopt.data.readers import Texts, label_names, read_texts
+from tfopt.data.readers.texts import Texts, label_names, read_texts
 from tfopt.data.tokenizers import parse_tokenizer, save_tokenizer
 from tfopt.quantization import QuantizeConfig
 from tfopt.recipe import Recipe

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 import tfopt
 from tfopt.data.blocks import hold_out, next_tokens, write_blocks
-from tfopt.data.readers import Texts, read_documents
+from tfopt.data.readers.texts import Texts, read_documents
 from tfopt.errors import DataError, InputError, MissingFileError, ModelFileError
 from tfopt.report import Report
 from tfopt.run.pipeline import run

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tfopt._keras import keras_api
-from tfopt.data.tfrecord import scan_records
+from tfopt.data.records.framing import scan_records
 
 
 def recipe_with(tiny_recipe, tmp_path, old, new):

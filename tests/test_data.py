@@ -14,9 +14,11 @@ from hypothesis import strategies as st
 from tfopt.data import pack as packing
 from tfopt.data.batches import batches, samples
 from tfopt.data.describe import describe
-from tfopt.data.pack import check_shards, read_manifest
-from tfopt.data.readers import label_ids, label_names, read_texts
-from tfopt.data.tfrecord import encode_records, scan_records
+from tfopt.data.readers.texts import label_ids, label_names, read_texts
+from tfopt.data.records.encode import encode_examples
+from tfopt.data.records.fields import Column, Field
+from tfopt.data.records.framing import scan_records
+from tfopt.data.records.manifest import check_shards, read_manifest
 from tfopt.data.tokenizers import encode, load_tokenizer, save_tokenizer, train_bpe
 from tfopt.data.verify import verify
 from tfopt.errors import DataError, InputError, MissingFileError, ModelFileError
@@ -33,11 +35,19 @@ def as_arrays(rows):
     return tokens, np.array([len(row) for row, _ in rows]), np.array([label for _, label in rows])
 
 
+def encoded(tokens, lengths, labels):
+    fields = {"input_ids": Field("int64", (None,))}
+    columns = {"input_ids": Column(tokens, lengths)}
+    if labels is not None:
+        fields["label"], columns["label"] = Field("int64"), Column(labels, np.ones(len(labels), np.int64))
+    return encode_examples(fields, columns)
+
+
 @settings(max_examples=60)
 @given(records, st.booleans())
 def test_records_are_the_bytes_that_tensorflow_writes(rows, labelled):
     tokens, lengths, labels = as_arrays(rows)
-    content, ends = encode_records(tokens, lengths, labels if labelled else None)
+    content, ends = encoded(tokens, lengths, labels if labelled else None)
     assert ends[-1] == len(content)
     position = 0
     for (row, label), end in zip(rows, ends, strict=True):
@@ -51,7 +61,7 @@ def test_records_are_the_bytes_that_tensorflow_writes(rows, labelled):
 
 def test_tensorflow_reads_what_was_written(tmp_path):
     rows = [([1, 2, 300], 0), ([70000], 5), (list(range(200)), 1)]
-    content, _ = encode_records(*as_arrays(rows))
+    content, _ = encoded(*as_arrays(rows))
     path = tmp_path / "x.tfrecord"
     path.write_bytes(content)
     read = [tf.train.Example.FromString(r.numpy()) for r in tf.data.TFRecordDataset(str(path))]
@@ -62,7 +72,7 @@ def test_tensorflow_reads_what_was_written(tmp_path):
 
 @pytest.mark.parametrize("position", [3, 9, 20, -2])
 def test_any_flipped_byte_is_found(tmp_path, position):
-    content = bytearray(encode_records(np.arange(9), np.array([4, 5]), None)[0])
+    content = bytearray(encoded(np.arange(9), np.array([4, 5]), None)[0])
     content[position] ^= 0xFF
     (tmp_path / "bad.tfrecord").write_bytes(content)
     with pytest.raises(DataError, match="bad.tfrecord is (damaged|cut)"):
@@ -221,7 +231,7 @@ def test_token_ids_that_are_missing_are_not_taken_for_an_empty_text(packed, tmp_
             writer.write(example(label=[1]))
 
     copy = forged(packed, tmp_path, forge)
-    with pytest.raises(tf.errors.InvalidArgumentError, match="a record has no token ids"):
+    with pytest.raises(tf.errors.InvalidArgumentError, match="a record has no input_ids"):
         list(batches(copy, 4))
     with pytest.raises(DataError, match="holds records without token ids"):
         describe(copy)
@@ -259,7 +269,8 @@ def test_a_manifest_names_files_that_are_files(packed, tmp_path):
     ("change", "says"),
     [(lambda m: m.update(records="many"), "records: Input should be a valid integer"),
      (lambda m: m.update(shards=[1]), "shards.0: Input should be an object"),
-     (lambda m: m.update(surprise=1), "surprise: Unexpected"), (lambda m: m.clear(), "texts: ")],
+     (lambda m: m.update(surprise=1), "surprise: Unexpected"), (lambda m: m.clear(), "records: "),
+     (lambda m: m.update(compression="LZ4"), "compression must be")],
 )  # fmt: skip
 def test_every_field_of_a_manifest_has_a_type(packed, tmp_path, change, says):
     copy = tmp_path / "forged"
@@ -313,7 +324,8 @@ def test_reading_tables_json_and_plain_text(tmp_path):
         ("a.jsonl", b"[1]\n", "must be a JSON object, got list"),
         ("a.jsonl", b"{no}\n", "line 1 is not JSON"),
         ("a.csv", b'text,label\n"open,1\n', "line 2"),
-        ("a.parquet", b"x", "unknown kind of data file"),
+        ("a.parquet", b"x", "is not a Parquet file"),
+        ("a.xlsx", b"x", "unknown kind of data file"),
     ],
 )
 def test_bad_data_files_are_explained(tmp_path, name, content, says):

@@ -16,8 +16,9 @@ from tfopt.archive import archive
 from tfopt.data.describe import describe
 from tfopt.data.llama2c_tokenizer import Llama2cTokenizer
 from tfopt.data.pack import pack
-from tfopt.data.readers import Texts, read_texts
-from tfopt.data.tfrecord import encode_records
+from tfopt.data.readers.texts import Texts, read_texts
+from tfopt.data.records.fields import Field
+from tfopt.data.records.write import write_records
 from tfopt.data.tokenizers import load_tokenizer, train_bpe
 from tfopt.data.verify import verify
 from tfopt.models import BertConfig, CausalLMConfig, bert, causal_lm
@@ -137,9 +138,10 @@ def _pack(folder: Path) -> Path:
 
 
 def _tfrecord(folder: Path) -> Path:
-    content, _ = encode_records(np.arange(60), np.full(12, 5), np.arange(12) % 3)
-    (folder / "m.tfrecord").write_bytes(content)
-    return folder / "m.tfrecord"
+    fields = {"input_ids": Field("int64", (None,)), "label": Field("int64")}
+    columns = {"input_ids": np.arange(60).reshape(12, 5), "label": np.arange(12) % 3}
+    written = write_records(folder / "r", [columns], fields)
+    return (folder / "r" / written.shards[0].file).rename(folder / "m.tfrecord")
 
 
 def _archive(folder: Path) -> Path:

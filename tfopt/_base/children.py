@@ -63,7 +63,7 @@ def run_in_child(
     ours, theirs = multiprocessing.connection.Pipe()
     with tempfile.TemporaryDirectory(prefix="tfopt-") as folder, ours:
         words = Path(folder, "stderr")
-        child = _Child(preload, (function, arguments, log is not None, theirs, str(words)))
+        child = Child(preload, _answer, (function, arguments, log is not None, theirs, str(words)))
         child.start()
         theirs.close()
         try:
@@ -80,7 +80,7 @@ def warm_up() -> None:
     _server(WARM).ensure_running()
 
 
-def _follow(child: "_Child", pipe: Any, words: Path, end: float, log: Callable[[str], None] | None) -> Any:
+def _follow(child: "Child", pipe: Any, words: Path, end: float, log: Callable[[str], None] | None) -> Any:
     """What the child sends: lines, and then a result or an error."""
     while True:
         if not pipe.poll(max(0.0, end - time.monotonic())):
@@ -105,13 +105,13 @@ def _last_line(words: Path) -> str:
     return next((line.strip() for line in reversed(lines) if line.strip()), "no message")
 
 
-class _Child(process.BaseProcess):
-    """A process that is forked from the server with its preload."""
+class Child(process.BaseProcess):
+    """A process that is forked from the server with its preload, and ends with its parent."""
 
     _start_method = "forkserver"
 
-    def __init__(self, preload: tuple[str, ...], work: tuple[Any, ...]) -> None:
-        super().__init__(target=_answer, args=work, daemon=False)
+    def __init__(self, preload: tuple[str, ...], target: Callable[..., None], work: tuple[Any, ...]) -> None:
+        super().__init__(target=_ending_with_parent, args=(target, *work), daemon=False)
         self.preload = preload
         self.what = f"calling {work[0].__module__}.{work[0].__qualname__}"
 
@@ -155,8 +155,6 @@ def _server(preload: tuple[str, ...]) -> Any:
 
 def _answer(function: Callable[..., Any], arguments: tuple[Any, ...], lines: bool, pipe: Any, words: str) -> None:
     """The child's side."""
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    gc.freeze()  # what the server loaded is neither searched for garbage again and again, nor copied for that
     with _native_words_in(words):
         try:
             more = (lambda line: pipe.send(("line", line)),) if lines else ()
@@ -171,6 +169,12 @@ def _answer(function: Callable[..., Any], arguments: tuple[Any, ...], lines: boo
         else:
             pipe.send(("result", result))
     pipe.close()
+
+
+def _ending_with_parent(target: Callable[..., None], *work: Any) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    gc.freeze()  # what the server loaded is neither searched for garbage again and again, nor copied for that
+    target(*work)
 
 
 def _end_with_parent() -> None:

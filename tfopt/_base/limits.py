@@ -12,3 +12,5 @@ MAX_RATIO = 1100
 MAX_UNPACKED_BYTES = 64 * 2**30
 # Bytes that a model may take beside its stored weights: seeds, counters and statistics that a file need not hold.
 SPARE_BYTES = 64 * 2**20
+# One record of a TFRecord file: protocol buffers end at 2 GB.
+MAX_RECORD_BYTES = 2**31

@@ -101,7 +101,7 @@ def export(
 
 def _calibration_samples(folder: Path, count: int) -> dict[str, Any]:
     from tfopt.data import batches
-    from tfopt.data.pack import read_manifest
+    from tfopt.data.records.manifest import read_manifest
 
     balanced = bool(read_manifest(folder).labels)
     return batches.samples(folder, count, balanced=balanced)

@@ -1,14 +1,17 @@
 """What commands show: one JSON document, or words; and the options that many of them have."""
 
+import contextlib
 import json
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from typing import Annotated, Any
 
 import typer
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output, nothing else there.")]
 Trust = Annotated[bool, typer.Option("--trust", help="Run code that a model holds or names; says what that is.")]
+_SECONDS_BETWEEN_LINES = 15.0
 Threads = Annotated[int | None, typer.Option("--threads", help="Threads of each runtime; all cores if not given.")]
 
 
@@ -42,3 +45,31 @@ def figure(value: Any) -> str:
 def progress(line: str) -> None:
     """One line on standard error."""
     typer.echo(line, err=True)
+
+
+@contextlib.contextmanager
+def bar(title: str) -> Iterator[Callable[[int, int], None]]:
+    """Shows on standard error how much of a job is done and the time that is left: a bar, or a line now and then.
+
+    Yields:
+        A function that takes how much is done, and how much there is.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    if sys.stderr.isatty():
+        columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=Console(stderr=True)) as shown:
+            task = shown.add_task(title)
+            yield lambda done, total: shown.update(task, completed=done, total=total)
+        return
+    started = last = time.monotonic()
+
+    def line(done: int, total: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= _SECONDS_BETWEEN_LINES and done:
+            last = now
+            progress(f"{title}: {done / total:.0%} ({(now - started) * (total - done) / done:.0f} s left)")
+
+    yield line

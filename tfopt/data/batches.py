@@ -1,8 +1,4 @@
-"""Reads packed TFRecord as batches of similar length, padded to the bucket they fall into.
-
-Records are parsed and grouped a window at a time instead of one by one: the tf.data operators then run
-once per window of thousands of records, which is what makes reading fast.
-"""
+"""Batches of packed token ids of similar length, padded to the bucket they fall into."""
 
 import itertools
 from collections.abc import Sequence
@@ -12,11 +8,12 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfopt.data.pack import SPLIT, Manifest, check_shards, read_manifest
+from tfopt.data.records.manifest import SPLIT, Manifest, read_manifest
+from tfopt.data.records.read import Cut, Order, Source, parse, read_batches
 from tfopt.errors import DataError, InputError
 
 DEFAULT_BUCKETS = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
-_WINDOW_BATCHES = 64
+_IDS, _LABEL = "input_ids", "label"
 
 
 def buckets_up_to(longest: int) -> list[int]:
@@ -33,12 +30,16 @@ def batches(
     seed: int = 0,
     by_length: bool = True,
     split: str = SPLIT,
+    epoch: int | None = None,
+    skip: int = 0,
+    worker: tuple[int, int] = (0, 1),
+    on_damage: str = "error",
 ) -> tf.data.Dataset:
     """Batches of ``({"input_ids", "attention_mask"}, label)``, or of the inputs alone if unlabelled.
 
     All three are int32; the inputs have shape (batch, bucket), where the bucket is the smallest that
     holds the longest record of the batch. Each pass visits every record once; the last batch of a
-    window may be smaller.
+    pass may be smaller.
 
     Args:
         folder: packed by `tfopt.data.pack`; its shards are compared with the manifest first.
@@ -48,38 +49,56 @@ def batches(
         seed: of the shuffle.
         by_length: group records of similar length; else batches keep the file order.
         split: name of the split to read.
+        epoch: the number of the pass, whose order is then the same each time; None for the next one each time.
+        skip: batches of a pass that were had before: a training that was cut off goes on with the next one.
+        worker: (its number from 0, how many workers there are); each reads records of its own.
+        on_damage: "error", or "skip" to leave damaged records out; how many is logged as a warning.
 
     Raises:
         DataError: a shard disagrees with the manifest.
         InputError: a bad batch size, or buckets that do not hold the longest record.
     """
     manifest = read_manifest(folder, split)
-    check_shards(folder, manifest)
-    if batch_size < 1:
-        raise InputError(f"batch_size must be 1 or more, got {batch_size}")
-    limits = list(buckets) if buckets else buckets_up_to(manifest.max_length)
-    if limits != sorted(limits) or limits[-1] < manifest.max_length:
-        raise InputError(
-            f"buckets must ascend and end at {manifest.max_length} (the longest record) or more, got {limits}"
-        )
-    labelled = bool(manifest.labels)
-    records = _serialized(folder, manifest, shuffle, seed=seed)
-    window = batch_size * _WINDOW_BATCHES
-    if shuffle:
-        records = records.shuffle(min(manifest.records, 4 * window), seed=seed)
-    parsed = records.batch(window).map(lambda s: _parse(s, labelled), num_parallel_calls=2, deterministic=True)
-    limits_tensor = tf.constant(limits, tf.int64)
-    if shuffle:
-        randoms = tf.data.Dataset.random(seed=seed, rerandomize_each_iteration=True)
-    else:
-        randoms = tf.data.Dataset.from_tensors(tf.int64.min).repeat()
+    limits = check_buckets(buckets, manifest.max_length)
+    grouped = tuple(limits) if by_length else ()
+    order = Order(shuffle, seed, epoch, skip=skip, worker=worker, on_damage=on_damage, buckets=grouped)
+    return read_batches(Source.open(folder, manifest, on_damage), batch_size, order, cut=token_cut(limits))
 
-    def cut(features: dict[str, tf.Tensor], random: tf.Tensor) -> tf.data.Dataset:
-        return _cut_window(features, random, batch_size, limits=limits_tensor, shuffle=shuffle, by_length=by_length)
 
-    dataset = tf.data.Dataset.zip((parsed, randoms)).flat_map(cut)
-    dataset = dataset.apply(tf.data.experimental.assert_cardinality(_count(manifest.records, window, batch_size)))
-    return dataset.prefetch(4)
+def check_buckets(buckets: Sequence[int] | None, longest: int) -> list[int]:
+    """The padding lengths that were given, or those by default.
+
+    Raises:
+        InputError: they do not ascend, or do not hold the longest record.
+    """
+    limits = list(buckets) if buckets else buckets_up_to(longest)
+    if limits != sorted(limits) or limits[-1] < longest:
+        raise InputError(f"buckets must ascend and end at {longest} (the longest record) or more, got {limits}")
+    return limits
+
+
+def token_cut(buckets: Sequence[int]) -> Cut:
+    """How a batch of padded ids, with labels if there are any, is cut out of a window of records."""
+    limits = tf.constant(list(buckets), tf.int64)
+
+    def cut(features: dict[str, Any], rows: tf.Tensor) -> Any:
+        inputs = padded(features[_IDS], rows, limits)
+        if _LABEL not in features:
+            return inputs
+        return inputs, tf.cast(tf.gather(features[_LABEL], rows), tf.int32)
+
+    return cut
+
+
+def padded(ids: tf.RaggedTensor, rows: tf.Tensor, limits: tf.Tensor) -> dict[str, tf.Tensor]:
+    """Token ids and mask of some rows, padded to the smallest of `limits` that holds them; int32."""
+    chosen = tf.gather(ids, rows)
+    sizes = chosen.row_lengths()
+    width = limits[tf.searchsorted(limits, tf.reduce_max(sizes)[None])[0]]
+    return {
+        _IDS: tf.cast(chosen.to_tensor(shape=tf.stack([tf.constant(-1, tf.int64), width])), tf.int32),
+        "attention_mask": tf.sequence_mask(sizes, width, tf.int32),
+    }
 
 
 def record_lengths(folder: str | Path, manifest: Manifest) -> np.ndarray:
@@ -88,9 +107,11 @@ def record_lengths(folder: str | Path, manifest: Manifest) -> np.ndarray:
     Raises:
         DataError: a record is none of ours.
     """
-    parsed = _serialized(folder, manifest, False, seed=0).batch(8192).map(lambda s: _parse(s, False))
+    fields = {_IDS: manifest.schema_fields[_IDS]}
+    paths = [str(Path(folder) / shard.file) for shard in manifest.shards]
+    records = tf.data.TFRecordDataset(paths, manifest.compression).batch(8192).map(lambda s: parse(s, fields))
     try:
-        return np.concatenate([f["input_ids"].row_lengths().numpy() for f in parsed])
+        return np.concatenate([f[_IDS].row_lengths().numpy() for f in records])
     except tf.errors.OpError as error:
         raise DataError(f"{folder} holds records without token ids: {error.message.splitlines()[0]}") from error
 
@@ -134,66 +155,3 @@ def _balanced_rows(labels: np.ndarray, count: int) -> np.ndarray:
     places = [np.flatnonzero(labels == label) for label in np.unique(labels)]
     turns = [row for turn in itertools.zip_longest(*places) for row in turn if row is not None]
     return np.array(turns[:count])
-
-
-def _count(records: int, window: int, batch_size: int) -> int:
-    whole, rest = divmod(records, window)
-    return whole * _WINDOW_BATCHES + -(-rest // batch_size)
-
-
-def _serialized(folder: str | Path, manifest: Manifest, shuffle: bool, seed: int) -> tf.data.Dataset:
-    paths = [str(Path(folder) / shard.file) for shard in manifest.shards]
-    files = tf.data.Dataset.from_tensor_slices(paths)
-    if shuffle:
-        files = files.shuffle(len(paths), seed=seed)
-    return files.interleave(
-        lambda path: tf.data.TFRecordDataset(path),
-        cycle_length=min(4, len(paths)), block_length=64, num_parallel_calls=min(2, len(paths)), deterministic=True,
-    )  # fmt: skip
-
-
-def _parse(serialized: tf.Tensor, labelled: bool) -> dict[str, tf.Tensor]:
-    spec: dict[str, Any] = {"input_ids": tf.io.RaggedFeature(tf.int64, row_splits_dtype=tf.int64)}
-    if labelled:
-        spec["label"] = tf.io.FixedLenFeature((), tf.int64)
-    found = tf.io.parse_example(serialized, spec)
-    # A feature that is missing is parsed as an empty list.
-    least = tf.reduce_min(found["input_ids"].row_lengths())
-    with tf.control_dependencies([tf.debugging.assert_positive(least, "a record has no token ids")]):
-        splits = tf.identity(found["input_ids"].row_splits)
-    return {
-        **found,
-        "input_ids": tf.RaggedTensor.from_row_splits(found["input_ids"].values, splits, validate=False),
-    }
-
-
-def _cut_window(
-    features: dict[str, tf.Tensor],
-    random: tf.Tensor,
-    batch_size: int,
-    limits: tf.Tensor,
-    shuffle: bool,
-    by_length: bool,
-) -> tf.data.Dataset:
-    """Batches of one window of parsed records."""
-    ids = features["input_ids"]
-    lengths = ids.row_lengths()
-    order = tf.argsort(lengths, stable=True) if by_length else tf.range(tf.size(lengths))
-    starts = tf.range(0, tf.size(lengths), batch_size)
-    if shuffle:
-        starts = tf.random.experimental.stateless_shuffle(starts, tf.stack([random, tf.constant(1, tf.int64)]))
-
-    def batch(start: tf.Tensor) -> Any:
-        rows = order[start : start + batch_size]
-        chosen = tf.gather(ids, rows)
-        sizes = tf.gather(lengths, rows)
-        width = limits[tf.searchsorted(limits, tf.reduce_max(sizes)[None])[0]]
-        inputs = {
-            "input_ids": tf.cast(chosen.to_tensor(shape=tf.stack([tf.constant(-1, tf.int64), width])), tf.int32),
-            "attention_mask": tf.sequence_mask(sizes, width, tf.int32),
-        }
-        if "label" not in features:
-            return inputs
-        return inputs, tf.cast(tf.gather(features["label"], rows), tf.int32)
-
-    return tf.data.Dataset.from_tensor_slices(starts).map(batch, num_parallel_calls=2, deterministic=True)

@@ -7,8 +7,9 @@ import numpy as np
 import tensorflow as tf
 
 from tfopt.data.batches import batches
-from tfopt.data.pack import Manifest, write_encoded
-from tfopt.data.readers import Texts
+from tfopt.data.pack import write_encoded
+from tfopt.data.readers.texts import Texts
+from tfopt.data.records.manifest import Manifest
 from tfopt.data.tokenizers import Encoded
 from tfopt.errors import DataError
 

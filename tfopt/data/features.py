@@ -11,14 +11,14 @@ from typing import Any, Literal
 import numpy as np
 import tensorflow as tf
 
-from tfopt._base.files import sha256, write_json
-from tfopt.data.batches import buckets_up_to
-from tfopt.data.pack import Manifest, Shard, check_shards, manifest_name, read_manifest
-from tfopt.errors import DataError, InputError
+from tfopt.data.batches import buckets_up_to, padded
+from tfopt.data.records.fields import Field, columns_of
+from tfopt.data.records.manifest import Manifest, read_manifest
+from tfopt.data.records.read import Order, Source, read_batches
+from tfopt.data.records.write import ShardWriter, encode_block
 
 IGNORED = -1  # a tag or class that does not count
 _IDS, _MASK = "input_ids", "attention_mask"
-_SHUFFLED = 10_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +42,11 @@ class Feature:
     def shift(self) -> int:
         """What is added before it is stored, so that `IGNORED` is 0."""
         return -IGNORED if self.kind in ("tags", "class") else 0
+
+    @property
+    def field(self) -> Field:
+        """How it is stored."""
+        return Field("int64", (None,) if self.is_list else ())
 
 
 def write_features(
@@ -68,45 +73,26 @@ def write_features(
     Raises:
         DataError: no records, or columns of different lengths.
     """
-    counts = {len(columns[feature.name]) for feature in features}
-    if len(counts) != 1 or counts == {0}:
-        raise DataError(f"split {split!r} has columns of {sorted(counts)} records")
-    (count,) = counts
-    order = np.random.default_rng(seed).permutation(count)
-    parts = np.array_split(order, min(shards, count))
-    files = [
-        _write_shard(folder / f"{split}-{i:05d}-of-{len(parts):05d}.tfrecord", features, columns, rows=rows)
-        for i, rows in enumerate(parts)
-    ]
+    fields = {feature.name: feature.field for feature in features}
+    values = {f.name: [np.asarray(value, np.int64) + f.shift for value in columns[f.name]] for f in features}
+    writer = ShardWriter(folder, split, shards)
+    writer.add(encode_block(fields, columns_of(fields, values), shards=shards, key=(seed, 0)))
     lengths = [len(ids) for ids in columns[_IDS]]
-    manifest = Manifest(
-        **{"labels": [], "class_counts": [], **facts}, records=count, tokens=sum(lengths), max_length=max(lengths),
-        shards=files, features={feature.name: feature.kind for feature in features},
+    return writer.close(
+        **facts, tokens=sum(lengths), max_length=max(lengths, default=0), fields=fields,
+        features={feature.name: feature.kind for feature in features},
     )  # fmt: skip
-    write_json(folder / manifest_name(split), dataclasses.asdict(manifest))
-    return manifest
-
-
-def _write_shard(
-    path: Path, features: Sequence[Feature], columns: Mapping[str, Sequence[Any]], rows: np.ndarray
-) -> Shard:
-    with tf.io.TFRecordWriter(str(path)) as writer:
-        for row in rows.tolist():
-            writer.write(_example(features, {feature.name: columns[feature.name][row] for feature in features}))
-    return Shard(path.name, len(rows), path.stat().st_size, sha256=sha256(path))
-
-
-def _example(features: Sequence[Feature], values: Mapping[str, Any]) -> bytes:
-    entries = {}
-    for feature in features:
-        value = np.atleast_1d(np.asarray(values[feature.name], np.int64)) + feature.shift
-        entries[feature.name] = tf.train.Feature(int64_list=tf.train.Int64List(value=value))
-    content: bytes = tf.train.Example(features=tf.train.Features(feature=entries)).SerializeToString()
-    return content
 
 
 def feature_batches(
-    folder: str | Path, batch_size: int, *, split: str, shuffle: bool = False, seed: int = 0
+    folder: str | Path,
+    batch_size: int,
+    *,
+    split: str,
+    shuffle: bool = False,
+    seed: int = 0,
+    epoch: int | None = None,
+    skip: int = 0,
 ) -> tf.data.Dataset:
     """Batches of ``({"input_ids", "attention_mask"}, {feature: values})``, all int32.
 
@@ -118,43 +104,35 @@ def feature_batches(
         split: to read.
         shuffle: a new order in every pass.
         seed: of the order.
+        epoch, skip: as for `data.batches.batches`.
 
     Raises:
         DataError: a shard disagrees with the manifest.
         InputError: a bad batch size.
     """
-    if batch_size < 1:
-        raise InputError(f"batch_size must be 1 or more, got {batch_size}")
     manifest = read_manifest(folder, split)
-    check_shards(folder, manifest)
     features = [Feature(name, kind) for name, kind in manifest.features.items()]  # type: ignore[arg-type]
-    spec = {f.name: tf.io.RaggedFeature(tf.int64) if f.is_list else tf.io.FixedLenFeature((), tf.int64)
-            for f in features}  # fmt: skip
+    buckets = buckets_up_to(manifest.max_length)
+    limits = tf.constant(buckets, tf.int64)
 
-    def parse(record: tf.Tensor) -> dict[str, tf.Tensor]:
-        found = tf.io.parse_single_example(record, spec)
-        sizes = [tf.size(found[f.name]) for f in features if f.is_list]
-        # A list that is missing is parsed as an empty one.
-        same = tf.debugging.Assert(tf.reduce_all(tf.stack(sizes) == sizes[0]) & (sizes[0] > 0), [
-            "a record has no token ids, or lists of other lengths", *sizes
-        ])  # fmt: skip
-        with tf.control_dependencies([same]):
-            return {f.name: tf.cast(found[f.name], tf.int32) - f.shift for f in features}
+    def cut(found: dict[str, Any], rows: tf.Tensor) -> tuple[dict[str, tf.Tensor], dict[str, tf.Tensor]]:
+        inputs = padded(found[_IDS], rows, limits)
+        width, others = tf.shape(inputs[_IDS], tf.int64)[1], [f for f in features if f.name != _IDS]
+        return inputs, {f.name: _values(found, f, rows, width=width) for f in others}
 
-    def split_labels(batch: dict[str, tf.Tensor]) -> tuple[dict[str, tf.Tensor], dict[str, tf.Tensor]]:
-        inputs = {_IDS: batch[_IDS], _MASK: batch[_MASK]}
-        return inputs, {name: value for name, value in batch.items() if name not in inputs}
+    order = Order(shuffle, seed, epoch, skip=skip, buckets=tuple(buckets))
+    return read_batches(Source.open(folder, manifest, order.on_damage), batch_size, order, cut=cut)
 
-    records = tf.data.TFRecordDataset([str(Path(folder, shard.file)) for shard in manifest.shards])
-    if shuffle:
-        records = records.shuffle(min(manifest.records, _SHUFFLED), seed=seed)
-    limits = buckets_up_to(manifest.max_length)
-    parsed = records.map(parse).map(lambda r: {**r, _MASK: tf.ones_like(r[_IDS])})
-    padding = {f.name: tf.constant(IGNORED if f.kind == "tags" else 0, tf.int32) for f in features}
-    batched = parsed.bucket_by_sequence_length(
-        lambda record: tf.shape(record[_IDS])[0],
-        bucket_boundaries=[limit + 1 for limit in limits[:-1]],
-        bucket_batch_sizes=[batch_size] * len(limits),
-        padding_values={**padding, _MASK: tf.constant(0, tf.int32)},
+
+def _values(found: dict[str, Any], feature: Feature, rows: tf.Tensor, *, width: tf.Tensor) -> tf.Tensor:
+    """One feature of some records: a number each, or a list that is padded."""
+    chosen = tf.gather(found[feature.name], rows)
+    if not feature.is_list:
+        return tf.cast(chosen, tf.int32) - feature.shift
+    same = tf.debugging.assert_equal(
+        chosen.row_lengths(), tf.gather(found[_IDS], rows).row_lengths(), "a record has lists of other lengths"
     )
-    return batched.map(split_labels).prefetch(2)
+    with tf.control_dependencies([same]):
+        padding = feature.shift + IGNORED if feature.kind == "tags" else 0
+        dense = chosen.to_tensor(padding, shape=tf.stack([tf.constant(-1, tf.int64), width]))
+    return tf.cast(dense, tf.int32) - feature.shift

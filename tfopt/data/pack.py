@@ -1,151 +1,190 @@
-"""Packs labelled texts into sharded TFRecord with a manifest that counts and hashes them."""
+"""Packs texts into sharded TFRecord with a manifest that counts and hashes them, however many there are."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pydantic
 
-from tfopt._base.files import existing, replacing, sha256, write_json
-from tfopt._base.foreign import inside, parse_json, read_text, regular
-from tfopt.data.readers import Texts, label_ids
-from tfopt.data.tfrecord import check_framing, encode_records
-from tfopt.data.tokenizers import Encoded, OnLong, encode, save_tokenizer
-from tfopt.errors import DataError, InputError
+from tfopt._base.workers import in_children
+from tfopt.data.clean import Cleaning, first_of_each
+from tfopt.data.job import Counts, Layout, PackJob, make_block, survey
+from tfopt.data.readers.base import Source
+from tfopt.data.readers.texts import distinct_labels
+from tfopt.data.records.fields import Column, Field
+from tfopt.data.records.manifest import SPLIT, Manifest
+from tfopt.data.records.write import ShardWriter, encode_block, new_pack
+from tfopt.data.tokenizers import Encoded, OnLong, save_tokenizer
+from tfopt.errors import InputError
 
-SPLIT = "data"
-MANIFEST_SUFFIX = ".manifest.json"
-
-
-@dataclasses.dataclass(frozen=True)
-class Shard:
-    """One TFRecord file: its name, records, bytes and SHA-256."""
-
-    __pydantic_config__ = pydantic.ConfigDict(extra="forbid")
-    file: str
-    records: int
-    bytes: int
-    sha256: str
-
-
-@dataclasses.dataclass(frozen=True)
-class Manifest:
-    """What a packed folder holds.
-
-    Attributes:
-        texts: texts that were given.
-        records: records in all shards; fewer than the texts where long ones were dropped.
-        tokens: token ids in all records.
-        max_length: tokens of the longest record.
-        length_limit: most tokens that a record could have.
-        labels: names of the classes, in the order of their ids; empty for unlabelled text.
-        class_counts: records of each class.
-        too_long: texts that had more tokens than `length_limit`.
-        on_long: what was done with them: "truncate" or "drop".
-        longest: tokens of the longest text before that.
-        shards: the files.
-        schema: version of this layout.
-        features: name of a feature -> its kind, where a task declared them; see `data.features`.
-        heads: name of a feature -> its classes, where there are several.
-    """
-
-    __pydantic_config__ = pydantic.ConfigDict(extra="forbid")
-    texts: int
-    records: int
-    tokens: int
-    max_length: int
-    length_limit: int
-    labels: list[str]
-    class_counts: list[int]
-    too_long: int
-    on_long: str
-    longest: int
-    shards: list[Shard]
-    schema: int = 1
-    features: dict[str, str] = dataclasses.field(default_factory=dict)
-    heads: dict[str, list[str]] = dataclasses.field(default_factory=dict)
+# What a worker has before its first block; TensorFlow is not needed.
+_PRELOAD = ("numpy", "tokenizers", "tfopt.data.job")
+Progress = Callable[[int, int], None]
 
 
 def pack(
-    data: Texts,
-    tokenizer: Any,
+    data: Source,
+    tokenizer: Any = None,
     *,
     out: str | Path,
-    max_length: int,
+    max_length: int = 128,
     labels: list[str] | None = None,
     shards: int = 1,
     on_long: OnLong = "error",
     seed: int = 0,
+    layout: Layout = "tokens",
+    compression: str = "",
+    cleaning: Cleaning | None = None,
+    workers: int = 1,
+    progress: Progress | None = None,
 ) -> Manifest:
     """Writes the folder `out` with shuffled records, their manifest and the tokenizer.
 
-    The folder appears whole or not at all; one that holds a pack is replaced, any other is refused.
+    The source is read piece by piece and nothing of it is held but, where duplicates are left out, a hash of each
+    text. The folder appears whole or not at all; one that holds a pack is replaced, any other is refused. The
+    result is the same whatever the number of workers.
 
     Args:
+        data: texts, from `data.readers.open.open_source` or `read_texts`.
+        tokenizer: see `data.tokenizers`; none is needed where the layout is "text".
         out: folder to create.
-        data, tokenizer, max_length, labels, shards, on_long, seed: as for `write_pack`.
+        max_length: most tokens of a text, and of a record.
+        labels: names of the classes, from `label_names` of the training data; None for those that the source has,
+            if it has labels.
+        shards: files to write; never more than there are records.
+        on_long: what happens to texts that are too long; see `data.tokenizers.encode`.
+        seed: of the order; it spreads the records of each piece over the shards.
+        layout: "tokens" for one record a text, "sequences" for several short texts in a record, "text" for texts.
+        compression: of the shards, "" or "GZIP".
+        cleaning: what is done to each text before.
+        workers: processes that read and encode.
+        progress: is told how much of the source is done, and how much there is.
 
     Raises:
-        InputError: `out` is a folder with something else in it.
-        DataError: an unknown label, or texts that are too long.
+        InputError: `out` is a folder with something else in it, or a setting that does not fit.
+        DataError: a broken row, an unknown label, or texts that are too long.
     """
-    out = Path(out)
-    if out.is_file() or (out.is_dir() and any(out.iterdir()) and not splits(out)):
-        raise InputError(f"{out} is not empty and holds no pack; choose another folder")
-    with replacing(out) as folder:
-        folder.mkdir()
+    if layout != "text" and tokenizer is None:
+        raise InputError(f"the layout {layout!r} needs a tokenizer")
+    with new_pack(out) as folder:
         manifest = write_pack(
-            folder,
-            SPLIT,
-            data=data,
-            tokenizer=tokenizer,
-            max_length=max_length,
-            labels=labels,
-            shards=shards,
-            on_long=on_long,
-            seed=seed,
-        )
-        save_tokenizer(tokenizer, folder / "tokenizer.json")
+            folder, SPLIT, data=data, tokenizer=tokenizer, max_length=max_length, labels=labels, shards=shards,
+            on_long=on_long, seed=seed, layout=layout, compression=compression, cleaning=cleaning, workers=workers,
+            progress=progress,
+        )  # fmt: skip
+        if tokenizer is not None:
+            save_tokenizer(tokenizer, folder / "tokenizer.json")
     return manifest
 
 
 def write_pack(
-    folder: Path,
-    split: str,
-    *,
-    data: Texts,
-    tokenizer: Any,
-    max_length: int,
-    labels: list[str] | None = None,
-    shards: int = 1,
-    on_long: OnLong = "error",
-    seed: int = 0,
-) -> Manifest:
+    folder: Path, split: str, *, data: Source, tokenizer: Any = None, workers: int = 1,
+    progress: Progress | None = None, **settings: Any,
+) -> Manifest:  # fmt: skip
     """Writes one split into an existing folder: its shards and its manifest.
 
     Args:
         folder: an existing folder.
         split: name of the split, the first part of every file name.
-        data: texts, with labels if `labels` is given.
-        tokenizer: see `tfopt.data.tokenizers`.
-        max_length: most tokens of one record.
-        labels: names of the classes, from `label_names` of the training data; None for no labels.
-        shards: files to write; never more than there are records.
-        on_long: what happens to texts that are too long; see `encode`.
-        seed: seed of the shuffle that spreads the classes over the shards.
+        data, tokenizer, workers, progress, **settings: as for `pack`.
 
     Raises:
-        DataError: an unknown label, or texts that are too long.
+        DataError: a broken row, an unknown label, or texts that are too long.
     """
-    ids = None if labels is None else np.array(label_ids(data, labels), np.int64)
-    encoded = encode(tokenizer, data.texts, max_length, on_long=on_long, source=data.source)
-    ids = None if ids is None else ids[encoded.kept]
-    facts: dict[str, Any] = {"texts": len(data), "length_limit": max_length, "on_long": on_long}
-    if labels is not None and ids is not None:
-        facts |= {"labels": labels, "class_counts": np.bincount(ids, minlength=len(labels)).tolist()}
-    return write_encoded(folder, split, encoded, ids=ids, shards=shards, seed=seed, facts=facts)
+    job = job_of(data, tokenizer, **settings)
+    writer = ShardWriter(folder, split, job.shards)
+    report = progress or (lambda done, total: None)
+    two_passes = needs_survey(job, data)
+    passes = 2 if two_passes else 1
+    total, done, counts = passes * max(data.weight, 1), 0, Counts()
+    kept: list[np.ndarray] | None = None
+    if two_passes:
+        job, kept = _surveyed(job, data, workers, progress=lambda weight: report(weight, total))
+        done = data.weight
+
+    def calls() -> Iterator[tuple[Any, ...]]:
+        for number, piece in enumerate(data.pieces()):
+            weights.append(piece.weight)
+            yield job, number, piece, None if kept is None else kept[number]
+
+    weights: list[int] = []
+    for number, block in enumerate(in_children(make_block, calls(), workers=workers, preload=_PRELOAD)):
+        writer.add(block.parts)
+        counts.add(block.counts)
+        done += weights[number]
+        report(done, total)
+    return writer.close(**manifest_facts(job, counts))
+
+
+def job_of(data: Source, tokenizer: Any = None, **settings: Any) -> PackJob:
+    """The job of these settings, which are those of `pack`.
+
+    Raises:
+        InputError: settings that do not fit.
+    """
+    given = {name: value for name, value in settings.items() if value is not None}
+    layout = given.pop("layout", "tokens")
+    if given.get("shards", 1) < 1:
+        raise InputError(f"shards must be 1 or more, got {given['shards']}")
+    content = None if layout == "text" else tokenizer.to_str()
+    return PackJob(data.name, layout, content, labels=given.pop("labels", None), **given)
+
+
+def needs_survey(job: PackJob, data: Source) -> bool:
+    """Whether the source must be looked at before it is packed: for its classes, or for duplicates."""
+    return job.cleaning.duplicates or (data.labelled and job.labels is None and job.layout != "sequences")
+
+
+def _surveyed(
+    job: PackJob, data: Source, workers: int, *, progress: Callable[[int], None]
+) -> tuple[PackJob, list[np.ndarray] | None]:
+    """The job with its classes, and which texts of each piece stay."""
+    labels: Counter[str] = Counter()
+    hashes: list[np.ndarray] = []
+    done = 0
+    weights: list[int] = []
+
+    def calls() -> Iterator[tuple[Any, ...]]:
+        for piece in data.pieces():
+            weights.append(piece.weight)
+            yield job, piece, job.cleaning.duplicates
+
+    for number, found in enumerate(in_children(survey, calls(), workers=workers, preload=_PRELOAD)):
+        labels += found.labels
+        if found.hashes is not None:
+            hashes.append(found.hashes)
+        done += weights[number]
+        progress(done)
+    return with_classes(job, data, labels), first_of_each(hashes) if job.cleaning.duplicates else None
+
+
+def with_classes(job: PackJob, data: Source, labels: Counter[str]) -> PackJob:
+    """The job with the classes that a survey found, where it had none.
+
+    Raises:
+        DataError: fewer than two.
+    """
+    if job.labels is not None or not data.labelled or job.layout == "sequences":
+        return job
+    return dataclasses.replace(job, labels=distinct_labels(labels, data.name))
+
+
+def manifest_facts(job: PackJob, counts: Counts) -> dict[str, Any]:
+    """What the manifest says beyond records and shards."""
+    facts: dict[str, Any] = {
+        "texts": counts.texts, "fields": job.fields, "compression": job.compression,
+        "cleaned": dict(counts.cleaned),
+    }  # fmt: skip
+    if job.labels is not None:
+        facts |= {"labels": job.labels, "class_counts": counts.class_counts.tolist()}
+    if job.layout == "text":
+        return facts
+    return facts | {
+        "tokens": counts.tokens, "max_length": counts.max_length, "length_limit": job.max_length,
+        "on_long": job.on_long, "too_long": counts.too_long, "longest": counts.longest,
+    }  # fmt: skip
 
 
 def write_encoded(
@@ -165,84 +204,13 @@ def write_encoded(
         ids: a class for each record, or None.
         facts: what the manifest says beyond the records: texts, length_limit, on_long, labels, class_counts.
     """
-    if shards < 1:
-        raise InputError(f"shards must be 1 or more, got {shards}")
-    files = _write_shards(folder, split, data, ids=ids, shards=shards, seed=seed)
-    manifest = Manifest(
-        **{"labels": [], "class_counts": [], **facts},
-        records=int(data.lengths.size), tokens=int(data.lengths.sum()), max_length=int(data.lengths.max()),
-        too_long=data.too_long, longest=data.longest, shards=files,
+    fields = {"input_ids": Field("int64", (None,))}
+    columns = {"input_ids": Column(data.tokens, data.lengths)}
+    if ids is not None:
+        fields["label"], columns["label"] = Field("int64"), Column(ids, np.ones(ids.size, np.int64))
+    writer = ShardWriter(folder, split, shards)
+    writer.add(encode_block(fields, columns, shards=shards, key=(seed, 0)))
+    return writer.close(
+        **facts, tokens=int(data.lengths.sum()), max_length=int(data.lengths.max()), too_long=data.too_long,
+        longest=data.longest, fields=fields,
     )  # fmt: skip
-    write_json(folder / manifest_name(split), dataclasses.asdict(manifest))
-    return manifest
-
-
-def splits(folder: str | Path) -> list[str]:
-    """Names of the splits that a folder holds."""
-    return sorted(p.name.removesuffix(MANIFEST_SUFFIX) for p in Path(folder).glob(f"*{MANIFEST_SUFFIX}"))
-
-
-def _write_shards(
-    folder: Path, split: str, data: Encoded, ids: np.ndarray | None, shards: int, seed: int
-) -> list[Shard]:
-    order = np.random.default_rng(seed).permutation(data.lengths.size)
-    starts = np.cumsum(data.lengths) - data.lengths
-    lengths = data.lengths[order]
-    within = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-    tokens = data.tokens[np.repeat(starts[order], lengths) + within]
-    content, ends = encode_records(tokens, lengths, None if ids is None else ids[order])
-    shards = min(shards, lengths.size)
-    cuts = np.linspace(0, lengths.size, shards + 1).astype(int)
-    offsets = np.concatenate([[0], ends])[cuts]
-    files = []
-    for index in range(shards):
-        path = folder / f"{split}-{index:05d}-of-{shards:05d}.tfrecord"
-        path.write_bytes(content[offsets[index] : offsets[index + 1]])
-        records = int(cuts[index + 1] - cuts[index])
-        files.append(Shard(path.name, records, path.stat().st_size, sha256=sha256(path)))
-    return files
-
-
-def manifest_name(split: str) -> str:
-    """Name of the file that describes a split."""
-    return f"{split}{MANIFEST_SUFFIX}"
-
-
-def read_manifest(folder: str | Path, split: str = SPLIT) -> Manifest:
-    """Reads the manifest of one split of a packed folder.
-
-    Raises:
-        MissingFileError: no such folder, or no manifest in it.
-        DataError: the manifest cannot be read.
-    """
-    path = existing(folder, "packed data folder") / manifest_name(split)
-    content = read_text(path, "data manifest")
-    parse_json(content, str(path))
-    try:
-        found = pydantic.TypeAdapter(Manifest).validate_json(content, strict=True)
-    except pydantic.ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "all of it"
-        raise DataError(f"{path} is not a data manifest: {where}: {first['msg']}") from error
-    return found
-
-
-def check_shards(folder: str | Path, manifest: Manifest) -> None:
-    """Compares every shard with the manifest: a file cut at a record boundary looks healthy alone.
-
-    Raises:
-        DataError: a shard is missing, cut or damaged; it is named.
-    """
-    for shard in manifest.shards:
-        if Path(shard.file).name != shard.file:
-            raise DataError(f"{folder} has a manifest that names {shard.file!r}; shards lie in the folder itself")
-        path = inside(Path(folder), shard.file, f"the manifest of {folder}")
-        if not path.exists():
-            raise DataError(f"shard {path} is missing; the manifest lists it with {shard.records} records")
-        regular(path, "shard")
-        size = path.stat().st_size
-        if size != shard.bytes:
-            raise DataError(f"shard {path} is cut or changed: {size} bytes, the manifest says {shard.bytes}")
-        if sha256(path) != shard.sha256:
-            raise DataError(f"shard {path} is damaged: its SHA-256 differs from the manifest")
-        check_framing(path)

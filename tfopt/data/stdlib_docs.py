@@ -13,7 +13,7 @@ import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
-from tfopt.data.readers import Texts
+from tfopt.data.readers.texts import Texts
 from tfopt.errors import DataError
 
 # Parts that distributions leave out, that are data, or that other packages own.

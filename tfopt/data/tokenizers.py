@@ -1,7 +1,8 @@
 """Tokenizers: loaded from a folder, or trained (byte-level BPE) on the texts at hand."""
 
 import dataclasses
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -67,7 +68,7 @@ def parse_tokenizer(content: str, source: str) -> Any:
     return tokenizer
 
 
-def train_bpe(texts: Sequence[str], vocab_size: int, end_of_text: str | None = None) -> Any:
+def train_bpe(texts: Iterable[str], vocab_size: int, end_of_text: str | None = None) -> Any:
     """Trains a byte-level BPE tokenizer that puts [CLS] before and [SEP] after each text.
 
     Args:
@@ -111,6 +112,7 @@ def encode(
     max_length: int,
     on_long: OnLong = "error",
     source: str = "texts",
+    some: bool = True,
 ) -> Encoded:
     """Token ids of the texts, with what the tokenizer adds at both ends.
 
@@ -121,11 +123,12 @@ def encode(
         on_long: what happens to longer texts: "error", "truncate" (the end is cut, the last special
             token stays) or "drop".
         source: name of the texts in messages.
+        some: whether it is an error that nothing is left.
 
     Raises:
         DataError: texts are too long and `on_long` is "error", or nothing is left.
     """
-    encodings = tokenizer.encode_batch(list(texts))
+    encodings = tokenizer.encode_batch_fast(list(texts))  # without the offsets of tokens in the text
     full = [e.ids for e in encodings]
     lengths = np.fromiter(map(len, full), np.int64, len(full))
     longest = int(lengths.max(initial=0))
@@ -144,10 +147,10 @@ def encode(
         for index in np.flatnonzero(over):
             full[index] = _cut(encodings[index], max_length)
     kept = np.flatnonzero(~over) if on_long == "drop" else np.arange(len(full))
-    if not kept.size:
+    if not kept.size and some:
         raise DataError(f"{source}: no text has {max_length} tokens or fewer")
-    rows = [full[i] for i in kept]
-    tokens = np.concatenate([np.asarray(row, np.int64) for row in rows])
+    rows = full if on_long != "drop" else [full[i] for i in kept]
+    tokens = np.fromiter(itertools.chain.from_iterable(rows), np.int64)
     return Encoded(tokens, np.minimum(lengths[kept], max_length), kept, too_long=int(over.sum()), longest=longest)
 
 

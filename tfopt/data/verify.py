@@ -9,12 +9,13 @@ import numpy as np
 from tfopt._base.files import existing
 from tfopt.data.features import Feature
 from tfopt.data.llama2c_tokenizer import Llama2cTokenizer
-from tfopt.data.pack import MANIFEST_SUFFIX, Manifest, check_shards, read_manifest, splits
-from tfopt.data.tfrecord import scan_records
+from tfopt.data.records.fields import Field
+from tfopt.data.records.framing import scan_records
+from tfopt.data.records.manifest import MANIFEST_SUFFIX, Manifest, check_shards, read_manifest, splits
 from tfopt.data.tokenizers import load_tokenizer
 from tfopt.errors import DataError
 
-_IDS, _LABEL = "input_ids", "label"
+_IDS, _LABEL, _SEGMENTS = "input_ids", "label", "segment_lengths"
 
 
 def verify(path: str | Path) -> dict[str, int]:
@@ -60,17 +61,17 @@ def _vocabulary(folder: Path) -> int | None:
 
 
 def _check_split(folder: Path, split: str, manifest: Manifest, *, vocabulary: int | None) -> None:
-    features = [Feature(name, kind) for name, kind in manifest.features.items()]  # type: ignore[arg-type]
-    if not features:
-        features = [Feature(_IDS, "tokens"), *([Feature(_LABEL, "class")] if manifest.labels else [])]
-    limits = _limits(manifest, features, vocabulary)
+    fields = manifest.schema_fields
+    limits = _limits(manifest, vocabulary)
     lengths: list[int] = []
     counts = np.zeros(len(manifest.labels), np.int64)
     for shard in manifest.shards:
         records = 0
-        for where, values in _values(folder / shard.file, features):
-            _check_record(where, values, features, limits=limits)
-            lengths.append(len(values[_IDS]))
+        for where, values in _values(folder / shard.file, manifest):
+            for name, found in values.items():
+                _check_values(f"{where}: {name!r}", found, fields[name], limit=limits[name])
+            _check_lists(where, values, manifest)
+            lengths.append(len(values.get(_IDS, ())))
             records += 1
             if manifest.labels:
                 counts[values[_LABEL][0]] += 1
@@ -80,58 +81,86 @@ def _check_split(folder: Path, split: str, manifest: Manifest, *, vocabulary: in
             "class_counts": manifest.class_counts}  # fmt: skip
     read = {"records": len(lengths), "tokens": sum(lengths), "max_length": max(lengths, default=0),
             "class_counts": counts.tolist()}  # fmt: skip
+    if manifest.features:
+        del told["class_counts"]
+    if _IDS not in fields or not manifest.length_limit:  # records of other features than text
+        told = {"records": manifest.records}
     for name, value in told.items():
-        if read[name] != value and not (name == "class_counts" and manifest.features):
+        if read[name] != value:
             raise DataError(f"split {split!r} of {folder} has {name} {read[name]}, its manifest says {value}")
 
 
-def _limits(manifest: Manifest, features: list[Feature], vocabulary: int | None) -> dict[str, int | None]:
+def _limits(manifest: Manifest, vocabulary: int | None) -> dict[str, int | None]:
     """How many different values each feature may store, from 0 on; None for any."""
-    declared = bool(manifest.features)
-    found: dict[str, int | None] = {}
-    for feature in features:
-        classes = manifest.heads.get(feature.name) or manifest.labels
-        if feature.kind == "tokens":
-            found[feature.name] = vocabulary
-        elif feature.kind == "number" or not classes:
-            found[feature.name] = None
-        else:
-            found[feature.name] = len(classes) + (feature.shift if declared else 0)
+    found = {name: field.limit for name, field in manifest.schema_fields.items()}
+    if _IDS in found and found[_IDS] is None:
+        found[_IDS] = vocabulary
+    for name, kind in manifest.features.items():
+        feature = Feature(name, kind)  # type: ignore[arg-type]
+        classes = manifest.heads.get(name) or manifest.labels
+        if kind == "tokens":
+            found[name] = vocabulary
+        elif kind != "number" and classes:
+            found[name] = len(classes) + feature.shift
     return found
 
 
-def _values(path: Path, features: list[Feature]) -> Iterator[tuple[str, dict[str, list[int]]]]:
+def _values(path: Path, manifest: Manifest) -> Iterator[tuple[str, dict[str, Any]]]:
     from google.protobuf.message import DecodeError
     from tensorflow.core.example.example_pb2 import Example
 
-    for number, record in enumerate(scan_records(path)):
+    for number, record in enumerate(scan_records(path, manifest.compression)):
         where = f"{path}: record {number}"
         try:
             stored = Example.FromString(record).features.feature
         except DecodeError as error:
             raise DataError(f"{where} is no tf.train.Example") from error
-        yield where, {f.name: _integers(where, f.name, stored) for f in features}
+        yield (
+            where,
+            {name: _list(where, name, stored, field=field) for name, field in manifest.schema_fields.items()},
+        )
 
 
-def _integers(where: str, name: str, stored: Mapping[str, Any]) -> list[int]:
+_LISTS = {"int64": ("int64_list", "integers"), "float32": ("float_list", "numbers"),
+          "string": ("bytes_list", "texts"), "bytes": ("bytes_list", "bytes")}  # fmt: skip
+
+
+def _list(where: str, name: str, stored: Mapping[str, Any], *, field: Field) -> list[Any]:
     if name not in stored:
         raise DataError(f"{where} has no feature {name!r}; it has {', '.join(sorted(stored)) or 'none'}")
-    kind = stored[name].WhichOneof("kind")
-    if kind != "int64_list":
-        raise DataError(f"{where}: {name!r} must be a list of integers, it is {kind or 'nothing'}")
-    return list(stored[name].int64_list.value)
+    kind, (wanted, what) = stored[name].WhichOneof("kind"), _LISTS[field.dtype]
+    if kind != wanted:
+        raise DataError(f"{where}: {name!r} must be a list of {what}, it is {kind or 'nothing'}")
+    return list(getattr(stored[name], wanted).value)
 
 
-def _check_record(
-    where: str, values: dict[str, list[int]], features: list[Feature], limits: dict[str, int | None]
-) -> None:
-    tokens = len(values[_IDS])
-    for feature in features:
-        found, limit = values[feature.name], limits[feature.name]
-        wanted = tokens if feature.is_list else 1
-        if len(found) != wanted or not found:
-            raise DataError(f"{where}: {feature.name!r} has {len(found)} values, it must have {wanted or 'some'}")
-        if min(found) < 0 or (limit is not None and max(found) >= limit):
-            wrong = min(found) if min(found) < 0 else max(found)
-            most = "" if limit is None else f" to {limit - 1}"
-            raise DataError(f"{where}: {feature.name!r} must be from 0{most}, got {wrong}")
+def _check_values(where: str, values: list[Any], field: Field, *, limit: int | None) -> None:
+    """Compares one feature of a record with what it must be."""
+    fits = bool(values) and len(values) % field.row == 0 if field.is_ragged else len(values) == field.row
+    if not fits:
+        wanted = (
+            f"{field.row}" if not field.is_ragged else "some" if field.row == 1 else f"a multiple of {field.row}"
+        )
+        raise DataError(f"{where} has {len(values)} values, it must have {wanted}")
+    if field.dtype == "int64" and (min(values) < 0 or (limit is not None and max(values) >= limit)):
+        wrong = min(values) if min(values) < 0 else max(values)
+        most = "" if limit is None else f" to {limit - 1}"
+        raise DataError(f"{where} must be from 0{most}, got {wrong}")
+    if field.dtype == "float32" and not np.isfinite(values).all():
+        raise DataError(f"{where} holds NaN or infinity")
+    if field.dtype == "string":
+        try:
+            values[0].decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise DataError(f"{where} is not UTF-8: {error}") from error
+
+
+def _check_lists(where: str, values: dict[str, Any], manifest: Manifest) -> None:
+    """What features of a record must have in common: a tag for each token, and sequences as long as the record."""
+    for name, kind in manifest.features.items():
+        if kind == "tags" and len(values[name]) != len(values[_IDS]):
+            raise DataError(
+                f"{where}: {name!r} has {len(values[name])} values, the record has {len(values[_IDS])} tokens"
+            )
+    if _SEGMENTS in values and sum(values[_SEGMENTS]) != len(values[_IDS]):
+        raise DataError(f"{where}: its sequences have {sum(values[_SEGMENTS])} tokens, it has {len(values[_IDS])}")

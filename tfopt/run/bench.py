@@ -9,7 +9,7 @@ import numpy as np
 from tfopt._base.files import existing
 from tfopt._base.formats import FORMATS
 from tfopt.data.batches import batches
-from tfopt.data.pack import splits
+from tfopt.data.records.manifest import splits
 from tfopt.errors import InputError
 from tfopt.measure.measure import Log
 from tfopt.report import Report

@@ -20,7 +20,7 @@ from tfopt._keras.loading import load_model
 from tfopt.compress.base import Option
 from tfopt.compress.low_rank import splittable
 from tfopt.data import batches as batching
-from tfopt.data.pack import read_manifest
+from tfopt.data.records.manifest import read_manifest
 from tfopt.errors import InputError
 from tfopt.recipe import Recipe
 from tfopt.report import Report

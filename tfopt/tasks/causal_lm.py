@@ -13,7 +13,7 @@ from tfopt.data.blocks import hold_out, next_tokens, token_stream, write_blocks
 from tfopt.data.detokenizers import HuggingFaceTokenizer, Tokenizer
 from tfopt.data.features import Feature
 from tfopt.data.llama2c_tokenizer import Llama2cTokenizer
-from tfopt.data.readers import Texts, read_documents
+from tfopt.data.readers.texts import Texts, read_documents
 from tfopt.data.stdlib_docs import read_stdlib_docs
 from tfopt.data.tokenizers import load_tokenizer, train_bpe
 from tfopt.decoding.config import CausalLMConfig

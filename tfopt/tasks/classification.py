@@ -12,9 +12,10 @@ from tfopt._keras import keras_api
 from tfopt._keras.keras_io import call, inputs_of
 from tfopt._keras.loading import load_model
 from tfopt.data import batches as batching
-from tfopt.data import pack as packing
 from tfopt.data.features import Feature
-from tfopt.data.readers import Texts, label_names, read_texts
+from tfopt.data.pack import write_pack
+from tfopt.data.readers.texts import Texts, label_names, read_texts
+from tfopt.data.records.manifest import Manifest, check_shards, manifest_name, read_manifest
 from tfopt.data.stdlib_docs import read_stdlib_docs
 from tfopt.data.tokenizers import load_tokenizer, parse_tokenizer, save_tokenizer, train_bpe
 from tfopt.data.vocabulary import cut_tokenizer
@@ -40,9 +41,9 @@ class ClassificationTask(EncoderTask):
         if folder is None:
             raise InputError(f"recipe {recipe.name!r} needs data.folder, a packed folder")
         load_tokenizer(folder)
-        manifests = {split: packing.read_manifest(folder, split) for split in _SPLITS}
+        manifests = {split: read_manifest(folder, split) for split in _SPLITS}
         for split, manifest in manifests.items():
-            packing.check_shards(folder, manifest)
+            check_shards(folder, manifest)
             if not manifest.labels or manifest.labels != manifests["train"].labels:
                 raise DataError(
                     f"splits of {folder} must have the same labels, {split!r} has {manifest.labels or 'none'}"
@@ -57,7 +58,7 @@ class ClassificationTask(EncoderTask):
     def pack(self, log: Log) -> dict[str, Any]:
         section = self.recipe.data
         if section.source == "packed":
-            manifests = {split: packing.read_manifest(str(section.folder), split) for split in _SPLITS}
+            manifests = {split: read_manifest(str(section.folder), split) for split in _SPLITS}
             with replacing(self.data) as folder:
                 folder.mkdir()
                 for name in _packed_files(manifests):
@@ -77,7 +78,7 @@ class ClassificationTask(EncoderTask):
                 np.save(folder / _KEPT, kept)
             save_tokenizer(tokenizer, folder / "tokenizer.json")
             manifests = {
-                split: packing.write_pack(
+                split: write_pack(
                     folder, split, data=texts, tokenizer=tokenizer, max_length=section.max_length, labels=names,
                     shards=section.shards if split == "train" else 1, on_long=section.on_long,
                     seed=self.recipe.seed,
@@ -86,7 +87,7 @@ class ClassificationTask(EncoderTask):
             }  # fmt: skip
         return self._facts(manifests, tokenizer.get_vocab_size(), log)
 
-    def _facts(self, manifests: dict[str, packing.Manifest], vocab_size: int, log: Log) -> dict[str, Any]:
+    def _facts(self, manifests: dict[str, Manifest], vocab_size: int, log: Log) -> dict[str, Any]:
         facts: dict[str, Any] = {
             "labels": manifests["train"].labels, "vocab_size": vocab_size, "on_long": manifests["train"].on_long,
         }  # fmt: skip
@@ -153,7 +154,7 @@ def check_fits(model: Any, folder: str | Path, max_length: int) -> None:
     Raises:
         InputError: it does not take them, or does not give one row of logits for the labels.
     """
-    manifest, inputs = packing.read_manifest(folder, "train"), inputs_of(model)
+    manifest, inputs = read_manifest(folder, "train"), inputs_of(model)
     row = {name: np.ones((1, max_length), np.int32) for name in ("input_ids", "attention_mask")}
     row["input_ids"][:] = load_tokenizer(folder).get_vocab_size() - 1
     if set(inputs.specs) - set(row):
@@ -172,7 +173,7 @@ def check_fits(model: Any, folder: str | Path, max_length: int) -> None:
         )
 
 
-def _packed_files(manifests: dict[str, packing.Manifest]) -> list[str]:
+def _packed_files(manifests: dict[str, Manifest]) -> list[str]:
     """Names of everything that belongs to the splits."""
     shards = [shard.file for manifest in manifests.values() for shard in manifest.shards]
-    return ["tokenizer.json", *(packing.manifest_name(split) for split in manifests), *shards]
+    return ["tokenizer.json", *(manifest_name(split) for split in manifests), *shards]

@@ -12,7 +12,7 @@ import tensorflow as tf
 from tfopt._base.files import existing, replacing, write_text
 from tfopt._keras import keras_api
 from tfopt.data.features import IGNORED, feature_batches, write_features
-from tfopt.data.readers import json_rows
+from tfopt.data.readers.texts import json_rows
 from tfopt.data.tokenizers import load_tokenizer, save_tokenizer, train_bpe
 from tfopt.errors import DataError
 from tfopt.models.bert import bert

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tfopt.data.features import IGNORED, Feature
-from tfopt.data.pack import read_manifest
+from tfopt.data.records.manifest import read_manifest
 from tfopt.errors import DataError, InputError
 from tfopt.numerics.metrics import Scored
 from tfopt.recipe import Recipe

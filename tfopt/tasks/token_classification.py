@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from tfopt.data.features import IGNORED, Feature
-from tfopt.data.pack import read_manifest
+from tfopt.data.records.manifest import read_manifest
 from tfopt.errors import DataError
 from tfopt.numerics.metrics import Scored, entity_scores
 from tfopt.tasks.base import HeldOut

@@ -1,0 +1,110 @@
+"""Many calls of one function in a few processes, with results in order and little of it under way at once."""
+
+import multiprocessing.connection
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from tfopt._base.children import Child, ChildFailedError
+from tfopt.errors import TfoptError
+
+_UNDER_WAY = 3  # calls for each process whose results were not taken yet
+
+
+def in_children(
+    function: Callable[..., Any], calls: Iterable[tuple[Any, ...]], *, workers: int, preload: tuple[str, ...]
+) -> Iterator[Any]:
+    """What `function` returns for each call, in their order; calls are drawn as they are needed.
+
+    Args:
+        function: of a module that can be imported.
+        calls: arguments, which are pickled, as are results.
+        workers: processes; 1 for none but this one.
+        preload: modules that the processes have from the beginning.
+
+    Raises:
+        TfoptError: what a call raised.
+        ChildFailedError: a process ended, or a call raised something else.
+    """
+    if workers < 2:
+        for arguments in calls:
+            yield function(*arguments)
+        return
+    pool = [_Worker(function, preload) for _ in range(workers)]
+    try:
+        yield from _spread(iter(calls), pool)
+    finally:
+        for worker in pool:
+            worker.end()
+
+
+def _spread(calls: Iterator[tuple[Any, ...]], pool: "list[_Worker]") -> Iterator[Any]:
+    done: dict[int, Any] = {}
+    given = taken = 0
+    more = True
+    idle = list(pool)
+    while True:
+        while idle and more and given - taken < _UNDER_WAY * len(pool):
+            arguments = next(calls, None)
+            if arguments is None:
+                more = False
+                break
+            idle.pop().give(given, arguments)
+            given += 1
+        while taken in done:
+            yield done.pop(taken)
+            taken += 1
+        busy = {worker.pipe: worker for worker in pool if worker not in idle}
+        if not busy and not more:
+            return
+        for pipe in multiprocessing.connection.wait(list(busy)) if busy else ():
+            worker = busy[pipe]  # type: ignore[index]
+            number, result = worker.take()
+            done[number] = result
+            idle.append(worker)
+
+
+class _Worker:
+    """A process that answers calls until it is told to end."""
+
+    def __init__(self, function: Callable[..., Any], preload: tuple[str, ...]) -> None:
+        self.pipe, theirs = multiprocessing.connection.Pipe()
+        self._child = Child(preload, _serve, (function, theirs))
+        self._child.start()
+        theirs.close()
+        self._number = -1
+
+    def give(self, number: int, arguments: tuple[Any, ...]) -> None:
+        self._number = number
+        self.pipe.send(arguments)
+
+    def take(self) -> tuple[int, Any]:
+        try:
+            kind, value = self.pipe.recv()
+        except (EOFError, OSError):
+            raise ChildFailedError(f"a worker process ended, exit code {self._child.exitcode}") from None
+        if kind == "error":
+            raise value
+        return self._number, value
+
+    def end(self) -> None:
+        self.pipe.close()
+        self._child.kill()
+        self._child.join()
+
+
+def _serve(function: Callable[..., Any], pipe: Any) -> None:
+    """The child's side."""
+    while True:
+        try:
+            arguments = pipe.recv()
+        except EOFError:
+            return
+        try:
+            answer = ("result", function(*arguments))
+        except TfoptError as error:
+            answer = ("error", error)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the parent is told
+            traceback.print_exc()
+            answer = ("error", ChildFailedError(f"a worker failed: {type(error).__name__}: {error}"))
+        pipe.send(answer)

@@ -1,0 +1,120 @@
+"""What the readers share: pieces of a file, and texts with labels out of their rows."""
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+from tfopt.errors import DataError, InputError
+
+Row = tuple[int, dict[str, Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Columns:
+    """Which columns, or keys, of a row are wanted.
+
+    Attributes:
+        text: of the text; None means "text" or, without one, the only column beside the label.
+        label: of the label, or None for unlabelled text.
+    """
+
+    text: str | None = None
+    label: str | None = None
+
+    def text_of(self, names: Any, path: str | Path) -> str:
+        """The column of the text among these.
+
+        Raises:
+            DataError: there are several.
+        """
+        if self.text is not None:
+            return self.text
+        others = [name for name in names if name != self.label]
+        if "text" in others:
+            return "text"
+        if len(others) != 1:
+            raise DataError(
+                f"{path}: which column is the text? It has {', '.join(map(repr, names))}; set text_column"
+            )
+        return str(others[0])
+
+
+class Piece(Protocol):
+    """A part of a source that is read alone, in any process; it can be pickled.
+
+    Attributes:
+        weight: its share of the source's `weight`.
+    """
+
+    @property
+    def weight(self) -> int: ...
+
+    def read(self) -> "Read":
+        """Its texts.
+
+        Raises:
+            DataError: a broken row.
+        """
+
+
+class Source(Protocol):
+    """Texts that are read piece by piece.
+
+    Attributes:
+        name: of the source, for messages.
+        weight: of all of it, bytes or rows; for the time that is left.
+        labelled: whether texts have labels.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def weight(self) -> int: ...
+    @property
+    def labelled(self) -> bool: ...
+
+    def pieces(self) -> Iterator[Piece]: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Read:
+    """Texts of a piece in their order, and a label for each, or None."""
+
+    texts: list[str]
+    labels: list[str] | None
+
+
+def collect(rows: Iterator[Row], path: str | Path, columns: Columns) -> Read:
+    """The texts and labels in rows, stripped.
+
+    Raises:
+        DataError: no such column, or a text or label that is empty or of another type; the line is named.
+    """
+    texts, labels = [], []
+    text_column = columns.text
+    for number, row in rows:
+        text_column = text_column or columns.text_of(row, path)
+        for column in (text_column, columns.label):
+            if column is not None and column not in row:
+                have = ", ".join(map(repr, row))
+                raise DataError(f"{path}: line {number} has no column {column!r}; it has {have}")
+        text = row[text_column]
+        if not isinstance(text, str):
+            raise DataError(f"{path}: line {number}: the text must be a string, got {type(text).__name__}")
+        text = text.strip()
+        if not text:
+            raise DataError(f"{path}: line {number} has an empty text")
+        texts.append(text)
+        if columns.label is not None:
+            value = row[columns.label]
+            label = "" if value is None else str(value).strip()
+            if not label:
+                raise DataError(f"{path}: line {number} has an empty label")
+            labels.append(label)
+    return Read(texts, labels if columns.label is not None else None)
+
+
+def needs(extra: str, error: ImportError) -> InputError:
+    """What to install for a format."""
+    return InputError(f"this kind of data needs another package: pip install 'tfopt[{extra}]' ({error})")

@@ -1,0 +1,89 @@
+"""Folders that `datasets` of Hugging Face saved (`save_to_disk`), mapped into memory and read in slices."""
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tfopt.data.readers.base import Columns, Read, collect, needs
+from tfopt.errors import DataError
+
+_ROWS_AT_ONCE = 1 << 14
+
+
+@dataclasses.dataclass(frozen=True)
+class DatasetPiece:
+    """A slice of a dataset; see `readers.base.Piece`."""
+
+    path: Path
+    start: int
+    stop: int
+    columns: Columns
+
+    @property
+    def weight(self) -> int:
+        return self.stop - self.start
+
+    def read(self) -> Read:
+        data = _opened(self.path)
+        names = [self.columns.text_of(data.column_names, self.path), self.columns.label]
+        missing = [name for name in names if name is not None and name not in data.column_names]
+        if missing:
+            have = ", ".join(map(repr, data.column_names))
+            raise DataError(f"{self.path} has no column {missing[0]!r}; it has {have}")
+        found = data.select_columns([name for name in names if name is not None])[self.start : self.stop]
+        words = {name: getattr(data.features[name], "names", None) for name in found}
+        rows = (
+            {name: _word(values[i], words[name]) for name, values in found.items()}
+            for i in range(self.stop - self.start)
+        )
+        return collect(enumerate(rows, self.start + 1), self.path, self.columns)
+
+
+def _word(value: Any, names: list[str] | None) -> Any:
+    """A value, or the name of the class that it is the number of."""
+    return names[value] if names is not None and isinstance(value, int) and 0 <= value < len(names) else value
+
+
+@dataclasses.dataclass(frozen=True)
+class DatasetSource:
+    """A saved dataset; see `readers.base.Source`."""
+
+    path: Path
+    columns: Columns
+
+    @property
+    def name(self) -> str:
+        return str(self.path)
+
+    @property
+    def weight(self) -> int:
+        return len(_opened(self.path))
+
+    @property
+    def labelled(self) -> bool:
+        return self.columns.label is not None
+
+    def pieces(self) -> Iterator[DatasetPiece]:
+        rows = self.weight
+        for start in range(0, rows, _ROWS_AT_ONCE):
+            yield DatasetPiece(self.path, start, min(start + _ROWS_AT_ONCE, rows), columns=self.columns)
+
+
+def is_dataset(path: Path) -> bool:
+    """Whether a folder is one that `save_to_disk` wrote."""
+    return path.is_dir() and ((path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file())
+
+
+def _opened(path: Path) -> Any:
+    try:
+        import datasets
+    except ImportError as error:
+        raise needs("datasets", error) from error
+    if (path / "dataset_dict.json").is_file():
+        parts = sorted(p.name for p in path.iterdir() if p.is_dir())
+        raise DataError(f"{path} holds several datasets; choose one of its folders: {', '.join(parts)}")
+    try:
+        return datasets.load_from_disk(str(path))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path} is not a dataset that can be read: {error}") from error
