@@ -27,6 +27,7 @@ ALLOWED = {
     "quantization": BELOW | {"numerics"},
     "decoding": BELOW,
     "tflite": {"errors", "_base", "numerics", "quantization"},
+    "store": BELOW,
     "archive": {"errors", "_base", "tflite"},
     "models": BELOW | {"numerics", "decoding", "data"},
     "compress": BELOW | {"schedules", "numerics", "quantization", "structure", "data"},

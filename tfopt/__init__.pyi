@@ -1,4 +1,4 @@
-from . import callbacks, compress, errors, models, schedules
+from . import callbacks, compress, errors, models, schedules, store
 from .archive import pack, unpack
 from .compress.cluster import cluster
 from .compress.distill import Distiller
@@ -32,5 +32,5 @@ __all__ = [
     "Predictor", "PruneConfig", "QuantizeConfig", "Recipe", "Report", "ShrinkConfig", "TfoptError",
     "callbacks", "cluster", "compare", "compress", "cut_vocabulary", "errors", "export", "factorize",
     "finish", "inspect", "measure", "measure_generation", "measure_sensitivity", "models", "pack",
-    "perplexity", "prune", "quantize_aware", "run", "schedules", "search", "shrink", "unpack",
+    "perplexity", "prune", "quantize_aware", "run", "schedules", "search", "shrink", "store", "unpack",
 ]  # fmt: skip

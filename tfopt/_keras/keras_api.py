@@ -22,6 +22,7 @@ from tfopt._keras import extras
 from tfopt.errors import InputError
 
 _FACTS = "metadata.json"
+_NO_DATE = "1980-01-01@00:00:00"
 Generation = Literal["tf_keras", "keras"]
 GENERATIONS: tuple[Generation, ...] = ("tf_keras", "keras")
 
@@ -277,7 +278,7 @@ def _write_settled(given: Path, archive: Path, members: dict[str, bytes]) -> Non
     """Copies an archive without the time of day, so that the same model gives the same bytes, and adds members."""
     with zipfile.ZipFile(given) as source, zipfile.ZipFile(archive, "w") as file:
         version = json.loads(source.read(_FACTS))["keras_version"]
-        facts = json.dumps({"keras_version": version, "date_saved": "1980-01-01@00:00:00"}).encode()
+        facts = json.dumps({"keras_version": version, "date_saved": _NO_DATE}).encode()
         for name, content in {_FACTS: facts, **members}.items():
             file.writestr(zipfile.ZipInfo(name), content)
         for member in source.infolist():
@@ -286,3 +287,13 @@ def _write_settled(given: Path, archive: Path, members: dict[str, bytes]) -> Non
                 copy.file_size = member.file_size
                 with source.open(member) as old, file.open(copy, "w") as new:
                     shutil.copyfileobj(old, new, 1 << 20)
+
+
+def archive_members(model: Any) -> dict[str, bytes]:
+    """What a `.keras` file of the model has beside weights."""
+    generation = generation_of(model)
+    with importlib.import_module(f"{generation}.src.saving.serialization_lib").ObjectSharingScope():
+        config = keras_module(generation).saving.serialize_keras_object(model)
+    facts = {"keras_version": keras_module(generation).__version__, "date_saved": _NO_DATE}
+    config.pop("compile_config", None)
+    return {"config.json": json.dumps(config).encode(), _FACTS: json.dumps(facts).encode(), **extras.of(model)}

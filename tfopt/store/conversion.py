@@ -1,0 +1,124 @@
+"""Weights from one kind of file to another; no model is built."""
+
+import shutil
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tfopt._base.files import replacing
+from tfopt.errors import DataError, InputError
+from tfopt.store.sources import GRAPH, MEMBERS, WEIGHTS, Named, members_of, only_ending, tensors_of, variable_keys
+from tfopt.store.writing import save
+
+_CHECKPOINT = Path("variables", "variables")
+
+
+def convert(source: Any, target: str | Path, **settings: Any) -> Path:
+    """Writes weights as another kind of file; the target appears, or changes, whole or not at all.
+
+    Args:
+        source: whatever `tfopt.store.save` takes.
+        target: a `.keras` or `.weights.h5` file; the folder of a SavedModel that is there already, whose variables
+            get the values; or a folder, which becomes a store.
+        **settings: of a store, as for `tfopt.store.save`.
+
+    Returns:
+        The target.
+
+    Raises:
+        InputError: the target needs what the source does not know: the configuration of the model, or names of
+            Keras.
+        DataError: the variables of a SavedModel differ from the tensors in names or shapes.
+        ModelFileError: a damaged file.
+    """
+    target = Path(target)
+    if target.name.endswith(".keras") or target.name.endswith(".weights.h5"):
+        if settings:
+            raise InputError(f"{', '.join(settings)} are settings of a store, {target.name} is none")
+        return _to_archive(source, target) if target.suffix == ".keras" else _to_hdf5(source, target)
+    if (target / "saved_model.pb").exists():
+        return _into_saved_model(source, target)
+    if target.suffix in (".h5", ".tflite", ".onnx"):
+        raise InputError(f"cannot write {target.name}: give a .keras or .weights.h5 file, a SavedModel or a folder")
+    return save(source, target, **settings).folder
+
+
+def _to_hdf5(source: Any, target: Path) -> Path:
+    with replacing(target) as temporary:
+        _write_hdf5(tensors_of(source), temporary)
+    return target
+
+
+def _write_hdf5(tensors: Iterator[tuple[str, Named]], path: Path) -> None:
+    import h5py
+
+    with h5py.File(path, "w") as file:
+        file.create_group("vars")  # of the model itself, which tf_keras expects even where it is empty
+        for name, named in tensors:
+            if not named.keras:
+                raise InputError(
+                    f"the source does not tell where Keras keeps {name!r}: load it into a model with "
+                    "tfopt.store.load and save that"
+                )
+            plain = named.value.dtype.kind in "biufc"
+            data = file.create_dataset(named.keras, data=named.value if plain else named.value.view("V2"))
+            if not plain:
+                data.attrs["dtype"] = named.value.dtype.name
+
+
+def _to_archive(source: Any, target: Path) -> Path:
+    members = members_of(source)
+    if not set(MEMBERS) <= set(members):
+        raise InputError("the source has no configuration of a model, which a .keras file needs; write .weights.h5")
+    with replacing(target) as temporary:
+        weights = temporary.with_name(f"{temporary.name}.h5")
+        try:
+            _write_hdf5(tensors_of(source), weights)
+            with zipfile.ZipFile(temporary, "w") as archive:
+                for name, content in members.items():
+                    archive.writestr(zipfile.ZipInfo(name), content)
+                entry = zipfile.ZipInfo(WEIGHTS)
+                entry.file_size = weights.stat().st_size
+                with weights.open("rb") as old, archive.open(entry, "w") as new:
+                    shutil.copyfileobj(old, new, 1 << 20)
+        finally:
+            weights.unlink(missing_ok=True)
+    return target
+
+
+def _into_saved_model(source: Any, target: Path) -> Path:
+    """Writes the checkpoint of a SavedModel anew; its graph and its functions stay."""
+    import tensorflow as tf
+    from tensorflow.core.protobuf import trackable_object_graph_pb2
+
+    reader = tf.train.load_checkpoint(str(target / _CHECKPOINT))
+    keys = variable_keys(trackable_object_graph_pb2.TrackableObjectGraph.FromString(reader.get_tensor(GRAPH)))
+    names = {name: key for key, name in keys.items()}
+    values: dict[str, Any] = {key: reader.get_tensor(key) for key in reader.get_variable_to_shape_map()}
+    seen = set()
+    for name, named in tensors_of(source):
+        key = names.get(named.variable) or names.get(name) or names.get(only_ending(names, name) or "")
+        if key is None:
+            continue
+        have = np.asarray(values[key])
+        if have.shape != named.value.shape:
+            raise DataError(
+                f"{target}: variable {name!r} has the shape {have.shape}, the tensor {named.value.shape}"
+            )
+        values[key] = named.value.astype(have.dtype)
+        seen.add(key)
+    missing = [keys[key] for key in keys if key not in seen]
+    if missing:
+        raise DataError(f"the source lacks {len(missing)} variables of {target}: {', '.join(missing[:5])}")
+    with replacing(target) as temporary:
+        shutil.copytree(target, temporary, ignore=shutil.ignore_patterns("variables"))
+        (temporary / "variables").mkdir()
+        order = sorted(values)
+        tf.raw_ops.SaveV2(
+            prefix=str(temporary / _CHECKPOINT), tensor_names=order, shape_and_slices=[""] * len(order),
+            tensors=[tf.constant(values[key]) for key in order],
+        )  # fmt: skip
+    return target
