@@ -205,6 +205,11 @@ def to_numpy(variable: Any) -> np.ndarray:
     return np.asarray(tf_variable(variable).numpy())  # asarray alone fails on mirrored variables
 
 
+def snapshot(variable: Any) -> np.ndarray:
+    """The variable's value as it is now, without a copy: TensorFlow makes one when the variable is next changed."""
+    return np.asarray(tf_variable(variable).read_value())
+
+
 def learning_step(model: Any) -> int:
     """Optimizer steps taken so far; the only count that `steps_per_execution` does not distort."""
     return int(to_numpy(model.optimizer.iterations))

@@ -33,11 +33,11 @@ class Placed(NamedTuple):
 def placed(model: Any) -> Iterator[Placed]:
     """Every array that a weights file of the model has, in its order."""
     generation = keras_api.generation_of(model)
-    visits = _Visits()
+    layers = {id(layer): layer for _, layer in [("", model), *keras_api.walk(model)]}
+    visits = _Visits({key: len(keras_api.own_variables(layer)) for key, layer in layers.items()})
     library = importlib.import_module(f"{generation}.src.saving.saving_lib")
     optimizer, compiled = getattr(model, "optimizer", None), getattr(model, "_compile_metrics", None)
     library._save_state(model, _recorder(library, visits), None, "", visits)
-    layers = {id(layer): layer for _, layer in [("", model), *keras_api.walk(model)]}
     paths = {id(weight.variable): weight.path for weight in keras_api.weights(model)}
     skipped = {id(part) for part in (optimizer, compiled) if part is not None}
     for key, place, entry in visits.found:
@@ -58,16 +58,23 @@ def _full_name(variable: Any) -> str:
 
 
 class _Visits(set):
-    """What Keras notes as visited: right after it has saved an object, which tells whose the last entry was."""
+    """What Keras notes as visited: right after it has saved an object, which tells whose the last entry was.
 
-    def __init__(self) -> None:
+    Args:
+        layers: id of a layer -> how many variables of its own it has; their values are not kept.
+    """
+
+    def __init__(self, layers: dict[int, int]) -> None:
         super().__init__()
+        self._layers = layers
         self.found: list[tuple[int, str, dict[str, Any]]] = []
         self.last: tuple[str, dict[str, Any]] | None = None
 
     def add(self, key: Any) -> None:
         super().add(key)
         if self.last is not None:
+            if len(self.last[1]) <= self._layers.get(key, -1):
+                self.last = self.last[0], dict.fromkeys(self.last[1])
             self.found.append((key, *self.last))
             self.last = None
 

@@ -9,10 +9,10 @@
 """
 
 import math
-import zlib
 from collections.abc import Mapping
 
 import numpy as np
+import xxhash
 import zstandard
 
 from tfopt._base.limits import MAX_RATIO
@@ -21,6 +21,7 @@ from tfopt.store.index import Encoding, Tensor, dtype_of
 
 _LEAST = 4096  # elements below which nothing is gained
 _TABLE = 256
+_SEEN = 1024  # of which more differ in most tensors
 _LEVEL = 3
 Parts = dict[str, np.ndarray]
 
@@ -53,10 +54,11 @@ def encode(
 def _narrower(value: np.ndarray, *, sparse: bool, narrow: bool, int8: bool) -> list[tuple[Encoding, Parts]]:
     found: list[tuple[Encoding, Parts]] = []
     bits = value.reshape(-1).view(f"u{value.dtype.itemsize}")
-    if sparse:
-        there = bits != 0  # of the bits, so that a negative zero stays one
+    # Of the bits, so that a negative zero stays one.
+    if sparse and np.count_nonzero(bits) * value.itemsize + value.size / 8 < value.nbytes:
+        there = bits != 0
         found.append(("sparse", {".values": value.reshape(-1)[there], ".places": np.packbits(there)}))
-    if narrow:
+    if narrow and np.unique(bits[:_SEEN]).size <= _TABLE:
         table, numbers = np.unique(bits, return_inverse=True)
         if table.size <= _TABLE:
             found.append(("table", {".table": table.view(value.dtype), ".numbers": numbers.astype(np.uint8)}))
@@ -107,9 +109,9 @@ def _decoded(tensor: Tensor, parts: Mapping[str, np.ndarray], base: np.ndarray |
     return (as_bytes(base) ^ difference).view(dtype).reshape(tensor.shape)
 
 
-def checksum(value: np.ndarray) -> int:
-    """CRC-32 of the bytes of an array."""
-    return zlib.crc32(as_bytes(value).data)
+def checksum(value: np.ndarray) -> str:
+    """XXH3 of the bytes of an array: as fast as memory is, which CRC-32 is not."""
+    return xxhash.xxh3_64_hexdigest(as_bytes(value).data)
 
 
 def as_bytes(value: np.ndarray) -> np.ndarray:

@@ -24,11 +24,11 @@ _VERSION = 1
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """One stored array: name and file, and a CRC-32 of its bytes."""
+    """One stored array: its file, and a checksum of its bytes, 64 bits of XXH3 in hexadecimal."""
 
     __pydantic_config__ = pydantic.ConfigDict(extra="forbid")
     file: str
-    crc32: int
+    xxh3: str
 
 
 @dataclasses.dataclass(frozen=True)

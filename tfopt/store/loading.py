@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 
 from tfopt._base.cores import usable_cores
 from tfopt._keras import keras_api
@@ -13,6 +14,8 @@ from tfopt.errors import DataError, InputError
 from tfopt.store.index import INDEX
 from tfopt.store.reading import Store
 from tfopt.store.sources import only_ending, tensors_of
+
+_ALIGNMENT = 64  # of the memory of TensorFlow's tensors
 
 
 def load(model: Any, source: Any) -> Any:
@@ -84,7 +87,18 @@ def _matched(model: Any, shapes: dict[str, tuple[int, ...]], where: str) -> list
 
 
 def _assign(variable: Any, value: np.ndarray) -> None:
+    """Copies an array into memory that becomes the variable's.
+
+    TensorFlow would copy it with the interpreter locked, at half the speed.
+    """
     target = keras_api.tf_variable(variable)
-    target.assign(
-        value if value.dtype == target.dtype.as_numpy_dtype else value.astype(target.dtype.as_numpy_dtype)
-    )
+    dtype = target.dtype.as_numpy_dtype
+    if np.dtype(dtype).kind not in "iuf":  # what DLPack does not know
+        target.assign(value.astype(dtype, copy=False))
+        return
+    size = value.size * np.dtype(dtype).itemsize
+    memory = np.empty(size + _ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % _ALIGNMENT
+    own = memory[start : start + size].view(dtype).reshape(value.shape)
+    np.copyto(own, value, casting="same_kind")
+    target.assign(tf.experimental.dlpack.from_dlpack(own.__dlpack__()))

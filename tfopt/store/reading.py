@@ -79,7 +79,7 @@ class Store:
         parts = {}
         for suffix, part in tensor.parts.items():
             parts[suffix] = self._array(name + suffix, part.file)
-            if checksum(parts[suffix]) != part.crc32:
+            if checksum(parts[suffix]) != part.xxh3:
                 raise DataError(f"{self.folder / part.file} is damaged: the checksum of {name + suffix!r} differs")
         base = None
         if tensor.encoding in ("same", "delta"):

@@ -94,7 +94,7 @@ def _of_store(store: Store) -> Tensors:
 def _of_model(model: Any) -> Tensors:
     seen: dict[str, int] = {}
     for one in placed(model):
-        value = one.value if one.variable is None else keras_api.to_numpy(one.variable)
+        value = one.value if one.variable is None else keras_api.snapshot(one.variable)
         seen[one.path] = seen.get(one.path, 0) + 1
         yield (
             one.path if seen[one.path] == 1 else one.name,
