@@ -33,7 +33,7 @@ ALLOWED = {
     "compress": BELOW | {"schedules", "numerics", "quantization", "structure", "data"},
     "recipe": {"errors", "_base", "schedules", "numerics", "quantization", "compress"},
     "tasks": BELOW | {"recipe", "data", "decoding", "models", "numerics"},
-    "train": BELOW,
+    "train": BELOW | {"store"},
     "export": BELOW | {"data", "decoding", "numerics", "quantization", "tflite", "runtime"},
     "runtime": BELOW | {"decoding", "tflite"},
     "engine": BELOW | {"data", "decoding", "models", "runtime", "tflite"},

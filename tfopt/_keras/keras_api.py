@@ -189,6 +189,14 @@ def weights(model: Any) -> list[Weight]:
     return found
 
 
+def state_of(model: Any) -> list[Any]:
+    """Every variable of the model but those of its metrics: weights first, then states of random numbers."""
+    metrics = {id(v) for metric in getattr(model, "metrics", ()) for v in metric.variables}
+    found = [w.variable for w in weights(model)]
+    seen = {id(v) for v in found} | metrics
+    return found + [v for v in model.variables if id(v) not in seen]
+
+
 def bytes_of(model: Any) -> int:
     """Bytes of all variables."""
     variables = [tf_variable(w.variable) for w in weights(model)]

@@ -19,7 +19,7 @@ class Lessons(Protocol):
 
     def compile(self, optimizer: Any, **settings: Any) -> None: ...
 
-    def teach(self, data: Any, cache: str | Path | None = None) -> Any: ...
+    def teach(self, data: Any, cache: str | Path | None = None, *, epoch: Any = None) -> Any: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +32,7 @@ class Prepared:
         skipped: what the technique leaves alone, with the reason.
         helpers: names of layers that are there for the training only; other techniques leave them out.
         lessons: what compiles the model and makes its data, where labels are not all that counts.
+        state: variables of the training that are no weights, which a checkpoint must hold.
     """
 
     model: Any
@@ -39,6 +40,7 @@ class Prepared:
     skipped: list[Skipped] = dataclasses.field(default_factory=list)
     helpers: list[str] = dataclasses.field(default_factory=list)
     lessons: Lessons | None = None
+    state: list[Any] = dataclasses.field(default_factory=list)
 
     def __iter__(self) -> Iterator[Any]:
         return iter((self.model, self.callbacks))

@@ -172,13 +172,16 @@ class Distiller:
             optimizer, loss={n: losses[kind] for n, kind in kinds.items()}, loss_weights=weights, **settings
         )
 
-    def teach(self, data: tf.data.Dataset, cache: str | Path | None = None) -> tf.data.Dataset:
+    def teach(
+        self, data: tf.data.Dataset, cache: str | Path | None = None, *, epoch: Any = None
+    ) -> tf.data.Dataset:
         """Batches for `model.fit`: the inputs, and what the teacher makes of them.
 
         Args:
             data: batches of inputs, or of (inputs, labels), which are needed where labels count.
             cache: folder for TFRecord files with all of it: the teacher runs once, now or in an earlier run, and
                 later passes shuffle whole batches. Other data is told by its shapes and number of batches alone.
+            epoch: of a cache, the number of the pass, on which the order depends, or a variable that holds it.
 
         Raises:
             InputError: no labels where they count.
@@ -201,7 +204,8 @@ class Distiller:
         lessons = data.map(taught)
         if cache is None:
             return lessons
-        return cached(lessons, cache, self._fingerprint(lessons.element_spec, int(lessons.cardinality())))
+        fingerprint = self._fingerprint(lessons.element_spec, int(lessons.cardinality()))
+        return cached(lessons, cache, fingerprint, epoch=epoch)
 
     def finish(self) -> Any:
         """The student, with what other techniques attached to `model`; `tfopt.finish` ends all of them."""

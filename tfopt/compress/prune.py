@@ -291,6 +291,10 @@ class MagnitudePruning(keras_api.Callback):
         self._pruner: Pruner | None = None
         self._follower = Follower(schedule, resume)
 
+    def go_on(self) -> None:
+        """The training that begins goes on with one that was cut off: as `resume` says."""
+        self._resume, self._owner = True, None
+
     def on_train_begin(self, logs: Any = None) -> None:
         if self._owner is not self.model:
             self._owner, self._pruner, self._follower = self.model, None, Follower(self._schedule, self._resume)

@@ -38,8 +38,8 @@ def prepare(model: Any, config: QuantizeConfig) -> Prepared:
     plan = plan_weights(model, config)
     for skipped in plan.skipped:
         _log.info("%s stays in float: %s", skipped.path, skipped.reason)
-    Simulation(model, config, plan).install()
-    return Prepared(model, [QuantizationMonitor()], list(plan.skipped))
+    simulation = Simulation(model, config, plan).install()
+    return Prepared(model, [QuantizationMonitor()], list(plan.skipped), state=simulation.state)
 
 
 def quantize_aware(

@@ -294,6 +294,10 @@ class StructuredPruning(keras_api.Callback):
         self._owner: Any = None
         self._follower = Follower(self._schedule, resume)
 
+    def go_on(self) -> None:
+        """The training that begins goes on with one that was cut off: as `resume` says."""
+        self._resume, self._owner = True, None
+
     def on_train_begin(self, logs: Any = None) -> None:
         attach(self.model, _NAME, self._config)
         if self._owner is not self.model:

@@ -30,7 +30,7 @@ def batches(
     seed: int = 0,
     by_length: bool = True,
     split: str = SPLIT,
-    epoch: int | None = None,
+    epoch: int | tf.Variable | None = None,
     skip: int = 0,
     worker: tuple[int, int] = (0, 1),
     on_damage: str = "error",
@@ -49,7 +49,8 @@ def batches(
         seed: of the shuffle.
         by_length: group records of similar length; else batches keep the file order.
         split: name of the split to read.
-        epoch: the number of the pass, whose order is then the same each time; None for the next one each time.
+        epoch: the number of the pass, whose order is then the same each time, or a variable that holds it; None
+            for another pass each time.
         skip: batches of a pass that were had before: a training that was cut off goes on with the next one.
         worker: (its number from 0, how many workers there are); each reads records of its own.
         on_damage: "error", or "skip" to leave damaged records out; how many is logged as a warning.

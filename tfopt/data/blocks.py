@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -69,7 +70,7 @@ def write_blocks(
     return write_encoded(folder, split, encoded, ids=None, shards=shards, seed=seed, facts=facts)
 
 
-def next_tokens(folder: str | Path, batch_size: int, shuffle: bool, seed: int, split: str) -> tf.data.Dataset:
+def next_tokens(folder: str | Path, batch_size: int, split: str, **order: Any) -> tf.data.Dataset:
     """Batches of ({"input_ids", "attention_mask"}, labels), all int32 of shape (batch, length - 1).
 
     The label at each token is the one after it. Arguments are those of `data.batches`.
@@ -78,5 +79,5 @@ def next_tokens(folder: str | Path, batch_size: int, shuffle: bool, seed: int, s
     def shifted(batch: dict[str, tf.Tensor]) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
         return {name: value[:, :-1] for name, value in batch.items()}, batch["input_ids"][:, 1:]
 
-    found = batches(folder, batch_size, shuffle=shuffle, seed=seed, by_length=False, split=split)
+    found = batches(folder, batch_size, by_length=False, split=split, **order)
     return found.map(shifted, num_parallel_calls=2, deterministic=True)

@@ -13,7 +13,9 @@ _RECORDS, _MANIFEST = "batches.tfrecord", "manifest.json"
 _BUFFER_BYTES = 1 << 28  # of batches that a pass draws from
 
 
-def cached(data: tf.data.Dataset, folder: str | Path, fingerprint: str, seed: int = 0) -> tf.data.Dataset:
+def cached(
+    data: tf.data.Dataset, folder: str | Path, fingerprint: str, *, seed: int = 0, epoch: Any = None
+) -> tf.data.Dataset:
     """The batches of a dataset, from `folder` if they are there already.
 
     The first call runs through the dataset once and writes every batch as it is. The folder appears whole or not at
@@ -24,6 +26,7 @@ def cached(data: tf.data.Dataset, folder: str | Path, fingerprint: str, seed: in
         folder: where they are kept.
         fingerprint: of what made them.
         seed: of the order.
+        epoch: number of the pass, or a variable that holds it: the order is then the same each time.
 
     Raises:
         InputError: a dataset without an end.
@@ -45,7 +48,18 @@ def cached(data: tf.data.Dataset, folder: str | Path, fingerprint: str, seed: in
 
     path = folder / _RECORDS
     buffer = max(1, min(count, _BUFFER_BYTES * count // path.stat().st_size))
-    records = tf.data.TFRecordDataset(str(path)).shuffle(buffer, seed=seed)
+    records = tf.data.TFRecordDataset(str(path))
+    if epoch is None:
+        records = records.shuffle(buffer, seed=seed)
+    else:
+        numbers = tf.data.Dataset.from_tensors(0).map(
+            lambda _: tf.cast(tf.convert_to_tensor(epoch), tf.int64) + seed
+        )
+        records = numbers.flat_map(
+            lambda number: tf.data.TFRecordDataset(str(path)).shuffle(
+                buffer, number, reshuffle_each_iteration=False
+            )
+        )
     batches = records.map(parse, num_parallel_calls=2, deterministic=True)
     return batches.apply(tf.data.experimental.assert_cardinality(count)).prefetch(2)
 

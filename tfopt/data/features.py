@@ -91,7 +91,7 @@ def feature_batches(
     split: str,
     shuffle: bool = False,
     seed: int = 0,
-    epoch: int | None = None,
+    epoch: int | tf.Variable | None = None,
     skip: int = 0,
 ) -> tf.data.Dataset:
     """Batches of ``({"input_ids", "attention_mask"}, {feature: values})``, all int32.

@@ -70,6 +70,11 @@ class Simulation:
         self.watch: Callable[[Any, tf.Tensor], None] | None = None  # sees the inputs of products
         self.counter: Any = None
 
+    @property
+    def state(self) -> list[Any]:
+        """Variables that are no weights: what was counted and observed."""
+        return [v for v in (self.counter, *(point.seen for point in self.points.values())) if v is not None]
+
     # putting in and taking out
 
     def install(self) -> "Simulation":

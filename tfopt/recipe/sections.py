@@ -89,6 +89,7 @@ class TrainSection(Section):
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     clip_norm: Annotated[float, Field(ge=0)] = 1.0
     jit_compile: bool = False
+    checkpoint_every: Annotated[int, Field(ge=0)] = 200
 
 
 class ExportSection(Section):

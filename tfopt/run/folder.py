@@ -21,6 +21,7 @@ from tfopt.run.state import DoneStep, State, read_state
 _RECIPE, _LOCK, _OWNER = "recipe.toml", "run.lock", "run.owner"
 _OF_THE_RUN = (MANIFEST, STATE, _LOCK, _OWNER)  # what is no result of a step
 _RESULTS = (MANIFEST, "report.json", "report.html")
+CHECKPOINTS = "checkpoints"  # of the training that is under way
 
 
 class RunFolder:
@@ -59,7 +60,7 @@ class RunFolder:
         stored = read_state(state, self._fingerprint)
         if overwrite:
             self._lock()
-            self._stale = [*_RESULTS, *stored.outputs]
+            self._stale = [*_RESULTS, CHECKPOINTS, *stored.outputs]
             return
         if not resume:
             raise InputError(f"{self.path} holds a run already: go on with --resume, or choose another --out")

@@ -13,7 +13,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tfopt._base.files import replacing, write_bytes, write_text
+import tensorflow as tf
+
+from tfopt._base.files import remove, replacing, write_bytes, write_text
 from tfopt._keras import keras_api
 from tfopt._keras.loading import load_model
 from tfopt.compress.base import Lessons
@@ -31,9 +33,10 @@ from tfopt.recipe.techniques import VariantSection
 from tfopt.report import Report, machine_info
 from tfopt.report.html import page
 from tfopt.report.plots import plots
-from tfopt.run.folder import RunFolder
+from tfopt.run.folder import CHECKPOINTS, RunFolder
 from tfopt.tasks import task_of
 from tfopt.train import TrainConfig, fit, make_strategy
+from tfopt.train.checkpoints import Checkpoints
 from tfopt.train.fit import seed_everything, total_steps
 from tfopt.train.strategy import scope
 
@@ -139,6 +142,7 @@ class _Run:
             model = load_model(self.path / _keras_file(variant.start))
         callbacks: list[Any] = []
         helpers: list[str] = []
+        state: list[Any] = []
         lessons = None
         for technique, section in variant.techniques():
             module = technique.load()
@@ -150,13 +154,15 @@ class _Run:
                 prepared = module.prepare(model, module.Config(**settings))
             model, callbacks = prepared.model, callbacks + prepared.callbacks
             helpers += prepared.helpers
+            state += prepared.state
             lessons = prepared.lessons or lessons
         history = {}
         if epochs:
             cache = variant.distill is not None and variant.distill.cache
             history = self._fit(
-                model, config, data, callbacks=callbacks, title=variant.name, lessons=lessons, cache=cache
-            )
+                model, config, data, callbacks=callbacks, title=variant.name, lessons=lessons, cache=cache,
+                state=state,
+            )  # fmt: skip
         keras_api.save_model(finish_all(model), self.path / _keras_file(variant.name))
         return history
 
@@ -169,23 +175,35 @@ class _Run:
         title: str,
         lessons: Lessons | None = None,
         cache: bool = False,
+        state: list[Any] | None = None,
     ) -> dict[str, Any]:
         config = _train_config(section, self.recipe.seed)
-        train = self.task.batches(config.batch_size, "train", shuffle=True)
-        steps = total_steps(data["train_records"], config)
+        compile_with = functools.partial(self.task.compile, model) if lessons is None else lessons.compile
         validation = self.task.batches(_VALIDATION_BATCH, "validation")
-        if lessons is None:
-            return fit(
-                model, train, config=config, steps=steps, callbacks=callbacks, validation=validation,
-                strategy=self._strategy, title=title, compile_with=functools.partial(self.task.compile, model),
-            )  # fmt: skip
+        checkpoints = None
+        if config.checkpoint_every:
+            place = self.path / CHECKPOINTS / title
+            checkpoints = Checkpoints(place, every=config.checkpoint_every, extra=state or [])
         with tempfile.TemporaryDirectory(prefix="tfopt-") as folder:
             kept = Path(folder, "lessons") if cache else None
-            return fit(
-                model, lessons.teach(train, kept), config=config, steps=steps, callbacks=callbacks,
-                validation=lessons.teach(validation), strategy=self._strategy, title=title,
-                compile_with=lessons.compile,
+            history = fit(
+                model, functools.partial(self._batches, config.batch_size, lessons, kept), config=config,
+                steps=total_steps(data["train_records"], config), callbacks=callbacks,
+                validation=lessons.teach(validation) if lessons is not None else validation,
+                strategy=self._strategy, title=title, checkpoints=checkpoints, compile_with=compile_with,
             )  # fmt: skip
+        remove(self.path / CHECKPOINTS)
+        return history
+
+    def _batches(
+        self, batch_size: int, lessons: Lessons | None, cache: Path | None, epoch: Any, skip: int
+    ) -> tf.data.Dataset:
+        """Batches of one pass, or of what is left of it, with what a teacher makes of them."""
+        if lessons is None or cache is None:
+            found = self.task.batches(batch_size, "train", shuffle=True, epoch=epoch, skip=skip)
+            return found if lessons is None else lessons.teach(found)
+        whole = self.task.batches(batch_size, "train", shuffle=True, epoch=0)
+        return lessons.teach(whole, cache, epoch=epoch).skip(skip)
 
     # export
 

@@ -82,8 +82,8 @@ class Task(abc.ABC):
         return None
 
     @abc.abstractmethod
-    def batches(self, batch_size: int, split: str, shuffle: bool = False) -> tf.data.Dataset:
-        """Batches of (inputs, labels) of one split."""
+    def batches(self, batch_size: int, split: str, **order: Any) -> tf.data.Dataset:
+        """Batches of (inputs, labels) of one split; shuffle, epoch and skip are those of `data.batches.batches`."""
 
     @abc.abstractmethod
     def lengths(self, section: ExportSection) -> list[int] | None:

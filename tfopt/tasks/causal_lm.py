@@ -166,8 +166,8 @@ class CausalLMTask(Task):
         extras.keep(model, extras.TOKENIZERS[0], (self.data / _TOKENIZER_FILES[0]).read_bytes())
         return model
 
-    def batches(self, batch_size: int, split: str, shuffle: bool = False) -> tf.data.Dataset:
-        return next_tokens(self.data, batch_size, shuffle, seed=self.recipe.seed, split=split)
+    def batches(self, batch_size: int, split: str, **order: Any) -> tf.data.Dataset:
+        return next_tokens(self.data, batch_size, split, seed=self.recipe.seed, **order)
 
     def lengths(self, section: ExportSection) -> list[int] | None:
         """Lengths of caches for TFLite, of windows for XLA."""

@@ -138,8 +138,8 @@ class ClassificationTask(EncoderTask):
         path = self.data / _KEPT
         return np.load(path) if path.exists() else None
 
-    def batches(self, batch_size: int, split: str, shuffle: bool = False) -> tf.data.Dataset:
-        return batching.batches(self.data, batch_size, shuffle=shuffle, seed=self.recipe.seed, split=split)
+    def batches(self, batch_size: int, split: str, **order: Any) -> tf.data.Dataset:
+        return batching.batches(self.data, batch_size, seed=self.recipe.seed, split=split, **order)
 
     def calibration(self) -> dict[str, np.ndarray]:
         return batching.samples(self.data, self.samples_count, split="train", balanced=True)

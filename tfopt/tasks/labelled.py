@@ -120,8 +120,8 @@ class LabelledTask(EncoderTask):
             return from_pretrained(section.folder, generation, dropout=section.dropout, **head)
         return bert(self.encoder_config(facts["vocab_size"]), generation=generation, **head)
 
-    def batches(self, batch_size: int, split: str, shuffle: bool = False) -> tf.data.Dataset:
-        found = feature_batches(self.data, batch_size, split=split, shuffle=shuffle, seed=self.recipe.seed)
+    def batches(self, batch_size: int, split: str, **order: Any) -> tf.data.Dataset:
+        found = feature_batches(self.data, batch_size, split=split, seed=self.recipe.seed, **order)
         return found.map(lambda inputs, labels: (inputs, self.targets(labels)))
 
     def targets(self, labels: Any) -> Any:

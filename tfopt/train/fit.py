@@ -1,15 +1,23 @@
 """Assembles and runs `fit`: AdamW, warm-up and cosine decay, gradient clipping, seeds, progress."""
 
+import contextlib
 import dataclasses
+import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
+
+import tensorflow as tf
 
 from tfopt._keras import keras_api
 from tfopt.errors import InputError, WorkFailedError
+from tfopt.train.checkpoints import Checkpoints, Position
 from tfopt.train.finite import FiniteWeights
 from tfopt.train.progress import Progress
 from tfopt.train.strategy import scope
+
+Data = Callable[[Any, int], Any]
+_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +33,7 @@ class TrainConfig:
         clip_norm: largest norm of the whole gradient, or 0 for no clipping.
         seed: of initial weights, order and dropout.
         jit_compile: compile the training step with XLA.
+        checkpoint_every: optimizer steps from one checkpoint to the next, or 0 for none.
     """
 
     epochs: int = 3
@@ -35,6 +44,7 @@ class TrainConfig:
     clip_norm: float = 1.0
     seed: int = 0
     jit_compile: bool = False
+    checkpoint_every: int = 0
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size"):
@@ -44,8 +54,8 @@ class TrainConfig:
             raise InputError(f"learning_rate must be above 0, got {self.learning_rate}")
         if not 0 <= self.warmup < 1:
             raise InputError(f"warmup must be in [0, 1), got {self.warmup}")
-        if self.weight_decay < 0 or self.clip_norm < 0:
-            raise InputError("weight_decay and clip_norm must be 0 or more")
+        if self.weight_decay < 0 or self.clip_norm < 0 or self.checkpoint_every < 0:
+            raise InputError("weight_decay, clip_norm and checkpoint_every must be 0 or more")
 
 
 def seed_everything(model_or_generation: Any, seed: int) -> None:
@@ -65,7 +75,7 @@ def total_steps(records: int, config: TrainConfig) -> int:
 
 def fit(
     model: Any,
-    data: Any,
+    data: Data,
     *,
     config: TrainConfig,
     steps: int,
@@ -73,6 +83,7 @@ def fit(
     validation: Any = None,
     strategy: Any = None,
     title: str = "train",
+    checkpoints: Checkpoints | None = None,
     compile_with: Callable[..., None],
 ) -> dict[str, list[float]]:
     """Trains a model that gives logits, in place.
@@ -80,36 +91,78 @@ def fit(
     Args:
         model: takes the inputs of `data` and gives logits of shape (batch, classes), or (batch, length, vocabulary)
             with a label at every token.
-        data: dataset of (inputs, labels), visited once per epoch.
+        data: takes the number of a pass, or a variable that holds it, and how many of its batches are left out, and
+            gives a dataset of (inputs, labels), whose order depends on nothing else.
         config: optimizer and schedule.
         steps: optimizer steps in all, see `total_steps`.
         callbacks: further callbacks, for example of a compression technique.
         validation: dataset of (inputs, labels) evaluated after each epoch.
         strategy: the strategy in whose scope the model was made, or None.
         title: name shown with the progress.
+        checkpoints: of this training; it goes on from the newest one.
         compile_with: takes the optimizer and `jit_compile`, and compiles the model with its losses, as
             `Task.compile` and `Distiller.compile` do.
 
     Returns:
-        The history: a list of values per epoch for each metric.
+        The history: a list of values for each metric, per epoch that was run.
 
     Raises:
         WorkFailedError: a weight or the loss became NaN; the model keeps the weights of the last good step.
     """
     keras = keras_api.keras_module(keras_api.generation_of(model))
+    callbacks = callbacks or []
     with scope(strategy):
         optimizer = _optimizer(keras, model, config, steps=steps)
         compile_with(optimizer, jit_compile=config.jit_compile)
-    with Progress(title, steps) as progress:
+        start = checkpoints.restore(model) if checkpoints is not None else Position()
+    number = tf.Variable(start.epoch, dtype=tf.int64, trainable=False)
+    if start.step:
+        _log.info("%s goes on at step %d of %d", title, start.step, steps)
+        for callback in callbacks:
+            if hasattr(callback, "go_on"):
+                callback.go_on()
+    with Progress(title, steps, done=start.step) as progress, contextlib.ExitStack() as stack:
+        if checkpoints is not None:
+            stack.callback(checkpoints.close)
         # Compression callbacks come before others, so that whatever follows sees the model as it will be.
-        everything = [FiniteWeights(title), *(callbacks or []), progress]
-        history = model.fit(
-            data, epochs=config.epochs, validation_data=validation, callbacks=everything, verbose=0
-        ).history
+        kept = [checkpoints] if checkpoints is not None else []
+        everything = [FiniteWeights(title), *callbacks, _Passes(number), *kept, progress]
+        history: dict[str, list[float]] = {}
+        for batches, first, last in _parts(data, number, start, epochs=config.epochs):
+            found = model.fit(
+                batches, initial_epoch=first, epochs=last, validation_data=validation, callbacks=everything,
+                verbose=0,
+            ).history  # fmt: skip
+            for name, values in found.items():
+                history.setdefault(name, []).extend(float(value) for value in values)
     losses = history.get("loss", [])
     if any(not math.isfinite(loss) for loss in losses):
         raise WorkFailedError(f"{title}: the loss became NaN; lower learning_rate (now {config.learning_rate:g})")
-    return {name: [float(v) for v in values] for name, values in history.items()}
+    return history
+
+
+def _parts(data: Data, number: tf.Variable, start: Position, *, epochs: int) -> Iterator[tuple[Any, int, int]]:
+    """Datasets with the first epoch and the one after the last of each: the rest of a pass, and other passes."""
+    first = start.epoch
+    if start.batch:
+        rest = data(first, start.batch)
+        if int(rest.cardinality()):
+            yield rest, first, first + 1
+        first += 1
+    if first < epochs:
+        number.assign(first)
+        yield data(number, 0), first, epochs
+
+
+class _Passes(keras_api.Callback):
+    """Counts passes for the data: a dataset reads the number when Keras begins the next one."""
+
+    def __init__(self, number: tf.Variable) -> None:
+        self._number = number
+        self._supports_tf_logs = True
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        self._number.assign(epoch + 1)
 
 
 def _optimizer(keras: Any, model: Any, config: TrainConfig, steps: int) -> Any:

@@ -19,12 +19,13 @@ class Progress(keras_api.Callback):
     Args:
         title: what is being trained.
         steps: optimizer steps in all.
+        done: of them before.
     """
 
-    def __init__(self, title: str, steps: int) -> None:
+    def __init__(self, title: str, steps: int, done: int = 0) -> None:
         self._title, self._steps = title, steps
         self._supports_tf_logs = True
-        self._done = 0
+        self._done = self._before = done
         self._started = self._shown = time.monotonic()
         self._bar = _bar() if sys.stderr.isatty() else None
 
@@ -54,7 +55,7 @@ class Progress(keras_api.Callback):
             self._bar.update(self._task, completed=self._done, values=values)
             return
         elapsed = time.monotonic() - self._started
-        left = elapsed / max(self._done, 1) * max(self._steps - self._done, 0)
+        left = elapsed / max(self._done - self._before, 1) * max(self._steps - self._done, 0)
         line = f"{self._title}:{where} step {self._done}/{self._steps} {values} ({left:.0f} s left)"
         print(line, file=sys.stderr, flush=True)  # noqa: T201
 

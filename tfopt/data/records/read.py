@@ -33,7 +33,7 @@ class Order:
     Attributes:
         shuffle: a new order of shards, records and batches in every pass; else that of the files.
         seed: of the order.
-        epoch: number of the pass; None for one after the other, which starts at 0 for each dataset that is made.
+        epoch: number of the pass, or a variable that holds it when the pass begins; None for another one each time.
         skip: batches of the pass that were had before.
         worker: number of this worker and how many there are: each reads records of its own, at most one more than
             another.
@@ -44,7 +44,7 @@ class Order:
 
     shuffle: bool = False
     seed: int = 0
-    epoch: int | None = None
+    epoch: int | tf.Variable | None = None
     skip: int = 0
     worker: tuple[int, int] = (0, 1)
     on_damage: str = "error"
@@ -56,7 +56,7 @@ class Order:
             raise InputError(f"worker must be (its number from 0, how many there are), got {self.worker}")
         if self.on_damage not in ("error", "skip"):
             raise InputError(f"on_damage must be 'error' or 'skip', got {self.on_damage!r}")
-        if self.skip < 0 or (self.epoch is not None and self.epoch < 0):
+        if self.skip < 0 or (isinstance(self.epoch, int) and self.epoch < 0):
             raise InputError(f"skip and epoch must be 0 or more, got {self.skip} and {self.epoch}")
 
     def key(self, epoch: tf.Tensor, place: tf.Tensor | int) -> tf.Tensor:
@@ -181,7 +181,10 @@ def read_batches(source: Records, batch_size: int, order: Order, cut: Cut) -> tf
     total = -(-records // batch_size)
     if order.skip > total:
         raise InputError(f"skip must be at most {total}, the batches of a pass, got {order.skip}")
-    if order.epoch is not None or not order.shuffle:
+    if isinstance(order.epoch, tf.Variable):
+        number = order.epoch
+        epochs = tf.data.Dataset.from_tensors(0).map(lambda _: tf.cast(number.read_value(), tf.int64))
+    elif order.epoch is not None or not order.shuffle:
         epochs = tf.data.Dataset.from_tensors(tf.constant(order.epoch or 0, tf.int64))
     else:  # a new number in every pass, the same ones for the same seed
         epochs = tf.data.Dataset.random(seed=order.seed, rerandomize_each_iteration=True).take(1)
@@ -197,7 +200,7 @@ def read_batches(source: Records, batch_size: int, order: Order, cut: Cut) -> tf
 
 def read_by_file(source: Source, batch_size: int, order: Order, cut: Cut) -> tf.data.Dataset:
     """The same, each shard by itself: it begins with the files, which is what tf.data service deals out."""
-    epoch = tf.constant(order.epoch or 0, tf.int64)
+    epoch = tf.cast(0 if order.epoch is None else order.epoch, tf.int64)
     files = tf.data.Dataset.from_tensor_slices(source.ordered(order, epoch))
 
     def one_file(path: tf.Tensor) -> tf.data.Dataset:
