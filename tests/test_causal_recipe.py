@@ -121,9 +121,8 @@ def test_the_report_says_how_well_and_how_fast_each_artifact_answers(text_run):
     report = Report.load(text_run / "report.json")
     assert [m.name for m in report.artifacts] == ARTIFACTS
     for m in report.artifacts:
-        assert (
-            1 < m.quality["perplexity"] < 12 and 0.4 < m.quality["next_token_accuracy"] <= 1 and m.agreement > 0.7
-        )
+        assert 1 < m.quality["perplexity"] < 12 and 0.4 < m.quality["next_token_accuracy"] <= 1
+        assert m.agreement > 0.5  # words of the grammar are equally likely: a rounded model may prefer another
         assert (m.generation is None) == (m.format == "saved_model")
         if m.generation is not None:
             rates = ("prefill_tokens_per_s", "decode_tokens_per_s", "first_token_s", "cache_bytes")
@@ -189,7 +188,7 @@ def test_every_token_but_the_first_is_predicted_once(tmp_path_factory, count, le
         return
     manifest = write_blocks(folder, "train", ids, length=length, texts=1, source="text", shards=2, seed=seed)
     seen = []
-    for inputs, labels in next_tokens(folder, 3, True, seed=seed, split="train"):
+    for inputs, labels in next_tokens(folder, 3, "train", shuffle=True, seed=seed):
         assert (inputs["input_ids"] + 1 == labels).numpy().all() and inputs["attention_mask"].numpy().all()
         seen += labels.numpy().reshape(-1).tolist()
     left = count - 1 - manifest.records * (length - 1)

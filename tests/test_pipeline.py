@@ -3,6 +3,7 @@ import json
 import os
 import signal
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -111,18 +112,23 @@ def outputs(folder, names):
 
 
 def run_until(step, recipe, out, resume):
-    """To be called in a child, which is killed in the middle of a step."""
+    """To be called in a child, which is killed in the middle of a step; of a training, after a checkpoint."""
+
+    def kill():
+        while recipe.train.checkpoint_every and not list(out.glob("checkpoints/*/step-*")):
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGKILL)
 
     def log(line):
         if line == f"[{step}]":
-            threading.Timer(0.0 if step == "data" else 0.3, os.kill, (os.getpid(), signal.SIGKILL)).start()
+            threading.Timer(0.0 if step == "data" else 0.3, kill).start()
 
     run(recipe, out, resume=resume, log=log)
 
 
 def test_a_run_killed_at_any_step_goes_on_and_ends_with_the_same_artifacts(finished_run, tiny_recipe, tmp_path):
     changes = {"exports": [{"format": "tflite", "quantization": "dynamic_int8", "of": ["baseline", "half"]}],
-               "measure.memory": False}  # fmt: skip
+               "measure.memory": False, "train.checkpoint_every": 0}  # fmt: skip
     recipe = tfopt.Recipe.load(tiny_recipe()).with_changes(changes)
     recipe = recipe.model_copy(update={"variants": recipe.variants[:1]})
     out = tmp_path / "killed"
@@ -139,6 +145,22 @@ def test_a_run_killed_at_any_step_goes_on_and_ends_with_the_same_artifacts(finis
     for name, value in outputs(finished_run, names).items():
         np.testing.assert_array_equal(computed[name], value, err_msg=name)
     verify_run(out)
+
+
+def test_a_run_killed_while_it_trains_goes_on_from_the_last_checkpoint(tiny_recipe, tmp_path, caplog):
+    changes = {"train.checkpoint_every": 3, "exports": [], "measure.memory": False, "model.dropout": 0.0}
+    recipe = tfopt.Recipe.load(tiny_recipe()).with_changes(changes).model_copy(update={"variants": []})
+    with pytest.raises(ChildFailedError, match=f"signal {signal.SIGKILL}"):
+        run_in_child(
+            run_until, "train baseline", recipe, tmp_path / "run", False, preload=(*WARM, "tfopt.run.pipeline")
+        )
+    newest = max(int(p.name[5:]) for p in (tmp_path / "run").glob("checkpoints/baseline/step-*"))
+    with caplog.at_level("INFO"):
+        run(recipe, tmp_path / "run", resume=True)
+    assert (
+        f"baseline goes on at step {newest} of" in caplog.text and not (tmp_path / "run" / "checkpoints").exists()
+    )
+    verify_run(tmp_path / "run")
 
 
 def test_a_finished_run_is_not_done_again_and_never_overwritten_by_accident(run_copy, tiny_recipe, tmp_path):

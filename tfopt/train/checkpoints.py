@@ -44,11 +44,15 @@ class Checkpoints(keras_api.Callback):
 
     The step waits for a copy in memory only, which TensorFlow makes of each variable when it is next changed; a
     thread writes it. Where writing takes longer than `every` steps, the newest state is written next. Killed at any
-    point, the last checkpoint that was whole is there, and the training goes on from it:
+    point, the last checkpoint that was whole is there, and the training goes on from it, bit for bit; only masks of
+    dropout are drawn anew in tf_keras, which does not tell where it is in its random numbers. With data in an order
+    that does not change from pass to pass (`tfopt.train.fit` takes data of any order):
 
         checkpoints = tfopt.callbacks.Checkpoints("checkpoints")
         start = checkpoints.restore(model)  # after compile
-        model.fit(data.skip(start.batch), initial_epoch=start.epoch, callbacks=[checkpoints], ...)
+        first = {"initial_epoch": start.epoch, "epochs": start.epoch + 1}
+        model.fit(data.skip(start.batch), callbacks=[checkpoints], **first)
+        model.fit(data, callbacks=[checkpoints], initial_epoch=start.epoch + 1, epochs=epochs)
 
     Args:
         folder: for the checkpoints, each a store of weights (`tfopt.store`).
