@@ -72,6 +72,20 @@ def test_every_kind_of_file_is_read_in_pieces_to_the_same_rows(tmp_path, kind, m
     assert [t for part in found for t in part.labels] == [str(row["label"]) for row in rows]
 
 
+@pytest.mark.parametrize(
+    "line", ["[1]", "{}", '{"a": 1', '{"a": 1}, {"b": 2}', '{"text": 3}', '{"text": " "}', "null"]
+)
+def test_rows_that_are_read_at_once_are_held_to_the_same(tmp_path, line, monkeypatch):
+    path = tmp_path / "t.jsonl"
+    path.write_text('{"text": "x"}\n' * 3 + line + '\n{"text": "y"}\n')
+    with pytest.raises(DataError) as found:
+        read_texts(path, None, None)
+    monkeypatch.setattr(lines, "_AT_ONCE", dict.fromkeys(lines._AT_ONCE, lambda content, piece: None))
+    with pytest.raises(DataError) as expected:
+        read_texts(path, None, None)
+    assert str(found.value) == str(expected.value) and "line 4" in str(found.value)
+
+
 cells = st.text(st.sampled_from('ab",\n\r é'), max_size=12)
 
 

@@ -153,6 +153,9 @@ def make_block(job: PackJob, number: int, piece: Piece, kept: np.ndarray | None 
     texts, labels = _cleaned(job, read, kept, counts=counts)
     if not texts:
         return Block([], counts)
+    # What is shuffled early need not be gathered later; sequences are, when they share records.
+    order = np.random.default_rng((job.seed, number)).permutation(len(texts)).tolist()
+    texts, labels = [texts[i] for i in order], None if labels is None else [labels[i] for i in order]
     ids = None
     if labels is not None and job.labels is not None:
         ids = np.array(label_ids(Texts(texts, labels, job.source), job.labels), np.int64)
@@ -167,8 +170,9 @@ def make_block(job: PackJob, number: int, piece: Piece, kept: np.ndarray | None 
     if not next(iter(columns.values())).lengths.size:
         return Block([], counts)
     parts = encode_block(
-        job.fields, columns, shards=job.shards, key=(job.seed, number), compression=job.compression
-    )
+        job.fields, columns, shards=job.shards, key=(job.seed, number), compression=job.compression,
+        shuffle=job.layout == "sequences",
+    )  # fmt: skip
     return Block(parts, counts)
 
 

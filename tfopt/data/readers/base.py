@@ -115,6 +115,15 @@ def collect(rows: Iterator[Row], path: str | Path, columns: Columns) -> Read:
     return Read(texts, labels if columns.label is not None else None)
 
 
+def collect_at_once(texts: list[Any], labels: list[Any] | None) -> Read | None:
+    """The same of whole columns, several times as fast; None where there is anything to complain of."""
+    if not set(map(type, texts)) <= {str} or (labels is not None and type(None) in set(map(type, labels))):
+        return None
+    stripped = [text.strip() for text in texts]
+    names = None if labels is None else [str(label).strip() for label in labels]
+    return Read(stripped, names) if all(stripped) and (names is None or all(names)) else None
+
+
 def needs(extra: str, error: ImportError) -> InputError:
     """What to install for a format."""
     return InputError(f"this kind of data needs another package: pip install 'tfopt[{extra}]' ({error})")

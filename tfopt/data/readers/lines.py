@@ -9,9 +9,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
+import pydantic_core
+
 from tfopt._base.foreign import regular
 from tfopt._base.limits import MAX_TEXT_BYTES
-from tfopt.data.readers.base import Columns, Read, Row, collect
+from tfopt.data.readers.base import Columns, Read, Row, collect, collect_at_once
 from tfopt.errors import DataError
 
 Kind = Literal["tsv", "csv", "jsonl", "text"]
@@ -50,14 +52,20 @@ class LinesPiece:
         return self.size
 
     def read(self) -> Read:
-        return collect(self.rows(), self.path, self.columns)
+        content = self._content()
+        found = _AT_ONCE[self.kind](content, self)
+        # Whatever is wrong is found again row by row, and named.
+        return found if found is not None else collect(_ROWS[self.kind](content, self), self.path, self.columns)
 
     def rows(self) -> Iterator[Row]:
         """Number of the line, and the values by name."""
+        return _ROWS[self.kind](self._content(), self)
+
+    def _content(self) -> str:
         with self.path.open("rb") as handle:
             handle.seek(self.start)
             content = handle.read(self.size)
-        return _ROWS[self.kind](decode(content, self.path, self.line, offset=self.start), self)
+        return decode(content, self.path, self.line, offset=self.start)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,6 +210,43 @@ def _table(content: str, piece: LinesPiece) -> Iterator[Row]:
         raise DataError(f"{piece.path}: line {before + reader.line_num}: {error}") from error
 
 
+def _plain_at_once(content: str, piece: LinesPiece) -> Read | None:
+    return collect_at_once([line for line in content.split("\n") if line and not line.isspace()], None)
+
+
+def _json_at_once(content: str, piece: LinesPiece) -> Read | None:
+    """All lines as one list, which the parser reads without coming back to Python."""
+    lines = [line for line in content.split("\n") if line and not line.isspace()]
+    if not lines or not all(line[0] == "{" and line[-1] == "}" for line in lines):
+        return None
+    try:
+        rows = pydantic_core.from_json(f"[{','.join(lines)}]", cache_strings="keys")
+        if len(rows) != len(lines) or set(map(type, rows)) != {dict}:
+            return None
+        text = piece.columns.text_of(rows[0], piece.path)
+        texts = [row[text] for row in rows]
+        labels = None if piece.columns.label is None else [row[piece.columns.label] for row in rows]
+    except (ValueError, RecursionError, KeyError):
+        return None
+    return collect_at_once(texts, labels)
+
+
+def _table_at_once(content: str, piece: LinesPiece) -> Read | None:
+    try:
+        rows = [row for row in _reader(content, piece.kind) if row]
+        del rows[: 1 if piece.headed else 0]
+        if set(map(len, rows)) - {len(piece.header)}:
+            return None
+        text = piece.header.index(piece.columns.text_of(piece.header, piece.path))
+        label = None if piece.columns.label is None else piece.header.index(piece.columns.label)
+    except (csv.Error, ValueError):
+        return None
+    return collect_at_once([row[text] for row in rows], None if label is None else [row[label] for row in rows])
+
+
+_AT_ONCE: dict[Kind, Callable[[str, LinesPiece], Read | None]] = {
+    "tsv": _table_at_once, "csv": _table_at_once, "jsonl": _json_at_once, "text": _plain_at_once,
+}  # fmt: skip
 _ROWS: dict[Kind, Callable[[str, LinesPiece], Iterator[Row]]] = {
     "tsv": _table, "csv": _table, "jsonl": _json_lines, "text": _plain,
 }  # fmt: skip

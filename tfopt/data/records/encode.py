@@ -145,7 +145,7 @@ def _header(size: int) -> bytes:
 def _place_checksums(out: np.ndarray, starts: np.ndarray, sizes: np.ndarray) -> None:
     """Writes the masked CRC-32C of each record behind it."""
     data, checksum = out.tobytes(), google_crc32c.value
-    spans = zip(starts.tolist(), (starts + sizes).tolist(), strict=True)
-    crcs = np.fromiter((checksum(data[a:b]) for a, b in spans), np.uint64, starts.size)
+    spans = map(slice, starts.tolist(), (starts + sizes).tolist())
+    crcs = np.fromiter(map(checksum, map(data.__getitem__, spans)), np.uint64, starts.size)
     footers = masked(crcs).astype("<u4").view(np.uint8).reshape(-1, 4)
     out[(starts + sizes)[:, None] + np.arange(4)] = footers

@@ -68,6 +68,12 @@ class Column:
         starts = (np.cumsum(self.lengths) - self.lengths)[rows]
         return Column(self.values[spread(starts, lengths)], lengths)
 
+    def between(self, start: int, stop: int) -> "Column":
+        """The column of neighbouring records; nothing is copied."""
+        before = int(self.lengths[:start].sum())
+        lengths = self.lengths[start:stop]
+        return Column(self.values[before : before + int(lengths.sum())], lengths)
+
 
 def spread(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     """Every index of runs that begin at `starts` and have these lengths, one run after another."""

@@ -2,6 +2,7 @@
 
 import contextlib
 import gzip
+import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -90,19 +91,22 @@ def encode_block(
         compression: "" or "GZIP".
     """
     count = next(iter(columns.values())).lengths.size
-    order = np.random.default_rng(key).permutation(count) if shuffle else np.arange(count)
+    if shuffle:
+        order = np.random.default_rng(key).permutation(count)
+        columns = {name: column.take(order) for name, column in columns.items()}
+    cuts = np.linspace(0, count, shards + 1).astype(int).tolist()
     found = []
-    for place, rows in enumerate(np.array_split(order, shards)):
-        # Blocks begin at another shard each, so that what is left over does not gather in the first.
-        shard = (place + key[1]) % shards
+    for place, (start, stop) in enumerate(itertools.pairwise(cuts)):
         content = b"".join(
-            encode_examples(fields, {name: column.take(part) for name, column in columns.items()})[0]
-            for part in np.array_split(rows, -(-rows.size // _AT_ONCE))
-            if part.size
-        ) if rows.size else b""  # fmt: skip
+            encode_examples(fields, {name: c.between(at, min(at + _AT_ONCE, stop)) for name, c in columns.items()})[
+                0
+            ]
+            for at in range(start, stop, _AT_ONCE)
+        )
         if content:
             packed = gzip.compress(content, _GZIP_LEVEL, mtime=0) if compression else content
-            found.append((shard, rows.size, packed))
+            # Blocks begin at another shard each, so that what is left over does not gather in the first.
+            found.append(((place + key[1]) % shards, stop - start, packed))
     return found
 
 
