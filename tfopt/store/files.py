@@ -28,14 +28,15 @@ _NAMES = {name: code for code, name in _CODES.items()}
 
 
 def write_safetensors(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Writes arrays one after another, those of wide dtypes first, so that all of them are aligned.
+    """Writes arrays one after another, aligned as far as that goes.
 
     Raises:
         DataError: a dtype that the format does not know.
     """
     header: dict[str, Any] = {"__metadata__": {"format": "np"}}
     offset = 0
-    ordered = sorted(arrays, key=lambda name: (-arrays[name].dtype.itemsize, name))
+    # Those that end at a multiple of the alignment first, so that as many as possible begin at one.
+    ordered = sorted(arrays, key=lambda n: (arrays[n].nbytes % _ALIGNMENT > 0, -arrays[n].dtype.itemsize, n))
     for name in ordered:
         array = arrays[name]
         if array.dtype.name not in _NAMES:
@@ -73,7 +74,8 @@ class SafetensorsFile:
         header.pop("__metadata__", None)
         self._start = 8 + length
         self._places = {name: self._place(name, entry, size - self._start) for name, entry in header.items()}
-        self._bytes = np.memmap(path, np.uint8, "r") if size else np.empty(0, np.uint8)
+        # Copied where it is written to: the file does not change.
+        self._bytes = np.memmap(path, np.uint8, "c") if size else np.empty(0, np.uint8)
 
     def _place(self, name: str, entry: Any, room: int) -> tuple[np.dtype[Any], tuple[int, ...], int, int]:
         try:

@@ -18,15 +18,18 @@ from tfopt.store.sources import only_ending, tensors_of
 _ALIGNMENT = 64  # of the memory of TensorFlow's tensors
 
 
-def load(model: Any, source: Any) -> Any:
+def load(model: Any, source: Any, *, mapped: bool = False) -> Any:
     """Gives a model the weights of a source, in place, several at a time; the model is not built anew.
 
     Tensors are found by the path of the weight, by its name in a weights file of Keras, or by the variable's own
-    name. Nothing is assigned unless all of them are there and have the right shapes.
+    name. Nothing is assigned unless all of them are there, whole, and have the right shapes.
 
     Args:
         model: a built model of either generation.
         source: a store, or whatever `tfopt.store.save` takes.
+        mapped: of a store in safetensors, let the memory of variables be that of the file until they are changed,
+            so that processes share it. The files must not be written to while the model is used; a store that is
+            saved over them is another one and does no harm.
 
     Returns:
         The model.
@@ -39,7 +42,9 @@ def load(model: Any, source: Any) -> Any:
     if isinstance(source, str | Path) and (Path(source) / INDEX).exists():
         source = Store(source)
     if isinstance(source, Store):
-        return _from_store(model, source)
+        return _from_store(model, source, mapped)
+    if mapped:
+        raise InputError("only a store is mapped into memory: make one with tfopt.store.save")
     tensors = {}
     for name, named in tensors_of(source):
         tensors[name] = named.value
@@ -51,14 +56,14 @@ def load(model: Any, source: Any) -> Any:
     return model
 
 
-def _from_store(model: Any, store: Store) -> Any:
+def _from_store(model: Any, store: Store, mapped: bool) -> Any:
     shapes = {name: tensor.shape for name, tensor in store.tensors.items()}
     names = {tensor.keras: name for name, tensor in store.tensors.items() if tensor.keras}
-    matched = _matched(
-        model, {**{alias: shapes[name] for alias, name in names.items()}, **shapes}, str(store.folder)
-    )
+    known = {**{alias: shapes[name] for alias, name in names.items()}, **shapes}
+    matched = [(one.variable, names.get(name, name)) for one, name in _matched(model, known, str(store.folder))]
     with concurrent.futures.ThreadPoolExecutor(usable_cores()) as pool:
-        list(pool.map(lambda pair: _assign(pair[0].variable, store[names.get(pair[1], pair[1])]), matched))
+        list(pool.map(lambda pair: store.check(pair[1]), matched))
+        list(pool.map(lambda pair: _assign(pair[0], store.unchecked(pair[1]), mapped), matched))
     return model
 
 
@@ -86,19 +91,20 @@ def _matched(model: Any, shapes: dict[str, tuple[int, ...]], where: str) -> list
     return found
 
 
-def _assign(variable: Any, value: np.ndarray) -> None:
-    """Copies an array into memory that becomes the variable's.
+def _assign(variable: Any, value: np.ndarray, mapped: bool = False) -> None:
+    """Gives a variable a copy of an array, or the array's own memory.
 
     TensorFlow would copy it with the interpreter locked, at half the speed.
     """
     target = keras_api.tf_variable(variable)
-    dtype = target.dtype.as_numpy_dtype
-    if np.dtype(dtype).kind not in "iuf":  # what DLPack does not know
+    dtype = np.dtype(target.dtype.as_numpy_dtype)
+    if dtype.kind not in "iuf":  # what DLPack does not know
         target.assign(value.astype(dtype, copy=False))
         return
-    size = value.size * np.dtype(dtype).itemsize
-    memory = np.empty(size + _ALIGNMENT, np.uint8)
-    start = -memory.ctypes.data % _ALIGNMENT
-    own = memory[start : start + size].view(dtype).reshape(value.shape)
-    np.copyto(own, value, casting="same_kind")
+    own = value
+    if not (mapped and value.dtype == dtype and value.flags.writeable and value.ctypes.data % _ALIGNMENT == 0):
+        memory = np.empty(value.size * dtype.itemsize + _ALIGNMENT, np.uint8)
+        start = -memory.ctypes.data % _ALIGNMENT
+        own = memory[start : start + value.size * dtype.itemsize].view(dtype).reshape(value.shape)
+        np.copyto(own, value, casting="same_kind")
     target.assign(tf.experimental.dlpack.from_dlpack(own.__dlpack__()))

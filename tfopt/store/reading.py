@@ -12,6 +12,7 @@ from tfopt.store.codecs import checksum, decode
 from tfopt.store.files import Hdf5File, SafetensorsFile
 from tfopt.store.index import INDEX, Tensor, read_index
 
+_DIFFERENCES = ("same", "delta")
 _DEEPEST = 64  # stores that are differences to one another
 
 
@@ -67,25 +68,37 @@ class Store:
         return len(self.tensors)
 
     def __getitem__(self, name: str) -> np.ndarray:
-        """A tensor; one that is stored dense in safetensors is a view of the file, which cannot be written to.
+        """A tensor; one that is stored dense in safetensors is a view of the file, copied where it is written to.
 
         Raises:
             KeyError: there is no such tensor.
             DataError: it is damaged.
         """
+        self.check(name)
+        return self.unchecked(name)
+
+    def check(self, name: str) -> None:
+        """Compares what is stored of a tensor with its checksums.
+
+        Raises:
+            KeyError: there is no such tensor.
+            DataError: they differ.
+        """
         if name not in self.tensors:
             raise KeyError(f"{self.folder} has no tensor {name!r}")
-        tensor = self.tensors[name]
-        parts = {}
-        for suffix, part in tensor.parts.items():
-            parts[suffix] = self._array(name + suffix, part.file)
-            if checksum(parts[suffix]) != part.xxh3:
+        for suffix, part in self.tensors[name].parts.items():
+            if checksum(self._array(name + suffix, part.file)) != part.xxh3:
                 raise DataError(f"{self.folder / part.file} is damaged: the checksum of {name + suffix!r} differs")
-        base = None
-        if tensor.encoding in ("same", "delta"):
+        if self.tensors[name].encoding in _DIFFERENCES:
             if self._base is None or name not in self._base:
                 raise DataError(f"{self.folder}: tensor {name!r} is a difference to nothing")
-            base = self._base[name]
+            self._base.check(name)
+
+    def unchecked(self, name: str) -> np.ndarray:
+        """A tensor that `check` was asked about before."""
+        tensor = self.tensors[name]
+        parts = {suffix: self._array(name + suffix, part.file) for suffix, part in tensor.parts.items()}
+        base = self._base.unchecked(name) if self._base is not None and tensor.encoding in _DIFFERENCES else None
         return decode(name, tensor, parts, base=base)
 
     def _array(self, name: str, file: str) -> np.ndarray:

@@ -104,6 +104,7 @@ class Checkpoints(keras_api.Callback):
 
     def on_train_begin(self, logs: Any = None) -> None:
         self._origin = self._origin or _digest(self.model)
+        self._last = max(self._last, keras_api.learning_step(self.model))
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         if epoch != self._epoch:
