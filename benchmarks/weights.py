@@ -69,11 +69,15 @@ class Clock(keras.callbacks.Callback):
 
 
 def training(folder: Path, rounds: int) -> dict[str, np.ndarray]:
-    """Stretches of `EVERY` steps of an encoder of 7 million weights, by turns with a checkpoint in each and without.
+    """Stretches of `EVERY` steps of an encoder of 7 million weights, by turns with checkpoints and without.
 
     A stretch begins with the copy that the checkpoint of the one before made necessary, and with its writing.
     """
-    model = bert(BertConfig(8000, 256, 6, 4, 1024, 128, hidden_dropout_prob=0.0), 2, generation="keras")
+    model = bert(
+        BertConfig(8000, 256, 6, num_attention_heads=4, intermediate_size=1024, hidden_dropout_prob=0.0),
+        2,
+        generation="keras",
+    )
     model.compile("adamw", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     ids = np.random.default_rng(0).integers(1, 8000, (16, 64))
     batch = ({"input_ids": ids, "attention_mask": np.ones_like(ids)}, np.arange(16) % 2)

@@ -86,7 +86,9 @@ def test_a_model_comes_back_bit_for_bit(keras, tmp_path, settings_):
 
 
 def test_mapped_weights_are_trained_without_changing_the_file(keras, tmp_path):
-    model, other = small(keras), small(keras, 1)
+    model, other = small(keras), small(keras)
+    for weight in keras_api.weights(other):
+        weight.variable.assign(np.zeros(weight.variable.shape))
     tfopt.store.save(model, tmp_path / "s")
     content = {p.name: p.read_bytes() for p in (tmp_path / "s").iterdir()}
     tfopt.store.load(other, tmp_path / "s", mapped=True)
@@ -97,7 +99,7 @@ def test_mapped_weights_are_trained_without_changing_the_file(keras, tmp_path):
         keras.utils.set_random_seed(0)
         one.fit(x, np.ones((8, 5, 3), np.float32), epochs=2, verbose=0)
     for one, two in zip(values_of(model).values(), values_of(other).values(), strict=True):
-        np.testing.assert_allclose(one, two, atol=1e-2)  # seeds of dropout are no weights
+        np.testing.assert_allclose(one, two, atol=1e-5)
     assert content == {p.name: p.read_bytes() for p in (tmp_path / "s").iterdir()}
     tfopt.store.save(other, tmp_path / "s")  # over the files that are mapped
     assert np.isfinite(np.asarray(other(x))).all()

@@ -1,7 +1,9 @@
 """Looking at a file runs nothing of it."""
 
 import json
+import os
 import resource
+import signal
 import sys
 import zipfile
 
@@ -452,3 +454,22 @@ def test_the_operations_of_the_list_exist_and_none_reads_or_writes_files():
                "DebugIdentity", "ImmutableConst", "Abort", "PrintV2", "TextLineDataset", "Send", "Recv", "RemoteCall",
                "InitializeTableFromTextFileV2", "LoadAndRemapMatrix")  # fmt: skip
     assert TRUSTED_OPERATIONS.isdisjoint(harmful)
+
+
+def greedy(path, length):
+    """A parser that a file makes take everything."""
+    return np.ones(2**36, np.uint8)
+
+
+def crashing(path, length):
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+
+@pytest.mark.parametrize(("parser", "says"), [(greedy, "MemoryError"), (crashing, "signal 11")])
+def test_a_parser_that_a_file_breaks_ends_in_an_error(parser, says, tmp_path, monkeypatch):
+    from tfopt.run import inspection
+
+    monkeypatch.setattr(inspection, "_inspect_alone", parser)
+    (tmp_path / "m.keras").write_bytes(b"x")
+    with pytest.raises(ModelFileError, match=f"cannot be looked into: .*{says}"):
+        inspection.inspect_apart(tmp_path / "m.keras")

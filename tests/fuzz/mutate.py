@@ -1,5 +1,6 @@
 """Ways to damage a file: as disks and networks do, and as somebody would who knows the format."""
 
+import copy
 import io
 import json
 import random
@@ -72,13 +73,13 @@ def damaged_json(content: bytes, rng: random.Random) -> bytes:
         holder, key = rng.choice(places)
         how = rng.random()
         if how < 0.7:
-            holder[key] = rng.choice(EXTREMES)
+            holder[key] = copy.deepcopy(rng.choice(EXTREMES))  # or a list would come to hold itself
         elif how < 0.85:
             del holder[key]
         elif isinstance(holder, list):
-            holder.extend(holder[:64])
+            holder.extend(copy.deepcopy(holder[:64]))
         else:
-            holder[f"{key}x"] = holder[key]
+            holder[f"{key}x"] = copy.deepcopy(holder[key])
     return json.dumps(value).encode("utf-8", "surrogatepass")
 
 

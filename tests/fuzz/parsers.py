@@ -25,6 +25,7 @@ from tfopt.models import BertConfig, CausalLMConfig, bert, causal_lm
 from tfopt.recipe import Recipe
 from tfopt.run.state import DoneStep, State, read_state
 from tfopt.run.verification import check_manifest
+from tfopt.store import Store
 
 from .mutate import damaged, damaged_json, damaged_zip
 
@@ -137,6 +138,40 @@ def _pack(folder: Path) -> Path:
     return folder / "p"
 
 
+def _records(folder: Path) -> Path:
+    pack(_TEXTS, out=folder / "p", layout="text", labels=["a", "b"], shards=2, compression="GZIP")
+    return folder / "p"
+
+
+def _store(**settings: Any) -> Callable[[Path], Path]:
+    def make(folder: Path) -> Path:
+        tensors = {
+            "a": np.arange(3000.0),
+            "b": np.zeros(5000, np.float32),
+            "c": np.arange(5000) % 7 / np.float32(3),
+        }
+        return tfopt.store.save(tensors, folder / "s", narrow=True, **settings).folder
+
+    return make
+
+
+def _parquet(folder: Path) -> Path:
+    import pyarrow
+    import pyarrow.parquet
+
+    rows = {"text": list(_TEXTS.texts), "label": list(_TEXTS.labels or [])}
+    pyarrow.parquet.write_table(pyarrow.table(rows), folder / "t.parquet", row_group_size=10)
+    return folder / "t.parquet"
+
+
+def _dataset(folder: Path) -> Path:
+    import datasets
+
+    rows = {"text": list(_TEXTS.texts), "label": list(_TEXTS.labels or [])}
+    datasets.Dataset.from_dict(rows).save_to_disk(str(folder / "d"))
+    return folder / "d"
+
+
 def _tfrecord(folder: Path) -> Path:
     fields = {"input_ids": Field("int64", (None,)), "label": Field("int64")}
     columns = {"input_ids": np.arange(60).reshape(12, 5), "label": np.arange(12) % 3}
@@ -209,6 +244,14 @@ PARSERS: dict[str, Parser] = {
     "tsv": Parser(_table(".tsv"), lambda path: read_texts(path, None, "label")),
     "csv": Parser(_table(".csv"), lambda path: read_texts(path, None, "label")),
     "jsonl": Parser(_table(".jsonl"), lambda path: read_texts(path, None, "label")),
+    "parquet": Parser(_parquet, lambda path: read_texts(path, None, "label")),
+    "dataset": Parser(_dataset, lambda path: read_texts(path, None, "label")),
+    "records": Parser(_records, lambda path: (verify(path), describe(path)), checked=True, files=("*.tfrecord",)),
+    "store": Parser(_store(), lambda path: Store(path).verify(), checked=True, files=("*.safetensors",)),
+    "store_index": Parser(_store(), lambda path: Store(path).verify(), damaged_json, files=("*.json",)),
+    "store_hdf5": Parser(
+        _store(format="hdf5", compression="gzip"), lambda path: Store(path).verify(), files=("*.h5",)
+    ),
     "recipe": Parser(_recipe, Recipe.load),
     "state": Parser(_state, lambda path: read_state(path, "f" * 64)),
     "run_manifest": Parser(_manifest, check_manifest, damaged_json, files=("manifest.json",)),

@@ -44,6 +44,7 @@ def run_in_child(
     *arguments: Any,
     preload: tuple[str, ...] = WARM,
     timeout_s: float = 600,
+    memory: int | None = None,
     log: Callable[[str], None] | None = None,
 ) -> Any:
     """Calls a function in a process of its own.
@@ -54,6 +55,8 @@ def run_in_child(
         *arguments: are pickled, as is what the function returns.
         preload: `WARM` or `LIGHT`.
         timeout_s: seconds until the process is ended.
+        memory: bytes of addresses that it may take beyond those that it has from the server; None for any. Systems
+            other than Linux do not keep to it.
         log: takes the lines.
 
     Raises:
@@ -63,7 +66,7 @@ def run_in_child(
     ours, theirs = multiprocessing.connection.Pipe()
     with tempfile.TemporaryDirectory(prefix="tfopt-") as folder, ours:
         words = Path(folder, "stderr")
-        child = Child(preload, _answer, (function, arguments, log is not None, theirs, str(words)))
+        child = Child(preload, _answer, (function, arguments, log is not None, memory, theirs, str(words)))
         child.start()
         theirs.close()
         try:
@@ -153,8 +156,12 @@ def _server(preload: tuple[str, ...]) -> Any:
     return server
 
 
-def _answer(function: Callable[..., Any], arguments: tuple[Any, ...], lines: bool, pipe: Any, words: str) -> None:
+def _answer(
+    function: Callable[..., Any], arguments: tuple[Any, ...], lines: bool, memory: int | None, pipe: Any, words: str
+) -> None:
     """The child's side."""
+    if memory is not None:
+        limit_memory(memory)
     with _native_words_in(words):
         try:
             more = (lambda line: pipe.send(("line", line)),) if lines else ()
@@ -175,6 +182,16 @@ def _ending_with_parent(target: Callable[..., None], *work: Any) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     gc.freeze()  # what the server loaded is neither searched for garbage again and again, nor copied for that
     target(*work)
+
+
+def limit_memory(more: int) -> None:
+    """Lets this process take so many bytes of addresses more than it has; on Linux."""
+    status = Path("/proc/self/statm")
+    if status.exists():
+        import resource
+
+        used = int(status.read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + more, resource.RLIM_INFINITY))
 
 
 def _end_with_parent() -> None:

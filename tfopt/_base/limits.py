@@ -12,5 +12,7 @@ MAX_RATIO = 1100
 MAX_UNPACKED_BYTES = 64 * 2**30
 # Bytes that a model may take beside its stored weights: seeds, counters and statistics that a file need not hold.
 SPARE_BYTES = 64 * 2**20
+# Memory and time of a process that looks into a file, beyond what TensorFlow takes; a model is held more than once.
+PARSING_BYTES, PARSING_RATIO, PARSING_SECONDS = 8 * 2**30, 8, 600.0
 # One record of a TFRecord file: protocol buffers end at 2 GB.
 MAX_RECORD_BYTES = 2**31

@@ -5,14 +5,21 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from tfopt._base.children import Child, ChildFailedError
+from tfopt._base.children import Child, ChildFailedError, limit_memory
+from tfopt._base.limits import PARSING_BYTES
 from tfopt.errors import TfoptError
 
+_ENDING_S = 10.0
 _UNDER_WAY = 3  # calls for each process whose results were not taken yet
 
 
 def in_children(
-    function: Callable[..., Any], calls: Iterable[tuple[Any, ...]], *, workers: int, preload: tuple[str, ...]
+    function: Callable[..., Any],
+    calls: Iterable[tuple[Any, ...]],
+    *,
+    workers: int,
+    preload: tuple[str, ...],
+    apart: bool = False,
 ) -> Iterator[Any]:
     """What `function` returns for each call, in their order; calls are drawn as they are needed.
 
@@ -21,16 +28,17 @@ def in_children(
         calls: arguments, which are pickled, as are results.
         workers: processes; 1 for none but this one.
         preload: modules that the processes have from the beginning.
+        apart: never call it in this process, and limit the memory of the others: it parses what nobody here wrote.
 
     Raises:
         TfoptError: what a call raised.
         ChildFailedError: a process ended, or a call raised something else.
     """
-    if workers < 2:
+    if workers < 2 and not apart:
         for arguments in calls:
             yield function(*arguments)
         return
-    pool = [_Worker(function, preload) for _ in range(workers)]
+    pool = [_Worker(function, preload, PARSING_BYTES if apart else None) for _ in range(max(workers, 1))]
     try:
         yield from _spread(iter(calls), pool)
     finally:
@@ -67,9 +75,9 @@ def _spread(calls: Iterator[tuple[Any, ...]], pool: "list[_Worker]") -> Iterator
 class _Worker:
     """A process that answers calls until it is told to end."""
 
-    def __init__(self, function: Callable[..., Any], preload: tuple[str, ...]) -> None:
+    def __init__(self, function: Callable[..., Any], preload: tuple[str, ...], memory: int | None) -> None:
         self.pipe, theirs = multiprocessing.connection.Pipe()
-        self._child = Child(preload, _serve, (function, theirs))
+        self._child = Child(preload, _serve, (function, memory, theirs))
         self._child.start()
         theirs.close()
         self._number = -1
@@ -82,7 +90,10 @@ class _Worker:
         try:
             kind, value = self.pipe.recv()
         except (EOFError, OSError):
-            raise ChildFailedError(f"a worker process ended, exit code {self._child.exitcode}") from None
+            self._child.join(_ENDING_S)
+            code = self._child.exitcode or 0
+            how = f"signal {-code}" if code < 0 else f"exit code {code}"
+            raise ChildFailedError(f"a worker process ended ({how})") from None
         if kind == "error":
             raise value
         return self._number, value
@@ -93,8 +104,10 @@ class _Worker:
         self._child.join()
 
 
-def _serve(function: Callable[..., Any], pipe: Any) -> None:
+def _serve(function: Callable[..., Any], memory: int | None, pipe: Any) -> None:
     """The child's side."""
+    if memory is not None:
+        limit_memory(memory)
     while True:
         try:
             arguments = pipe.recv()

@@ -51,7 +51,9 @@ def pack(
     from tfopt._base.cores import usable_cores
     from tfopt.data import pack as packing
     from tfopt.data.clean import Cleaning, read_stop_words
+    from tfopt.data.readers.base import of_pieces
     from tfopt.data.readers.open import Sources, open_source
+    from tfopt.data.readers.texts import read_piece
     from tfopt.data.tokenizers import load_tokenizer, train_bpe
 
     opened = [open_source(path, text_column, label_column or None) for path in sources]
@@ -65,7 +67,8 @@ def pack(
     packing.job_of(source, **{**settings, "layout": "text"})  # looks at the settings before anything is read
     found = None
     if layout != "text":
-        texts = (cleaning(text) for piece in source.pieces() for text in piece.read().texts)
+        pieces = of_pieces(source, read_piece, ((piece,) for piece in source.pieces()))
+        texts = (cleaning(text) for piece in pieces for text in piece.texts)
         found = load_tokenizer(tokenizer) if tokenizer else train_bpe(texts, vocab_size)
     if beam is not None:
         from tfopt.data.beam import beam_pack

@@ -23,9 +23,11 @@ def inspect(
     as_json: Json = False,
 ) -> None:
     """Shows what is inside a model, and what each technique would do to it."""
-    from tfopt.run.inspection import inspect_path
+    if not trust:
+        children.warm_up()  # loads TensorFlow for the child that opens the file while this process loads it to show
+    from tfopt.run.inspection import inspect_apart, inspect_path
 
-    inspection = inspect_path(model, length=length, trust=trust)
+    inspection = inspect_path(model, length=length, trust=True) if trust else inspect_apart(model, length=length)
 
     def shown() -> None:
         from rich.console import Console

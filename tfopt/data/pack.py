@@ -8,10 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from tfopt._base.workers import in_children
 from tfopt.data.clean import Cleaning, first_of_each
 from tfopt.data.job import Counts, Layout, PackJob, make_block, survey
-from tfopt.data.readers.base import Source
+from tfopt.data.readers.base import Source, of_pieces
 from tfopt.data.readers.texts import distinct_labels
 from tfopt.data.records.fields import Column, Field
 from tfopt.data.records.manifest import SPLIT, Manifest
@@ -19,8 +18,6 @@ from tfopt.data.records.write import ShardWriter, encode_block, new_pack
 from tfopt.data.tokenizers import Encoded, OnLong, save_tokenizer
 from tfopt.errors import InputError
 
-# What a worker has before its first block; TensorFlow is not needed.
-_PRELOAD = ("numpy", "tokenizers", "tfopt.data.job")
 Progress = Callable[[int, int], None]
 
 
@@ -110,7 +107,7 @@ def write_pack(
             yield job, number, piece, None if kept is None else kept[number]
 
     weights: list[int] = []
-    for number, block in enumerate(in_children(make_block, calls(), workers=workers, preload=_PRELOAD)):
+    for number, block in enumerate(of_pieces(data, make_block, calls(), workers=workers)):
         writer.add(block.parts)
         counts.add(block.counts)
         done += weights[number]
@@ -151,7 +148,7 @@ def _surveyed(
             weights.append(piece.weight)
             yield job, piece, job.cleaning.duplicates
 
-    for number, found in enumerate(in_children(survey, calls(), workers=workers, preload=_PRELOAD)):
+    for number, found in enumerate(of_pieces(data, survey, calls(), workers=workers)):
         labels += found.labels
         if found.hashes is not None:
             hashes.append(found.hashes)

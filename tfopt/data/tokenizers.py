@@ -60,7 +60,10 @@ def parse_tokenizer(content: str, source: str) -> Any:
 
     try:
         tokenizer = tokenizers.Tokenizer.from_str(content)
-    except Exception as error:
+    except BaseException as error:
+        # A panic of Rust is no Exception; being interrupted is none of the file's.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         raise ModelFileError(f"{source} is not a tokenizer: {error}") from error
     # Published files often cut silently; here `encode` counts what is too long.
     tokenizer.no_truncation()

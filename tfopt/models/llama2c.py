@@ -19,7 +19,7 @@ from tfopt.errors import InputError, ModelFileError
 from tfopt.models.causal_lm import causal_lm
 
 _HEADER = struct.Struct("<7i")
-_LARGEST = 1 << 24  # rows, widths and layers beyond this are no header but something else
+_LARGEST, _MOST_LAYERS = 1 << 24, 1 << 10  # numbers beyond these are no header but something else
 
 
 def read_llama2c(
@@ -77,7 +77,7 @@ def _header(path: Path) -> tuple[CausalLMConfig, list[tuple[list[str | None], tu
     header = _HEADER.unpack(head)
     dim, hidden, layers, heads, groups, vocab, context = header
     try:
-        if max(map(abs, header)) > _LARGEST:
+        if max(map(abs, header)) > _LARGEST or layers > _MOST_LAYERS:
             raise InputError("numbers beyond those of any model")
         config = CausalLMConfig(
             abs(vocab), dim, layers, num_attention_heads=heads, num_key_value_heads=groups,

@@ -232,7 +232,10 @@ def _assign(model: Any, config: Config, architecture: Family, folder: Path, head
         _check_names({e.theirs for e in entries}, set(stored), architecture, folder=folder)
         entries += heads
         for entry in entries:
-            name, expected = stored[entry.theirs], entry.shape(shapes)
+            name = stored[entry.theirs]
+            if not set(entry.ours) <= set(shapes):
+                raise ModelFileError(f"{folder}: tensor {name!r} has no place in the model of the configuration")
+            expected = entry.shape(shapes)
             if tensors.shapes[name] != expected:
                 raise ModelFileError(
                     f"{folder}: tensor {name!r} has shape {tensors.shapes[name]}, "

@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from tfopt._base.children import ChildFailedError, run_in_child
 from tfopt._base.files import size_of
 from tfopt._base.formats import kind_of
+from tfopt._base.limits import PARSING_BYTES, PARSING_RATIO, PARSING_SECONDS
 from tfopt._keras import keras_api
 from tfopt._keras.keras_io import call, inputs_of, takes_length
 from tfopt.compress.techniques import TECHNIQUES
-from tfopt.errors import InputError, TfoptError
+from tfopt.errors import InputError, ModelFileError, TfoptError
 from tfopt.models.source import load_any
 from tfopt.numerics.masks import zero_share
 from tfopt.runtime import Predictor
@@ -122,6 +124,33 @@ def inspect_path(path: str | Path, *, length: int = 128, trust: bool = False) ->
     if path.is_dir() and kind not in ("hugging_face", "llama2c"):
         raise InputError(f"{path} is neither a model nor an artifact")
     return inspect(load_any(path, trust=trust), length=length)
+
+
+def inspect_apart(path: str | Path, *, length: int = 128) -> Inspection:
+    """As `inspect_path`, in a process of its own with limits on memory and time.
+
+    HDF5, TensorFlow, LiteRT and tokenizers parse their formats there: what a made-up file does to one of them ends
+    that process.
+
+    Raises:
+        ModelFileError: the file ended it.
+    """
+    size = size_of(path) if Path(path).exists() else 0
+    try:
+        found: Inspection = run_in_child(
+            _inspect_alone,
+            str(path),
+            length,
+            memory=PARSING_BYTES + PARSING_RATIO * size,
+            timeout_s=PARSING_SECONDS,
+        )
+    except ChildFailedError as error:
+        raise ModelFileError(f"{path} cannot be looked into: {error}") from error
+    return found
+
+
+def _inspect_alone(path: str, length: int) -> Inspection:
+    return inspect_path(path, length=length)
 
 
 def _inspect_saved_model(path: Path, trust: bool) -> Inspection:

@@ -130,18 +130,18 @@ class Hdf5File:
         try:
             check_hdf5(path, path.stat().st_size, path)
             self._file = h5py.File(path, "r")
-        except OSError as error:
+        except (OSError, RuntimeError) as error:  # h5py answers damage with either
             raise DataError(f"{path} is no HDF5 file: {error}") from error
 
     def __contains__(self, name: str) -> bool:
         return _dataset(name) in self._file
 
     def __getitem__(self, name: str) -> np.ndarray:
-        dataset = self._file[_dataset(name)]
         try:
+            dataset = self._file[_dataset(name)]
             found: np.ndarray = dataset[()]
             return np.asarray(found).view(dtype_of(str(dataset.attrs["dtype"])))
-        except (OSError, KeyError, ValueError) as error:
+        except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
             raise DataError(f"{self._path}: {name!r} cannot be read: {error}") from error
 
 

@@ -128,7 +128,7 @@ def _of_hdf5(path: Path, shown: Path) -> Tensors:
                     yield name, Named(value, name)
                 elif name.startswith("model_weights/"):
                     yield name.split("/", 2)[2].partition(":")[0], Named(value)
-    except OSError as error:
+    except (OSError, RuntimeError, KeyError) as error:  # h5py answers damage with any of them
         raise ModelFileError(f"{shown} holds no weights that can be read: {error}") from error
 
 

@@ -1,12 +1,16 @@
 """What the readers share: pieces of a file, and texts with labels out of their rows."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
+from tfopt._base.children import ChildFailedError
+from tfopt._base.workers import in_children
 from tfopt.errors import DataError, InputError
 
+# What a process has before its first piece; TensorFlow is not needed.
+_PRELOAD = ("numpy", "tokenizers", "tfopt.data.job")
 Row = tuple[int, dict[str, Any]]
 
 
@@ -65,6 +69,7 @@ class Source(Protocol):
         name: of the source, for messages.
         weight: of all of it, bytes or rows; for the time that is left.
         labelled: whether texts have labels.
+        foreign: whether a library of others parses it, which damage may crash.
     """
 
     @property
@@ -73,8 +78,24 @@ class Source(Protocol):
     def weight(self) -> int: ...
     @property
     def labelled(self) -> bool: ...
+    @property
+    def foreign(self) -> bool: ...
 
     def pieces(self) -> Iterator[Piece]: ...
+
+
+def of_pieces(
+    source: Source, function: Callable[..., Any], calls: Iterable[tuple[Any, ...]], *, workers: int = 1
+) -> Iterator[Any]:
+    """What a function returns for each call about pieces of a source; in processes apart where it is foreign.
+
+    Raises:
+        DataError: what a call raised, or the source ended a process.
+    """
+    try:
+        yield from in_children(function, calls, workers=workers, preload=_PRELOAD, apart=source.foreign)
+    except ChildFailedError as error:
+        raise DataError(f"{source.name} cannot be read: {error}") from error
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tfopt.data.readers.base import Columns, Read, collect, needs
+from tfopt.data.readers.base import Columns, Read, collect, needs, of_pieces
 from tfopt.errors import DataError
 
 _ROWS_AT_ONCE = 1 << 14
@@ -31,11 +31,14 @@ class DatasetPiece:
         if missing:
             have = ", ".join(map(repr, data.column_names))
             raise DataError(f"{self.path} has no column {missing[0]!r}; it has {have}")
-        found = data.select_columns([name for name in names if name is not None])[self.start : self.stop]
+        try:
+            found = data.select_columns([name for name in names if name is not None])[self.start : self.stop]
+        except Exception as error:
+            raise DataError(f"{self.path}: rows {self.start} to {self.stop} cannot be read: {error}") from error
         words = {name: getattr(data.features[name], "names", None) for name in found}
         rows = (
             {name: _word(values[i], words[name]) for name, values in found.items()}
-            for i in range(self.stop - self.start)
+            for i in range(min(map(len, found.values()), default=0))
         )
         return collect(enumerate(rows, self.start + 1), self.path, self.columns)
 
@@ -58,11 +61,16 @@ class DatasetSource:
 
     @property
     def weight(self) -> int:
-        return len(_opened(self.path))
+        (rows,) = of_pieces(self, _rows, [(self.path,)])
+        return int(rows)
 
     @property
     def labelled(self) -> bool:
         return self.columns.label is not None
+
+    @property
+    def foreign(self) -> bool:
+        return True
 
     def pieces(self) -> Iterator[DatasetPiece]:
         rows = self.weight
@@ -75,6 +83,10 @@ def is_dataset(path: Path) -> bool:
     return path.is_dir() and ((path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file())
 
 
+def _rows(path: Path) -> int:
+    return len(_opened(path))
+
+
 def _opened(path: Path) -> Any:
     try:
         import datasets
@@ -85,5 +97,5 @@ def _opened(path: Path) -> Any:
         raise DataError(f"{path} holds several datasets; choose one of its folders: {', '.join(parts)}")
     try:
         return datasets.load_from_disk(str(path))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except Exception as error:  # what is damaged fails anywhere in it
         raise DataError(f"{path} is not a dataset that can be read: {error}") from error

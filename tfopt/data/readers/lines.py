@@ -88,6 +88,10 @@ class LinesSource:
     def labelled(self) -> bool:
         return self.columns.label is not None
 
+    @property
+    def foreign(self) -> bool:
+        return False
+
     def pieces(self) -> Iterator[LinesPiece]:
         """Pieces of about a megabyte.
 

@@ -65,6 +65,10 @@ class Sources:
     def labelled(self) -> bool:
         return all(part.labelled for part in self.parts)
 
+    @property
+    def foreign(self) -> bool:
+        return any(part.foreign for part in self.parts)
+
     def pieces(self) -> Iterator[Piece]:
         for part in self.parts:
             yield from part.pieces()

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tfopt._base.foreign import regular
-from tfopt.data.readers.base import Columns, Read, collect, needs
+from tfopt.data.readers.base import Columns, Read, collect, needs, of_pieces
 from tfopt.errors import DataError
 
 _ROWS_AT_ONCE = 1 << 14
@@ -58,20 +58,29 @@ class ParquetSource:
 
     @property
     def weight(self) -> int:
-        with _opened(self.path) as file:
-            return int(file.metadata.num_rows)
+        (sizes,) = of_pieces(self, _sizes, [(self.path,)])
+        return int(sum(sizes))
 
     @property
     def labelled(self) -> bool:
         return self.columns.label is not None
 
+    @property
+    def foreign(self) -> bool:
+        return True
+
     def pieces(self) -> Iterator[ParquetPiece]:
-        with _opened(self.path) as file:
-            sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
+        (sizes,) = of_pieces(self, _sizes, [(self.path,)])
         first = 0
         for group, rows in enumerate(sizes):
             yield ParquetPiece(self.path, group, first, weight=rows, columns=self.columns)
             first += rows
+
+
+def _sizes(path: Path) -> list[int]:
+    """Rows of each group."""
+    with _opened(path) as file:
+        return [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
 
 
 def _opened(path: Path) -> Any:

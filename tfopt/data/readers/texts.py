@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tfopt._base.foreign import regular
-from tfopt.data.readers.base import Columns, Read
+from tfopt.data.readers.base import Columns, Piece, Read, of_pieces
 from tfopt.data.readers.lines import LinesSource, decode
 from tfopt.data.readers.open import LINES, open_source
 from tfopt.errors import DataError, InputError
@@ -45,6 +45,10 @@ class Texts:
     def labelled(self) -> bool:
         return self.labels is not None
 
+    @property
+    def foreign(self) -> bool:
+        return False
+
     def pieces(self) -> "Iterator[Texts]":
         for start in range(0, len(self.texts), _AT_ONCE):
             part = slice(start, start + _AT_ONCE)
@@ -66,13 +70,17 @@ def read_texts(path: str | Path, text_column: str | None = None, label_column: s
     source = open_source(path, text_column, label_column)
     texts: list[str] = []
     labels: list[str] = []
-    for piece in source.pieces():
-        found = piece.read()
+    for found in of_pieces(source, read_piece, ((piece,) for piece in source.pieces())):
         texts += found.texts
         labels += found.labels or []
     if not texts:
         raise DataError(f"{path} holds no texts")
     return Texts(texts, labels if source.labelled else None, str(path))
+
+
+def read_piece(piece: Piece) -> Read:
+    """The texts of a piece, to be called in any process."""
+    return piece.read()
 
 
 def read_documents(path: str | Path, text_column: str | None = None) -> Texts:

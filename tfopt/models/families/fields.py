@@ -90,4 +90,4 @@ def check_fields(raw: Any, where: str) -> dict[str, Any]:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"][:1])
         raise ModelFileError(f"{where}: {name}: {first['msg']}, got {str(first['input'])[:80]}") from error
-    return raw
+    return {name: value for name, value in raw.items() if value is not None}  # null stands for the default
