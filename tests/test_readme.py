@@ -39,7 +39,9 @@ def test_scripts_exist():
 @pytest.mark.parametrize("block", re.findall(r"```python\n(.*?)```", README, re.DOTALL))
 def test_python_uses_names_that_exist(block):
     compile(block, "README", "exec")
-    for dotted in re.findall(r"tfopt\.([\w.]+)", block):
+    for line in re.findall(r"^from tfopt\.[^#\n]*", block, re.MULTILINE):
+        exec(line)
+    for dotted in re.findall(r"(?<!from )tfopt\.([\w.]+)", block):
         target = tfopt
         for name in dotted.split("."):
             target = getattr(target, name)
