@@ -7,7 +7,8 @@ import argparse
 import csv
 import itertools
 import json
-import resource
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,6 @@ from typing import Any
 import tensorflow as tf
 
 from benchmarks.common import goal, milliseconds, paired, ratio, save, show
-from tfopt._base.children import LIGHT, run_in_child
 from tfopt._base.cores import usable_cores
 from tfopt.data.pack import pack
 from tfopt.data.readers.open import open_source
@@ -56,10 +56,21 @@ def table(path: Path) -> Any:
             yield text, label
 
 
-def peak_mebibytes(source: str, out: str) -> float:
-    """Highest memory of a process that packs a file; its workers are one process less than the cores."""
-    pack(open_source(source), layout="text", labels=LABELS, out=out)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+# Its highest memory, in a process that packs a file without TensorFlow.
+PEAK = """
+import resource, sys
+from tfopt.data.pack import pack
+from tfopt.data.readers.open import open_source
+
+pack(open_source(sys.argv[1]), layout="text", labels=["0", "1"], out=sys.argv[2])
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+"""
+
+
+def peak_mebibytes(source: Path, out: Path) -> float:
+    """Highest memory of a process that packs a file."""
+    command = [sys.executable, "-c", PEAK, str(source), str(out)]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
 def main() -> None:
@@ -96,10 +107,7 @@ def main() -> None:
             "ours, tokens of a table": lambda: ours(open_source(tsv), "tokens", cores),
             "the tokenizer alone": lambda: tokenizer.encode_batch_fast(texts.texts),
         }, max(3, arguments.rounds // 2), warm_up=1)  # fmt: skip
-        peaks = {
-            size: run_in_child(peak_mebibytes, str(path), str(folder / "peak"), preload=LIGHT)
-            for size, path in (("1", jsonl), ("10", large))
-        }
+        peaks = {size: peak_mebibytes(path, folder / "peak") for size, path in (("1", jsonl), ("10", large))}
     kinds = [name.removeprefix("usual, ") for name in seconds if name.startswith("usual")]
     ratios = {f"{kind}: usual / ours": ratio(seconds[f"usual, {kind}"], seconds[f"ours, {kind}"]) for kind in kinds}
     ratios["tokens of a table: usual / the tokenizer alone"] = ratio(
