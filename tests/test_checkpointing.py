@@ -153,3 +153,15 @@ def test_a_disk_that_is_full_costs_the_checkpoint_and_not_the_training(tmp_path,
     monkeypatch.setattr(module, "save", full)
     assert train("tf_keras", tmp_path / "c")[-1] == STEPS
     assert "the checkpoint of step" in caplog.text and "No space left" in caplog.text
+
+
+def test_checkpoints_of_another_training_do_not_outlive_new_ones(tmp_path):
+    for name in ("step-000000850", "step-000000900"):
+        tfopt.store.save({"a": np.ones(3)}, tmp_path / "c" / name)
+        (tmp_path / "c" / name / "position.json").write_text('{"epoch": 9, "batch": 0, "step": 900, "origin": "x"}')
+    (tmp_path / "c" / "notes.txt").write_text("mine")
+    train("keras", tmp_path / "c")
+    kept = sorted(p.name for p in (tmp_path / "c").glob("step-*"))
+    assert len(kept) == 2 and all(int(name[5:]) <= STEPS for name in kept)
+    Checkpoints(tmp_path / "c").clear()
+    assert [p.name for p in (tmp_path / "c").iterdir()] == ["notes.txt"]

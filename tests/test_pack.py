@@ -255,3 +255,21 @@ def test_the_command_packs_cleans_and_says_what_was_left_out(tfopt_main, tmp_pat
     assert tfopt_main("data", "inspect", tmp_path / "p")[0] == 0
     code, _, err = tfopt_main("data", "pack", path, "--out", tmp_path / "q", "--layout", "rows")
     assert code == 2 and "layout must be" in err and not (tmp_path / "q").exists()
+
+
+def test_settings_and_texts_that_do_not_fit_are_explained(tmp_path):
+    plain = Texts(["a b", "c"], None, "texts")
+    for settings_, says in (
+        ({"seed": -1}, "seed must be 0 or more"), ({"labels": ["p", "q"]}, "has no labels"), ({"max_length": 0}, "1 or more"),
+    ):  # fmt: skip
+        with pytest.raises(InputError, match=says):
+            pack(plain, TOKENIZER, out=tmp_path / "p", **settings_)
+    with pytest.raises(DataError, match="half a character"):
+        pack(Texts(["a \ud800 b"], None, "texts"), TOKENIZER, out=tmp_path / "p")
+    path = tmp_path / "t.jsonl"
+    path.write_text('{"text":"a"},{"text":"b"}\n{"text":"}\n{"}\n')
+    with pytest.raises(DataError, match="line 1 is not JSON"):
+        read_texts(path, None, None)
+    (tmp_path / "t.csv").write_text("text,label,label\nx,1,2\n")
+    with pytest.raises(DataError, match="two columns called 'label'"):
+        read_texts(tmp_path / "t.csv")

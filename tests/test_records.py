@@ -1,5 +1,7 @@
 """Records of any features: their bytes, order, workers, damage, mixtures, sequences, and the service."""
 
+import gzip
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -14,7 +16,7 @@ from tfopt.data.packing import bins
 from tfopt.data.readers.texts import Texts
 from tfopt.data.records.encode import encode_examples
 from tfopt.data.records.fields import Column, Field, columns_of
-from tfopt.data.records.framing import readable_records, scan_records
+from tfopt.data.records.framing import check_framing, readable_records, scan_records
 from tfopt.data.records.manifest import read_manifest
 from tfopt.data.records.read import Order
 from tfopt.data.records.write import write_records
@@ -273,3 +275,37 @@ def test_columns_are_taken_in_any_order():
     assert taken[0] == encode_examples(FIELDS, columns_of(FIELDS, {
         name: [column[i] for i in order] for name, column in values(20).items()
     }))[0]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("fields", "values_", "says"),
+    [({"a": Field("int64")}, {"a": np.array([2**63 + 5], np.uint64)}, "64 bits with a sign"),
+     ({"a" * 130: Field("int64")}, {"a" * 130: [1]}, "names of features"),
+     ({"a": Field("int64", (None,))}, {"a": [np.array([1]), np.array([], int)]}, "is empty in some records")],
+)  # fmt: skip
+def test_what_could_not_be_read_again_is_not_written(tmp_path, fields, values_, says):
+    with pytest.raises(DataError, match=says):
+        write_records(tmp_path / "r", [values_], fields)
+    assert not (tmp_path / "r").exists()
+
+
+def test_batches_that_would_cut_or_be_empty_are_refused(packed, tmp_path):
+    pack(Texts(TEXTS.texts, None, "texts"), TOKENIZER, out=tmp_path / "s", max_length=64, layout="sequences")
+    with pytest.raises(InputError, match="length must hold the longest record"):
+        sequence_batches(tmp_path / "s", 4, length=8)
+    write_records(tmp_path / "r", [{"input_ids": [[1, 2]], "segment_lengths": [[2]]}], {
+        "input_ids": Field("int64", (None,)), "segment_lengths": Field("int64", (None,)),
+    })  # fmt: skip
+    for read in (sequence_batches, batches):
+        with pytest.raises(InputError, match="length must hold|does not tell the longest record"):
+            read(tmp_path / "r", 4)
+    with pytest.raises(InputError, match="batch_size must be 1 or more"):
+        service_batches(packed, 0, "grpc://localhost:1")
+
+
+def test_a_compressed_shard_that_is_cut_in_its_last_record_is_found(tmp_path):
+    whole = write_records(tmp_path / "r", [values(9)], FIELDS)
+    content = (tmp_path / "r" / whole.shards[0].file).read_bytes()
+    (tmp_path / "cut").write_bytes(gzip.compress(content[:-2]))
+    with pytest.raises(DataError, match="is cut within the record"):
+        check_framing(tmp_path / "cut", "GZIP")

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import tensorflow as tf
+import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
@@ -259,7 +260,7 @@ def forge(store, change):
      (lambda m: m["tensors"]["b"].update(encoding="delta"), "is a difference to nothing"),
      (lambda m: m["tensors"]["b"].update(encoding="pickle"), "encoding: Input should be"),
      (lambda m: m["files"].update({"../x": 1}), "leads out of its folder"),
-     (lambda m: m["files"].update({"gone.safetensors": 1}), "is missing"),
+     (lambda m: m["files"].update({"gone.safetensors": 1}), "not found"),
      (lambda m: m.update(base="."), "a difference to itself"),
      (lambda m: m["tensors"].update(c=dict(m["tensors"]["a/kernel"])), "lacks 'c'")],
 )  # fmt: skip
@@ -315,3 +316,64 @@ def test_what_holds_no_weights_or_others_is_explained(keras, tmp_path):
         with pytest.raises(InputError, match=says):
             tfopt.store.save(model, tmp_path / "t", **settings_)
     assert not (tmp_path / "t").exists()
+
+
+def test_a_folder_of_somebody_else_is_not_replaced(tmp_path):
+    """A sharded model of Hugging Face has an index of the same name."""
+    (tmp_path / "hf").mkdir()
+    (tmp_path / "hf" / INDEX).write_text(
+        '{"metadata": {"total_size": 4}, "weight_map": {"a": "model-1.safetensors"}}'
+    )
+    with pytest.raises(InputError, match="is not empty and holds no store"):
+        tfopt.store.save({"a": np.ones(3)}, tmp_path / "hf")
+    assert (tmp_path / "hf" / INDEX).exists()
+
+
+def test_a_store_is_no_difference_to_what_is_one_to_it(tmp_path):
+    for name, base in (("a", None), ("b", "a")):
+        tfopt.store.save({"x": np.ones(9)}, tmp_path / name, base=None if base is None else tmp_path / base)
+    with pytest.raises(InputError, match="cannot be a difference"):
+        tfopt.store.save({"x": np.ones(9)}, tmp_path / "a", base=tmp_path / "b")
+    assert tfopt.store.open(tmp_path / "b")["x"].sum() == 9
+
+
+def test_a_tensor_belongs_to_one_weight(tmp_path):
+    import tf_keras as keras
+
+    def towers():
+        given_ = keras.Input((2,))
+        parts = [
+            keras.Sequential([keras.Input((2,)), keras.layers.Dense(2, name="fc")], name=name)(given_)
+            for name in "ab"
+        ]
+        model = keras.Model(given_, parts)
+        for number, weight in enumerate(keras_api.weights(model)):
+            weight.variable.assign(np.full(weight.variable.shape, number))
+        return model
+
+    model = towers()
+    with pytest.raises(DataError, match="lacks 2 weights"):
+        tfopt.store.load(model, {"fc/kernel": np.ones((2, 2)), "fc/bias": np.ones(2)})
+    model.save(tmp_path / "two.h5")
+    other = towers()
+    for weight in keras_api.weights(other):
+        weight.variable.assign(np.zeros(weight.variable.shape))
+    try:
+        tfopt.store.load(other, tmp_path / "two.h5")
+    except DataError as error:
+        assert "lacks" in str(error)  # rather than the wrong ones
+    else:
+        assert same(values_of(model), values_of(other))
+
+
+def test_parts_that_would_take_all_memory_or_hide_others_are_refused(tmp_path):
+    with pytest.raises(DataError, match="two tensors are called|as a part of another"):
+        tfopt.store.save({"a": np.zeros(9000, np.float32), "a.values": np.ones(3)}, tmp_path / "s")
+    n = 10**6
+    for encoding, parts in (
+        ("table", {".table": np.zeros((1, n), np.float32), ".numbers": np.zeros(10 * n, np.uint8)}),
+        ("int8", {".int8": np.zeros((n, 1), np.int8), ".scale": np.zeros((1, n), np.float32)}),
+        ("delta", {".delta": np.frombuffer(zstandard.compress(bytes(n)), np.uint8)}),
+    ):
+        with pytest.raises(DataError, match="is damaged: its parts do not make"):
+            codecs.decode("x", Tensor("float32", (3, 4), encoding, {}), parts, np.zeros((3, 4), np.float32))

@@ -191,7 +191,9 @@ def limit_memory(more: int) -> None:
         import resource
 
         used = int(status.read_text().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (used + more, resource.RLIM_INFINITY))
+        hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+        soft = used + more if hard == resource.RLIM_INFINITY else min(used + more, hard)
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
 def _end_with_parent() -> None:

@@ -10,6 +10,7 @@ from tfopt._base.limits import PARSING_BYTES
 from tfopt.errors import TfoptError
 
 _ENDING_S = 10.0
+_PATIENCE_S = 600.0  # for one call, as `run_in_child` has
 _UNDER_WAY = 3  # calls for each process whose results were not taken yet
 
 
@@ -65,7 +66,11 @@ def _spread(calls: Iterator[tuple[Any, ...]], pool: "list[_Worker]") -> Iterator
         busy = {worker.pipe: worker for worker in pool if worker not in idle}
         if not busy and not more:
             return
-        for pipe in multiprocessing.connection.wait(list(busy)) if busy else ():
+        gone = [pipe for pipe in busy if pipe.closed]
+        ready = gone or (multiprocessing.connection.wait(list(busy), _PATIENCE_S) if busy else [])
+        if busy and not ready:
+            raise ChildFailedError(f"no answer of a worker within {_PATIENCE_S:.0f} seconds")
+        for pipe in ready:
             worker = busy[pipe]  # type: ignore[index]
             number, result = worker.take()
             done[number] = result
@@ -84,7 +89,10 @@ class _Worker:
 
     def give(self, number: int, arguments: tuple[Any, ...]) -> None:
         self._number = number
-        self.pipe.send(arguments)
+        try:
+            self.pipe.send(arguments)
+        except OSError:  # it has ended: `take` says how
+            self.pipe.close()
 
     def take(self) -> tuple[int, Any]:
         try:

@@ -72,6 +72,10 @@ def check_buckets(buckets: Sequence[int] | None, longest: int) -> list[int]:
     Raises:
         InputError: they do not ascend, or do not hold the longest record.
     """
+    if longest < 1:
+        raise InputError(
+            "the manifest does not tell the longest record: read these with data.columns.record_batches"
+        )
     limits = list(buckets) if buckets else buckets_up_to(longest)
     if limits != sorted(limits) or limits[-1] < longest:
         raise InputError(f"buckets must ascend and end at {longest} (the longest record) or more, got {limits}")
@@ -93,12 +97,16 @@ def token_cut(buckets: Sequence[int]) -> Cut:
 
 def padded(ids: tf.RaggedTensor, rows: tf.Tensor, limits: tf.Tensor) -> dict[str, tf.Tensor]:
     """Token ids and mask of some rows, padded to the smallest of `limits` that holds them; int32."""
-    chosen = tf.gather(ids, rows)
-    sizes = chosen.row_lengths()
+    # By hand on the flat values: operators on ragged tensors are made of ten times as many.
+    starts = tf.gather(ids.row_splits, rows)
+    sizes = tf.gather(ids.row_splits, rows + 1) - starts
     width = limits[tf.searchsorted(limits, tf.reduce_max(sizes)[None])[0]]
+    columns = tf.range(width)[None]
+    there = columns < sizes[:, None]
+    found = tf.gather(ids.flat_values, tf.where(there, starts[:, None] + columns, 0))
     return {
-        _IDS: tf.cast(chosen.to_tensor(shape=tf.stack([tf.constant(-1, tf.int64), width])), tf.int32),
-        "attention_mask": tf.sequence_mask(sizes, width, tf.int32),
+        _IDS: tf.where(there, tf.cast(found, tf.int32), 0),
+        "attention_mask": tf.cast(there, tf.int32),
     }
 
 

@@ -84,6 +84,10 @@ def mixed_batches(
     kinds = {str(folder): (m.schema_fields, m.labels) for folder, m in manifests.items()}
     if any(kind != next(iter(kinds.values())) for kind in kinds.values()):
         raise DataError(f"folders that are mixed must have the same features and classes, they have {kinds}")
+    if not all(m.records for m in manifests.values()):
+        raise DataError(
+            f"a folder without records cannot be mixed: {[str(f) for f, m in manifests.items() if not m.records]}"
+        )
     limits = check_buckets(buckets, max(m.max_length for m in manifests.values()))
     sources = [Source.open(folder, manifest, "error") for folder, manifest in manifests.items()]
     mixture = Mixture(sources, [share / total for share in shares.values()], steps * batch_size * worker[1])

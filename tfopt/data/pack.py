@@ -125,6 +125,8 @@ def job_of(data: Source, tokenizer: Any = None, **settings: Any) -> PackJob:
     layout = given.pop("layout", "tokens")
     if given.get("shards", 1) < 1:
         raise InputError(f"shards must be 1 or more, got {given['shards']}")
+    if given.get("labels") is not None and not data.labelled:
+        raise InputError(f"{data.name} has no labels; leave labels out, or name the column")
     content = None if layout == "text" else tokenizer.to_str()
     return PackJob(data.name, layout, content, labels=given.pop("labels", None), **given)
 

@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from tfopt.data.records.manifest import SPLIT, read_manifest
 from tfopt.data.records.read import Order, Source, read_batches
-from tfopt.errors import DataError
+from tfopt.errors import DataError, InputError
 
 _IDS, _LENGTHS = "input_ids", "segment_lengths"
 
@@ -42,7 +42,9 @@ def sequence_batches(
     manifest = read_manifest(folder, split)
     if _LENGTHS not in manifest.schema_fields:
         raise DataError(f"split {split!r} of {folder} was not packed with the layout 'sequences'")
-    width = length or manifest.length_limit
+    width = length or manifest.length_limit or manifest.max_length
+    if width < max(manifest.max_length, 1):
+        raise InputError(f"length must hold the longest record, of {manifest.max_length} tokens, got {width}")
 
     def cut(features: dict[str, Any], rows: tf.Tensor) -> dict[str, tf.Tensor]:
         ids, lengths = tf.gather(features[_IDS], rows), tf.gather(features[_LENGTHS], rows)

@@ -131,14 +131,20 @@ def encode(
     Raises:
         DataError: texts are too long and `on_long` is "error", or nothing is left.
     """
-    encodings = tokenizer.encode_batch_fast(list(texts))  # without the offsets of tokens in the text
+    try:
+        encodings = tokenizer.encode_batch_fast(list(texts))  # without the offsets of tokens in the text
+    except TypeError as error:
+        half = next((text for text in texts if text.encode("utf-8", "replace").decode() != text), "")
+        raise DataError(
+            f"{source}: a text holds half a character, which UTF-8 cannot store: {half[:80]!r}"
+        ) from error
     full = [e.ids for e in encodings]
     lengths = np.fromiter(map(len, full), np.int64, len(full))
     longest = int(lengths.max(initial=0))
     if max_length < 1:
         raise InputError(f"max_length must be 1 or more, got {max_length}")
     if not lengths.all():
-        raise DataError(f"{source}: text {int(lengths.argmin()) + 1} has no tokens; remove it")
+        raise DataError(f"{source}: the text {list(texts)[int(lengths.argmin())][:80]!r} has no tokens; remove it")
     over = lengths > max_length
     if over.any() and on_long == "error":
         raise DataError(

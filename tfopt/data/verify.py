@@ -62,6 +62,11 @@ def _vocabulary(folder: Path) -> int | None:
 
 def _check_split(folder: Path, split: str, manifest: Manifest, *, vocabulary: int | None) -> None:
     fields = manifest.schema_fields
+    needed = {*manifest.features, *([_LABEL] if manifest.labels else []), *([_IDS] if _SEGMENTS in fields else [])}
+    if not needed <= set(fields):
+        raise DataError(
+            f"the manifest of split {split!r} in {folder} lacks the features {sorted(needed - set(fields))}"
+        )
     limits = _limits(manifest, vocabulary)
     lengths: list[int] = []
     counts = np.zeros(len(manifest.labels), np.int64)
@@ -84,7 +89,7 @@ def _check_split(folder: Path, split: str, manifest: Manifest, *, vocabulary: in
     if manifest.features:
         del told["class_counts"]
     if _IDS not in fields or not manifest.length_limit:  # records of other features than text
-        told = {"records": manifest.records}
+        told = {name: told[name] for name in ("records", "class_counts") if name in told}
     for name, value in told.items():
         if read[name] != value:
             raise DataError(f"split {split!r} of {folder} has {name} {read[name]}, its manifest says {value}")
@@ -93,6 +98,8 @@ def _check_split(folder: Path, split: str, manifest: Manifest, *, vocabulary: in
 def _limits(manifest: Manifest, vocabulary: int | None) -> dict[str, int | None]:
     """How many different values each feature may store, from 0 on; None for any."""
     found = {name: field.limit for name, field in manifest.schema_fields.items()}
+    if _LABEL in found and manifest.labels and not manifest.features:
+        found[_LABEL] = len(manifest.labels)
     if _IDS in found and found[_IDS] is None:
         found[_IDS] = vocabulary
     for name, kind in manifest.features.items():

@@ -131,6 +131,7 @@ class _Run:
             else {}
         )
         keras_api.save_model(model, self.path / _keras_file(BASELINE))
+        remove(self.path / CHECKPOINTS)
         return history
 
     def _train_variant(self, variant: VariantSection, data: dict[str, Any]) -> dict[str, Any]:
@@ -164,6 +165,7 @@ class _Run:
                 state=state,
             )  # fmt: skip
         keras_api.save_model(finish_all(model), self.path / _keras_file(variant.name))
+        remove(self.path / CHECKPOINTS)
         return history
 
     def _fit(
@@ -192,7 +194,6 @@ class _Run:
                 validation=lessons.teach(validation) if lessons is not None else validation,
                 strategy=self._strategy, title=title, checkpoints=checkpoints, compile_with=compile_with,
             )  # fmt: skip
-        remove(self.path / CHECKPOINTS)
         return history
 
     def _batches(

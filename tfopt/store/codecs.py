@@ -94,16 +94,22 @@ def _decoded(tensor: Tensor, parts: Mapping[str, np.ndarray], base: np.ndarray |
         if parts[".places"].size != -(-count // 8):
             raise ValueError(f"{parts['.places'].size:,} bytes of places for {count:,} values")
         places = np.unpackbits(parts[".places"], count=count).astype(bool)
+        if parts[".values"].shape != (int(places.sum()),) or parts[".values"].dtype != dtype:
+            raise ValueError("other values than places")
         found = np.zeros(count, dtype)
         found[places] = parts[".values"]
         return found.reshape(tensor.shape)
     if tensor.encoding == "table":
+        if parts[".table"].ndim != 1 or parts[".numbers"].dtype != np.uint8 or parts[".numbers"].size != count:
+            raise ValueError("other numbers than values")
         return parts[".table"][parts[".numbers"]].reshape(tensor.shape)
     if tensor.encoding == "int8":
+        if parts[".int8"].shape != tensor.shape or parts[".scale"].shape != tensor.shape[-1:]:
+            raise ValueError("other scales than outputs")
         return (parts[".int8"] * parts[".scale"]).astype(dtype).reshape(tensor.shape)
     if base is None:
         raise ValueError("it needs the store that it is a difference to")
-    if tensor.encoding == "same":
+    if base.nbytes != tensor.bytes or tensor.encoding == "same":
         return base
     difference = _unpack(parts[".delta"], tensor.bytes, dtype.itemsize)
     return (as_bytes(base) ^ difference).view(dtype).reshape(tensor.shape)
@@ -128,5 +134,7 @@ def _pack(difference: np.ndarray, width: int) -> np.ndarray:
 def _unpack(packed: np.ndarray, size: int, width: int) -> np.ndarray:
     if size > max(packed.size, 64) * MAX_RATIO * 16:  # zstandard packs zeros further than deflate does
         raise ValueError(f"{packed.size:,} bytes would unpack to {size:,}")
+    if zstandard.frame_content_size(packed.tobytes()) != size:
+        raise ValueError(f"it would unpack to other than {size:,} bytes")
     planes = zstandard.ZstdDecompressor().decompress(packed.tobytes(), max_output_size=size)
     return np.ascontiguousarray(np.frombuffer(planes, np.uint8).reshape(width, -1).T).reshape(-1)

@@ -9,8 +9,18 @@ from typing import Any
 import numpy as np
 
 from tfopt._base.files import replacing
-from tfopt.errors import DataError, InputError
-from tfopt.store.sources import GRAPH, MEMBERS, WEIGHTS, Named, members_of, only_ending, tensors_of, variable_keys
+from tfopt.errors import DataError, InputError, ModelFileError
+from tfopt.store.sources import (
+    GRAPH,
+    MEMBERS,
+    VALUE,
+    WEIGHTS,
+    Named,
+    members_of,
+    only_ending,
+    tensors_of,
+    variable_keys,
+)
 from tfopt.store.writing import save
 
 _CHECKPOINT = Path("variables", "variables")
@@ -40,6 +50,8 @@ def convert(source: Any, target: str | Path, **settings: Any) -> Path:
             raise InputError(f"{', '.join(settings)} are settings of a store, {target.name} is none")
         return _to_archive(source, target) if target.suffix == ".keras" else _to_hdf5(source, target)
     if (target / "saved_model.pb").exists():
+        if settings:
+            raise InputError(f"{', '.join(settings)} are settings of a store, {target.name} is a SavedModel")
         return _into_saved_model(source, target)
     if target.suffix in (".h5", ".tflite", ".onnx"):
         raise InputError(f"cannot write {target.name}: give a .keras or .weights.h5 file, a SavedModel or a folder")
@@ -92,24 +104,32 @@ def _to_archive(source: Any, target: Path) -> Path:
 def _into_saved_model(source: Any, target: Path) -> Path:
     """Writes the checkpoint of a SavedModel anew; its graph and its functions stay."""
     import tensorflow as tf
+    from google.protobuf.message import DecodeError
     from tensorflow.core.protobuf import trackable_object_graph_pb2
 
-    reader = tf.train.load_checkpoint(str(target / _CHECKPOINT))
-    keys = variable_keys(trackable_object_graph_pb2.TrackableObjectGraph.FromString(reader.get_tensor(GRAPH)))
-    names = {name: key for key, name in keys.items()}
-    values: dict[str, Any] = {key: reader.get_tensor(key) for key in reader.get_variable_to_shape_map()}
+    try:
+        reader = tf.train.load_checkpoint(str(target / _CHECKPOINT))
+        keys = variable_keys(trackable_object_graph_pb2.TrackableObjectGraph.FromString(reader.get_tensor(GRAPH)))
+        values: dict[str, Any] = {key: reader.get_tensor(key) for key in reader.get_variable_to_shape_map()}
+    except (tf.errors.OpError, DecodeError, ValueError, RuntimeError) as error:
+        raise ModelFileError(f"{target} is a damaged SavedModel: {str(error).splitlines()[0]}") from error
+    names: dict[str, str] = {}
+    for key, full_name in keys.items():  # one whose name is taken goes by its key, as when it is read
+        names[full_name if full_name not in names else key.removesuffix(VALUE)] = key
     seen = set()
     for name, named in tensors_of(source):
-        key = names.get(named.variable) or names.get(name) or names.get(only_ending(names, name) or "")
-        if key is None:
+        place = names.get(named.variable) or names.get(name) or names.get(only_ending(names, name) or "")
+        if place is None:
             continue
-        have = np.asarray(values[key])
+        if place in seen:
+            raise DataError(f"two tensors of the source belong to variable {keys[place]!r} of {target}")
+        have = np.asarray(values[place])
         if have.shape != named.value.shape:
             raise DataError(
                 f"{target}: variable {name!r} has the shape {have.shape}, the tensor {named.value.shape}"
             )
-        values[key] = named.value.astype(have.dtype)
-        seen.add(key)
+        values[place] = named.value.astype(have.dtype)
+        seen.add(place)
     missing = [keys[key] for key in keys if key not in seen]
     if missing:
         raise DataError(f"the source lacks {len(missing)} variables of {target}: {', '.join(missing[:5])}")

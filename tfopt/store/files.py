@@ -19,6 +19,7 @@ from tfopt.store.index import dtype_of
 
 # Variables of TensorFlow begin at multiples of it, and copying from such a place is fastest.
 _ALIGNMENT = 64
+_MOST_AXES = 32
 _CODES = {
     "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "F8_E4M3": "float8_e4m3fn",
     "F8_E5M2": "float8_e5m2", "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U64": "uint64",
@@ -84,6 +85,8 @@ class SafetensorsFile:
             numbers = [*shape, start, end]
             if not all(isinstance(number, int) and number >= 0 for number in numbers) or end > room:
                 raise ValueError(f"{numbers} in {room} bytes")
+            if len(shape) > _MOST_AXES or max(shape, default=0) > room:
+                raise ValueError(f"the shape {shape}")
             if math.prod(shape) * dtype.itemsize != end - start:
                 raise ValueError(f"{shape} of {dtype} in {end - start} bytes")
         except (KeyError, TypeError, ValueError) as error:

@@ -14,12 +14,11 @@ import pydantic
 
 from tfopt._base.files import existing, write_json
 from tfopt._base.foreign import inside, parse_json, read_text, regular
-from tfopt.errors import DataError
+from tfopt.errors import DataError, MissingFileError
 
 INDEX = "model.safetensors.index.json"
 Encoding = Literal["dense", "sparse", "table", "int8", "delta", "same"]
 FORMATS = ("safetensors", "hdf5")
-_VERSION = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +76,7 @@ class Index:
     files: dict[str, int]
     base: str = ""
     base_digest: str = ""
-    version: int = _VERSION
+    version: Literal[1] = 1
 
 
 def dtype_of(name: str) -> np.dtype[Any]:
@@ -92,7 +91,7 @@ def dtype_of(name: str) -> np.dtype[Any]:
 
             return np.dtype(getattr(ml_dtypes, name))
         found = np.dtype(name)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, SyntaxError) as error:
         raise DataError(f"unknown dtype {name!r}") from error
     if found.kind not in "biufc" or found.name != name:
         raise DataError(f"tensors of dtype {name!r} cannot be stored")
@@ -107,6 +106,17 @@ def write_index(folder: Path, index: Index) -> None:
     }
     total = sum(tensor.bytes for tensor in index.tensors.values())
     write_json(folder / INDEX, {"metadata": {"total_size": total, "tfopt": facts}, "weight_map": places})
+
+
+def is_store(folder: Path) -> bool:
+    """Whether the index in a folder is one of ours; that of a sharded model of Hugging Face has the same name."""
+    try:
+        read_index(folder)
+    except DataError as error:
+        return "is not the index of a store that tfopt wrote" not in str(error)
+    except MissingFileError:
+        return False
+    return True
 
 
 def read_index(folder: str | Path) -> Index:
@@ -136,9 +146,10 @@ def read_index(folder: str | Path) -> Index:
             if part.file not in found.files:
                 raise DataError(f"{path}: tensor {name!r} lies in {part.file!r}, which the store does not list")
     for name, size in found.files.items():
-        file = inside(Path(folder), name, str(path))
-        if not file.exists():
-            raise DataError(f"{file} is missing; the store lists it with {size:,} bytes")
+        try:
+            file = existing(inside(Path(folder), name, str(path)), "file of a store")
+        except MissingFileError as error:
+            raise DataError(f"{path} lists {name[:200]!r} with {size:,} bytes: {error}") from error
         have = regular(file, "file of a store").stat().st_size
         if have != size:
             raise DataError(f"{file} has {have:,} bytes, the store says {size:,}: it is cut or changed")

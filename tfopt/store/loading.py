@@ -69,14 +69,14 @@ def _from_store(model: Any, store: Store, mapped: bool) -> Any:
 
 def _matched(model: Any, shapes: dict[str, tuple[int, ...]], where: str) -> list[tuple[Placed, str]]:
     """Each weight and the name of its tensor."""
-    found = []
-    missing = []
+    found: list[tuple[Placed, str]] = []
+    missing, used = [], set()
     for one in placed(model):
         if one.variable is None:
             continue
         name = next((name for name in (one.path, one.name, one.full_name) if name in shapes), None)
         name = name or only_ending(shapes, one.path)
-        if name is None:
+        if name is None or name in used:  # a tensor belongs to one weight
             missing.append(one.path)
         elif shapes[name] != tuple(one.variable.shape):
             raise DataError(
@@ -84,6 +84,7 @@ def _matched(model: Any, shapes: dict[str, tuple[int, ...]], where: str) -> list
             )
         else:
             found.append((one, name))
+            used.add(name)
     if missing:
         raise DataError(f"{where} lacks {len(missing)} weights of model {model.name!r}: {', '.join(missing[:5])}")
     if not found:

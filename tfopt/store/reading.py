@@ -38,6 +38,8 @@ class Store:
     def _opened_base(self, depth: int) -> "Store | None":
         if not self._index.base:
             return None
+        if "\0" in self._index.base:
+            raise DataError(f"{self.folder} is a difference to {self._index.base!r}, which is no path")
         where = (self.folder / self._index.base).resolve()
         if where == self.folder.resolve() or not depth:
             raise DataError(f"{self.folder} is a difference to itself, or to too many others")
@@ -47,6 +49,10 @@ class Store:
             raise DataError(f"{self.folder} is a difference to {where}, which has changed since")
         base._base = base._opened_base(depth - 1)
         return base
+
+    def chain(self) -> list[Path]:
+        """Where it lies, and the stores that it is a difference to."""
+        return [self.folder.resolve(), *(self._base.chain() if self._base is not None else [])]
 
     @property
     def digest(self) -> str:

@@ -21,7 +21,7 @@ from tfopt.store.reading import Store
 
 WEIGHTS = "model.weights.h5"
 MEMBERS = ("config.json", "metadata.json")
-_VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"
+VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"
 GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
 
 
@@ -119,16 +119,29 @@ def _of_hdf5(path: Path, shown: Path) -> Tensors:
         with h5py.File(path, "r") as file:
             whole = "model_weights" in file
             names: list[str] = []
+            seen: set[str] = set()
             file.visititems(lambda name, item: names.append(name) if isinstance(item, h5py.Dataset) else None)
             for name in names:
                 value = np.asarray(file[name][()])
-                if value.dtype.kind == "V":
+                if value.dtype.kind == "V" and value.dtype.itemsize == 2:
                     value = value.view(dtype_of("bfloat16"))
+                elif value.dtype.kind not in "biufc":
+                    raise ModelFileError(f"{shown}: {name} holds {value.dtype}, which is no weight")
+                parts = name.split("/")
                 if not whole:
                     yield name, Named(value, name)
-                elif name.startswith("model_weights/"):
-                    yield name.split("/", 2)[2].partition(":")[0], Named(value)
-    except (OSError, RuntimeError, KeyError) as error:  # h5py answers damage with any of them
+                elif parts[0] == "model_weights" and len(parts) > 2:
+                    # Names of variables; where two models in one have the same, those of the models before them.
+                    own = "/".join(parts[2:]).partition(":")[0]
+                    yield (own if own not in seen else f"{parts[1]}/{own}"), Named(value)
+                    seen.add(own)
+    except (
+        OSError,
+        RuntimeError,
+        KeyError,
+        ValueError,
+        TypeError,
+    ) as error:  # h5py answers damage with any of them
         raise ModelFileError(f"{shown} holds no weights that can be read: {error}") from error
 
 
@@ -142,7 +155,7 @@ def _of_saved_model(path: Path) -> Tensors:
         graph = trackable_object_graph_pb2.TrackableObjectGraph.FromString(reader.get_tensor(GRAPH))
         seen: set[str] = set()
         for key, full_name in variable_keys(graph).items():
-            name = full_name if full_name not in seen else key.removesuffix(_VALUE)
+            name = full_name if full_name not in seen else key.removesuffix(VALUE)
             seen.add(name)
             yield name, Named(np.asarray(reader.get_tensor(key)), variable=full_name)
     except (tf.errors.OpError, DecodeError, ValueError, RuntimeError) as error:
@@ -154,7 +167,7 @@ def variable_keys(graph: Any) -> dict[str, str]:
     found: dict[str, str] = {}
     for node in graph.nodes:
         for attribute in node.attributes:
-            if attribute.checkpoint_key.endswith(_VALUE) and attribute.full_name:
+            if attribute.checkpoint_key.endswith(VALUE) and attribute.full_name:
                 found.setdefault(attribute.checkpoint_key, attribute.full_name)
     return found
 

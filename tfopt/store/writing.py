@@ -12,10 +12,10 @@ import numpy as np
 
 from tfopt._base.cores import usable_cores
 from tfopt._base.files import replacing
-from tfopt.errors import InputError
+from tfopt.errors import DataError, InputError
 from tfopt.store.codecs import checksum, encode
 from tfopt.store.files import write_hdf5, write_safetensors
-from tfopt.store.index import FORMATS, INDEX, Index, Part, Tensor, write_index
+from tfopt.store.index import FORMATS, Index, Part, Tensor, is_store, write_index
 from tfopt.store.reading import Store
 from tfopt.store.sources import Named, members_of, tensors_of
 
@@ -78,11 +78,11 @@ def save(
     """
     settings = Settings(format, shard_bytes, compression, sparse=sparse, narrow=narrow, int8=int8)
     folder = Path(folder)
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / INDEX).exists()):
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not is_store(folder)):
         raise InputError(f"{folder} is not empty and holds no store of weights; choose another folder")
     other = None if base is None else Store(base)
-    if other is not None and other.folder.resolve() == folder.resolve():
-        raise InputError(f"{folder} cannot be a difference to itself")
+    if other is not None and folder.resolve() in other.chain():
+        raise InputError(f"{folder} cannot be a difference to itself, nor to one that is a difference to it")
     with replacing(folder) as temporary, contextlib.closing(tensors_of(source)) as tensors:
         temporary.mkdir()
         for name, content in members_of(source).items():
@@ -135,6 +135,8 @@ def _shards(
         if shard and used + size > settings.shard_bytes:
             yield shard
             shard, used, number = {}, 0, number + 1
+        if name in facts or any(name + suffix in facts or name + suffix in shard for suffix in parts):
+            raise DataError(f"two tensors are called {name!r}, or one as a part of another is")
         file = _file_name(number, settings)
         places = {suffix: Part(file, checksum(part)) for suffix, part in parts.items()}
         value = named.value

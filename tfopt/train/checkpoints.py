@@ -1,6 +1,7 @@
 """Checkpoints of a training that is under way: written while it goes on, whole or not at all."""
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import json
 import logging
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from tfopt._base.files import remove, replacing
+from tfopt._base.files import remove, remove_leftovers, replacing
 from tfopt._base.foreign import read_json
 from tfopt._keras import keras_api
 from tfopt.errors import DataError, InputError, TfoptError
@@ -75,7 +76,7 @@ class Checkpoints(keras_api.Callback):
         self._pool: concurrent.futures.ThreadPoolExecutor | None = None
         self._guard = threading.Lock()
         self._newest: tuple[Position, dict[str, np.ndarray]] | None = None
-        self._writing: concurrent.futures.Future[None] | None = None
+        self._busy = False  # whether the thread will look at what is newest again
         self._supports_tf_logs = True
 
     def restore(self, model: Any) -> Position:
@@ -86,6 +87,8 @@ class Checkpoints(keras_api.Callback):
             weights that the model has now.
         """
         variables = _named(model, self._extra)
+        if self._folder.is_dir():
+            remove_leftovers(self._folder)
         self._origin = _digest(model)
         for folder in reversed(self._folders()):
             try:
@@ -118,9 +121,10 @@ class Checkpoints(keras_api.Callback):
         values = {n: keras_api.snapshot(v) for n, v in _named(self.model, self._extra).items()}
         with self._guard:
             self._newest = Position(self._epoch, self._before + batch + 1, step), values
-            if self._writing is None or self._writing.done():
+            if not self._busy:
+                self._busy = True
                 self._pool = self._pool or concurrent.futures.ThreadPoolExecutor(1)
-                self._writing = self._pool.submit(self._write)
+                self._pool.submit(self._write)
 
     def on_train_end(self, logs: Any = None) -> None:
         self.close()
@@ -129,23 +133,27 @@ class Checkpoints(keras_api.Callback):
         """Waits for what is being written."""
         if self._pool is not None:
             self._pool.shutdown()
-            self._pool = self._writing = None
+            self._pool = None
 
     def clear(self) -> None:
         """Removes all checkpoints, after a training that has ended."""
         self.close()
-        remove(self._folder)
+        for folder in self._folders():
+            remove(folder)
+        with contextlib.suppress(OSError):  # something else is in it
+            self._folder.rmdir()
 
     def _write(self) -> None:
         """The thread's side: writes what is newest until there is nothing new."""
         while True:
             with self._guard:
                 if self._newest is None:
+                    self._busy = False
                     return
                 (position, values), self._newest = self._newest, None
             try:
                 self._write_one(position, values)
-            except (TfoptError, OSError) as error:  # the training goes on
+            except Exception as error:  # noqa: BLE001 - whatever it is, the training goes on
                 _log.warning("the checkpoint of step %d could not be written: %s", position.step, error)
 
     def _write_one(self, position: Position, values: dict[str, np.ndarray]) -> None:
@@ -153,8 +161,15 @@ class Checkpoints(keras_api.Callback):
             save(values, temporary, sparse=False)
             facts = {**dataclasses.asdict(position), "origin": self._origin}
             (temporary / _POSITION).write_text(json.dumps(facts), "utf-8")
-        for old in self._folders()[: -self._keep]:
+        own = [folder for folder in self._folders() if self._is_own(folder)]
+        for old in {*self._folders()} - {*own[-self._keep :]}:  # those of other trainings as well
             remove(old)
+
+    def _is_own(self, folder: Path) -> bool:
+        try:
+            return bool(read_json(folder / _POSITION, "checkpoint")["origin"] == self._origin)
+        except (TfoptError, KeyError, TypeError):
+            return False
 
     def _folders(self) -> list[Path]:
         """The checkpoints, oldest first."""

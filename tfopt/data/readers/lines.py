@@ -115,9 +115,13 @@ class LinesSource:
 
     def _header(self, content: bytes) -> tuple[str, ...]:
         try:
-            return tuple(next(_reader(decode(content, self.path, 1, offset=0), self.kind), []))
+            found = tuple(next(_reader(decode(content, self.path, 1, offset=0), self.kind), []))
         except csv.Error as error:
             raise DataError(f"{self.path}: line 1: {error}") from error
+        twice = [name for name in found if found.count(name) > 1]
+        if twice:
+            raise DataError(f"{self.path} has two columns called {twice[0]!r}")
+        return found
 
 
 def _cut(handle: BinaryIO, path: Path, kind: Kind) -> Iterator[bytes]:
@@ -221,10 +225,10 @@ def _plain_at_once(content: str, piece: LinesPiece) -> Read | None:
 def _json_at_once(content: str, piece: LinesPiece) -> Read | None:
     """All lines as one list, which the parser reads without coming back to Python."""
     lines = [line for line in content.split("\n") if line and not line.isspace()]
-    if not lines or not all(line[0] == "{" and line[-1] == "}" for line in lines):
+    if not lines or not all(line[0] == "{" and line[-1] == "}" for line in lines) or "},{" in content:
         return None
     try:
-        rows = pydantic_core.from_json(f"[{','.join(lines)}]", cache_strings="keys")
+        rows = pydantic_core.from_json("[" + ",\n".join(lines) + "]", cache_strings="keys")
         if len(rows) != len(lines) or set(map(type, rows)) != {dict}:
             return None
         text = piece.columns.text_of(rows[0], piece.path)

@@ -39,9 +39,7 @@ class ParquetPiece:
                 for row in batch.to_pylist():
                     number += 1
                     yield number, row
-        except (OSError, ValueError) as error:  # pyarrow's own are subclasses of these
-            if isinstance(error, DataError):
-                raise
+        except Exception as error:  # what is damaged fails anywhere in it
             raise DataError(f"{self.path}: group {self.group} cannot be read: {error}") from error
 
 

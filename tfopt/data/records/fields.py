@@ -12,6 +12,7 @@ from tfopt.errors import DataError, InputError
 
 DType = Literal["int64", "float32", "string", "bytes"]
 _RAW = ("string", "bytes")
+_LONGEST_NAME = 128
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,6 +91,9 @@ def columns_of(fields: Fields, data: Mapping[str, Any]) -> dict[str, Column]:
     """
     if set(fields) != set(data):
         raise DataError(f"records must have the features {sorted(fields)}, got {sorted(map(str, data))}")
+    long = [name for name in fields if not 0 < len(name.encode()) < _LONGEST_NAME]
+    if long:
+        raise DataError(f"names of features have 1 to {_LONGEST_NAME - 1} bytes, got {long[0][:200]!r}")
     found = {name: _column(name, field, data[name]) for name, field in fields.items()}
     counts = {name: column.lengths.size for name, column in found.items()}
     if len(set(counts.values())) != 1:
@@ -107,6 +111,8 @@ def _column(name: str, field: Field, data: Any) -> Column:
         parts = [np.asarray(value) for value in data]
         shapes = {part.shape for part in parts}
         lengths = np.array([part.size for part in parts], np.int64)
+        if field.is_ragged and not all(part.size for part in parts):
+            raise DataError(f"feature {name!r} is empty in some records; a list must have a value")
         rows = np.concatenate([part.reshape(-1) for part in parts]) if parts else np.empty(0, np.int64)
     for shape in shapes:
         if len(shape) != len(field.shape) or any(
@@ -118,6 +124,8 @@ def _column(name: str, field: Field, data: Any) -> Column:
         if values.dtype.kind not in "iub" and values.size:
             raise DataError(f"feature {name!r} must be integers, got {values.dtype}")
         most = int(values.max(initial=0))
+        if most > 2**63 - 1:
+            raise DataError(f"feature {name!r} holds {most}, which 64 bits with a sign do not")
         if values.size and (int(values.min()) < 0 or (field.limit is not None and most >= field.limit)):
             limit = "" if field.limit is None else f" to {field.limit - 1}"
             raise DataError(f"feature {name!r} must be from 0{limit}, got {int(values.min())} to {most}")

@@ -61,7 +61,8 @@ def check_framing(path: str | Path, compression: str = "") -> None:
         offset = 0
         while (length := _record_size(handle, path, offset, size=size)) is not None:
             offset += HEADER.size + length + FOOTER.size
-            handle.seek(offset)
+            if handle.seek(offset) != offset:  # of a compressed file, whose size nobody knows before
+                raise DataError(f"{path} is cut within the record that ends at byte {offset}")
 
 
 def readable_records(path: str | Path, compression: str = "") -> Iterator[bytes]:

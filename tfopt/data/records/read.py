@@ -200,6 +200,8 @@ def read_batches(source: Records, batch_size: int, order: Order, cut: Cut) -> tf
 
 def read_by_file(source: Source, batch_size: int, order: Order, cut: Cut) -> tf.data.Dataset:
     """The same, each shard by itself: it begins with the files, which is what tf.data service deals out."""
+    if batch_size < 1:
+        raise InputError(f"batch_size must be 1 or more, got {batch_size}")
     epoch = tf.cast(0 if order.epoch is None else order.epoch, tf.int64)
     files = tf.data.Dataset.from_tensor_slices(source.ordered(order, epoch))
 
