@@ -1,5 +1,6 @@
 """What every benchmark shares: paired rounds, medians with their spread, and a result file."""
 
+import argparse
 import json
 import random
 import shlex
@@ -63,3 +64,12 @@ def show(values: Mapping[str, Any]) -> None:
     """Prints nested figures a line each."""
     for name, value in values.items():
         print(f"{name:44} {json.dumps(value)}")
+
+
+def sst2_arguments(description: str | None, rounds: int) -> argparse.Namespace:
+    """Arguments of a script that reads texts of SST-2: `train`, `tokenizer` and `rounds`."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--train", type=Path, required=True)
+    parser.add_argument("--tokenizer", type=Path, required=True)
+    parser.add_argument("--rounds", type=int, default=rounds)
+    return parser.parse_args()

@@ -3,7 +3,6 @@
 python -m benchmarks.packing --train ../shared/data/sst2/train.tsv --tokenizer FOLDER
 """
 
-import argparse
 import csv
 import itertools
 import json
@@ -15,7 +14,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from benchmarks.common import goal, milliseconds, paired, ratio, save, show
+from benchmarks.common import goal, milliseconds, paired, ratio, save, show, sst2_arguments
 from tfopt._base.cores import usable_cores
 from tfopt.data.pack import pack
 from tfopt.data.readers.open import open_source
@@ -58,12 +57,13 @@ def table(path: Path) -> Any:
 
 # Its highest memory, in a process that packs a file without TensorFlow.
 PEAK = """
-import resource, sys
+import sys
 from tfopt.data.pack import pack
 from tfopt.data.readers.open import open_source
+from tfopt.runtime.memory import peak_memory_bytes
 
 pack(open_source(sys.argv[1]), layout="text", labels=["0", "1"], out=sys.argv[2])
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+print(peak_memory_bytes() / 2**20)
 """
 
 
@@ -74,11 +74,7 @@ def peak_mebibytes(source: Path, out: Path) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--train", type=Path, required=True)
-    parser.add_argument("--tokenizer", type=Path, required=True)
-    parser.add_argument("--rounds", type=int, default=7)
-    arguments = parser.parse_args()
+    arguments = sst2_arguments(__doc__, 7)
     few, tokenizer = read_texts(arguments.train), load_tokenizer(arguments.tokenizer)
     chosen = list(itertools.islice(itertools.cycle(zip(few.texts, few.labels or [], strict=True)), COUNT))
     texts = Texts([text for text, _ in chosen], [label for _, label in chosen], "texts")

@@ -169,7 +169,7 @@ def public_functions():
     for name in tfopt.__all__:
         if inspect.isfunction(getattr(tfopt, name)):
             yield name, getattr(tfopt, name)
-    for module in (tfopt.callbacks, tfopt.models):
+    for module in (tfopt.callbacks, tfopt.models, tfopt.store):
         for name in module.__all__:
             if not dataclasses.is_dataclass(getattr(module, name)):
                 yield f"{module.__name__}.{name}", getattr(module, name)

@@ -88,7 +88,8 @@ def text_file(tmp_path_factory, worker_id):
     folder = base if worker_id == "master" else base.parent
     rng = np.random.default_rng(1)
     names, verbs, things = ["Ann", "Bob", "Eve"], ["sees", "takes", "likes"], ["a fig", "the plum", "no pear"]
-    lines = [f"{rng.choice(names)} {rng.choice(verbs)} {rng.choice(things)}." for _ in range(900)]
+    odds = [0.7, 0.2, 0.1]  # of words in the same place: with equal ones, rounding alone decides which comes first
+    lines = [" ".join(rng.choice(words, p=odds) for words in (names, verbs, things)) + "." for _ in range(900)]
     path = folder / "text.txt"
     with FileLock(folder / "text.lock"):
         if not path.exists():
@@ -121,8 +122,9 @@ def test_the_report_says_how_well_and_how_fast_each_artifact_answers(text_run):
     report = Report.load(text_run / "report.json")
     assert [m.name for m in report.artifacts] == ARTIFACTS
     for m in report.artifacts:
-        assert 1 < m.quality["perplexity"] < 12 and 0.4 < m.quality["next_token_accuracy"] <= 1
-        assert m.agreement > 0.5  # words of the grammar are equally likely: a rounded model may prefer another
+        assert (
+            1 < m.quality["perplexity"] < 12 and 0.4 < m.quality["next_token_accuracy"] <= 1 and m.agreement > 0.7
+        )
         assert (m.generation is None) == (m.format == "saved_model")
         if m.generation is not None:
             rates = ("prefill_tokens_per_s", "decode_tokens_per_s", "first_token_s", "cache_bytes")

@@ -14,6 +14,7 @@ import tfopt
 from tfopt._base.children import WARM, ChildFailedError, run_in_child
 from tfopt._keras import keras_api
 from tfopt.callbacks import Checkpoints
+from tfopt.compress import quantize
 from tfopt.errors import InputError
 from tfopt.train import TrainConfig, fit, make_strategy
 from tfopt.train.strategy import scope
@@ -46,13 +47,18 @@ def batches(epoch, skip):
     return found.apply(tf.data.experimental.assert_cardinality(-(-ROWS // CONFIG.batch_size) - skip))
 
 
-def train(generation, folder, kill_at=0, prune=False, replicas=1):
+def train(generation, folder, kill_at=0, technique="", replicas=1):
     strategy = make_strategy(replicas)
     model = build(generation, strategy)
     keras = keras_api.keras_module(generation)
-    checkpoints = Checkpoints(folder, every=4) if folder else None
+    state = []
+    if technique == "quantize":
+        prepared = quantize.prepare(model, tfopt.QuantizeConfig(activations="static"))
+        model, state = prepared.model, prepared.state
+        assert state  # ranges and steps, which are no weights
+    checkpoints = Checkpoints(folder, every=4, extra=state) if folder else None
     callbacks = [Killer(kill_at)] if kill_at else []
-    if prune:
+    if technique == "prune":
         callbacks.insert(
             0, tfopt.callbacks.MagnitudePruning(tfopt.schedules.PolynomialDecay(0.0, 0.6, 0, 60, frequency=5))
         )
@@ -62,7 +68,8 @@ def train(generation, folder, kill_at=0, prune=False, replicas=1):
 
     fit(model, batches, config=CONFIG, steps=STEPS, callbacks=callbacks, strategy=strategy,
         checkpoints=checkpoints, compile_with=compile_with)  # fmt: skip
-    return [keras_api.to_numpy(v) for v in keras_api.state_of(model)] + [keras_api.learning_step(model)]
+    variables = [*keras_api.state_of(model), *state]
+    return [keras_api.to_numpy(v) for v in variables] + [keras_api.learning_step(model)]
 
 
 class Killer(keras_api.Callback):
@@ -81,15 +88,15 @@ def same(one, other):
     return all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
 
 
-@pytest.mark.parametrize(("kill_at", "prune"), [(30, False), (53, True)])
-def test_a_killed_training_goes_on_bit_for_bit(generation, tmp_path, kill_at, prune):
-    """In the middle of the second pass, and in the third; with a mask that the schedule changes."""
+@pytest.mark.parametrize(("kill_at", "technique"), [(30, ""), (53, "prune"), (41, "quantize"), (62, "quantize")])
+def test_a_killed_training_goes_on_bit_for_bit(generation, tmp_path, kill_at, technique):
+    """In the middle of the second pass, and in the third; with masks that a schedule changes, and observed ranges."""
     with pytest.raises(ChildFailedError, match="signal 9"):
-        run_in_child(train, generation, str(tmp_path / "c"), kill_at, prune, preload=WARM)
+        run_in_child(train, generation, str(tmp_path / "c"), kill_at, technique, preload=WARM)
     kept = sorted(p.name for p in (tmp_path / "c").glob("step-*"))
     assert len(kept) == 2 and int(kept[-1][5:]) in range(kill_at - 8, kill_at + 1)
-    went_on = train(generation, tmp_path / "c", prune=prune)
-    assert went_on[-1] == STEPS and same(went_on, train(generation, None, prune=prune))
+    went_on = train(generation, tmp_path / "c", technique=technique)
+    assert went_on[-1] == STEPS and same(went_on, train(generation, None, technique=technique))
 
 
 def test_two_replicas_go_on_as_well(tmp_path):

@@ -14,7 +14,7 @@ from tfopt.data.clean import Cleaning, read_stop_words
 from tfopt.data.columns import record_batches
 from tfopt.data.pack import pack
 from tfopt.data.readers import lines
-from tfopt.data.readers.open import Sources, open_source
+from tfopt.data.readers.open import LINES, Sources, open_source
 from tfopt.data.readers.texts import Texts, distinct_labels, read_texts
 from tfopt.data.tokenizers import train_bpe
 from tfopt.data.verify import verify
@@ -59,7 +59,15 @@ def write(folder, kind):
     return path
 
 
-@pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl", "parquet", "dataset"])
+KINDS = ["csv", "tsv", "jsonl", "parquet", "dataset"]
+
+
+def test_every_format_of_the_table_is_tried():
+    assert set(LINES.values()) | {"parquet", "dataset"} == {*KINDS, "text"}  # plain text has no labels
+    assert set(lines._ROWS) == set(lines._AT_ONCE) == set(LINES.values())
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_of_file_is_read_in_pieces_to_the_same_rows(tmp_path, kind, monkeypatch):
     monkeypatch.setattr(lines, "_PIECE_BYTES", 333)
     source = open_source(write(tmp_path, kind))

@@ -11,6 +11,7 @@ import pytest
 import tfopt
 from tfopt._base.children import WARM, ChildFailedError, run_in_child
 from tfopt._base.files import sha256, tree_digest
+from tfopt._keras import keras_api
 from tfopt.errors import DataError, InputError, VerificationError
 from tfopt.report import Report
 from tfopt.run.folder import RunFolder
@@ -150,6 +151,7 @@ def test_a_run_killed_at_any_step_goes_on_and_ends_with_the_same_artifacts(finis
 def test_a_run_killed_while_it_trains_goes_on_from_the_last_checkpoint(tiny_recipe, tmp_path, caplog):
     changes = {"train.checkpoint_every": 3, "exports": [], "measure.memory": False, "model.dropout": 0.0}
     recipe = tfopt.Recipe.load(tiny_recipe()).with_changes(changes).model_copy(update={"variants": []})
+    run(recipe, tmp_path / "whole")
     with pytest.raises(ChildFailedError, match=f"signal {signal.SIGKILL}"):
         run_in_child(
             run_until, "train baseline", recipe, tmp_path / "run", False, preload=(*WARM, "tfopt.run.pipeline")
@@ -161,6 +163,10 @@ def test_a_run_killed_while_it_trains_goes_on_from_the_last_checkpoint(tiny_reci
         f"baseline goes on at step {newest} of" in caplog.text and not (tmp_path / "run" / "checkpoints").exists()
     )
     verify_run(tmp_path / "run")
+    # The child that was killed adds numbers in another order than this process, which has two logical devices.
+    models = [tfopt.models.load(tmp_path / name / "baseline" / "model.keras") for name in ("run", "whole")]
+    for one, other in zip(*map(keras_api.weights, models), strict=True):
+        np.testing.assert_allclose(keras_api.to_numpy(one.variable), keras_api.to_numpy(other.variable), atol=1e-4)
 
 
 def test_a_finished_run_is_not_done_again_and_never_overwritten_by_accident(run_copy, tiny_recipe, tmp_path):

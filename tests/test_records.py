@@ -77,7 +77,7 @@ def test_any_features_are_the_bytes_that_tensorflow_writes(found):
 @pytest.mark.parametrize("compression", ["", "GZIP"])
 def test_records_come_back_as_they_were(tmp_path, compression):
     parts = [values(40, seed) for seed in range(3)]
-    written = write_records(tmp_path / "r", parts, FIELDS, shards=2, compression=compression)
+    written = write_records(tmp_path / "r", parts, fields=FIELDS, shards=2, compression=compression)
     assert written.records == 120 == verify(tmp_path / "r")["records"] and len(written.shards) == 2
     assert read_manifest(tmp_path / "r") == written and written.fields == FIELDS
     seen = {}
@@ -104,7 +104,7 @@ def test_records_come_back_as_they_were(tmp_path, compression):
 )  # fmt: skip
 def test_values_that_do_not_fit_are_explained(tmp_path, change, says):
     with pytest.raises(DataError, match=says):
-        write_records(tmp_path / "r", [values(4) | change], FIELDS)
+        write_records(tmp_path / "r", [values(4) | change], fields=FIELDS)
     assert not (tmp_path / "r").exists()
 
 
@@ -113,7 +113,7 @@ def test_fields_that_cannot_be_are_refused(tmp_path):
         with pytest.raises(InputError, match="must be|cannot have"):
             Field(*arguments)
     with pytest.raises(InputError, match="compression must be"):
-        write_records(tmp_path / "r", [values(4)], FIELDS, compression="LZ4")
+        write_records(tmp_path / "r", [values(4)], fields=FIELDS, compression="LZ4")
 
 
 TEXTS = Texts(
@@ -263,7 +263,7 @@ def test_workers_of_a_service_read_every_record_once(packed):
         )
         for _ in range(2)
     ]
-    data = service_batches(packed, 16, dispatcher.target, shuffle=True, epoch=3)
+    data = service_batches(packed, 16, service=dispatcher.target, shuffle=True, epoch=3)
     assert sorted(rows_of(data)) == sorted(rows_of(batches(packed, 16)))
     assert dispatcher._num_workers() == 2 == len(servers)
 
@@ -285,7 +285,7 @@ def test_columns_are_taken_in_any_order():
 )  # fmt: skip
 def test_what_could_not_be_read_again_is_not_written(tmp_path, fields, values_, says):
     with pytest.raises(DataError, match=says):
-        write_records(tmp_path / "r", [values_], fields)
+        write_records(tmp_path / "r", [values_], fields=fields)
     assert not (tmp_path / "r").exists()
 
 
@@ -293,18 +293,17 @@ def test_batches_that_would_cut_or_be_empty_are_refused(packed, tmp_path):
     pack(Texts(TEXTS.texts, None, "texts"), TOKENIZER, out=tmp_path / "s", max_length=64, layout="sequences")
     with pytest.raises(InputError, match="length must hold the longest record"):
         sequence_batches(tmp_path / "s", 4, length=8)
-    write_records(tmp_path / "r", [{"input_ids": [[1, 2]], "segment_lengths": [[2]]}], {
-        "input_ids": Field("int64", (None,)), "segment_lengths": Field("int64", (None,)),
-    })  # fmt: skip
+    fields = {"input_ids": Field("int64", (None,)), "segment_lengths": Field("int64", (None,))}
+    write_records(tmp_path / "r", [{"input_ids": [[1, 2]], "segment_lengths": [[2]]}], fields=fields)
     for read in (sequence_batches, batches):
         with pytest.raises(InputError, match="length must hold|does not tell the longest record"):
             read(tmp_path / "r", 4)
     with pytest.raises(InputError, match="batch_size must be 1 or more"):
-        service_batches(packed, 0, "grpc://localhost:1")
+        service_batches(packed, 0, service="grpc://localhost:1")
 
 
 def test_a_compressed_shard_that_is_cut_in_its_last_record_is_found(tmp_path):
-    whole = write_records(tmp_path / "r", [values(9)], FIELDS)
+    whole = write_records(tmp_path / "r", [values(9)], fields=FIELDS)
     content = (tmp_path / "r" / whole.shards[0].file).read_bytes()
     (tmp_path / "cut").write_bytes(gzip.compress(content[:-2]))
     with pytest.raises(DataError, match="is cut within the record"):

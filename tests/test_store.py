@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from typing import get_args
 
 import h5py
 import numpy as np
@@ -18,7 +19,7 @@ from tfopt._keras import keras_api
 from tfopt._keras.layout import placed
 from tfopt.errors import DataError, InputError, MissingFileError, ModelFileError
 from tfopt.store import codecs
-from tfopt.store.index import INDEX, Tensor
+from tfopt.store.index import INDEX, Encoding, Tensor
 
 
 def small(keras, seed=0, name=None):
@@ -206,6 +207,51 @@ def test_sparse_narrow_and_rounded_tensors_take_less(tmp_path):
     for name in ("sparse", "dense"):
         copy = tfopt.store.save({name: tensors[name]}, tmp_path / "h", format="hdf5", compression="gzip")
         assert copy[name].tobytes() == tensors[name].tobytes()
+
+
+def test_every_encoding_is_tried(tmp_path):
+    """A row of the table that nothing here is stored as fails."""
+    rng = np.random.default_rng(0)
+    one = rng.standard_normal((90, 60)).astype(np.float32)
+    tensors = {"dense": one, "sparse": one * (one > 1.5), "table": np.sign(one), "delta": one, "same": one}
+    tfopt.store.save(tensors, tmp_path / "a")
+    changed = {
+        **tensors,
+        "delta": one * np.float32(1 + 1e-6),
+        "new": one,
+        "clusters": np.sign(one),
+        "zeros": one * (one > 1.5),
+    }
+    found = {
+        t.encoding
+        for t in tfopt.store.save(changed, tmp_path / "b", base=tmp_path / "a", narrow=True).tensors.values()
+    }
+    found |= {t.encoding for t in tfopt.store.save(tensors, tmp_path / "c", int8=True).tensors.values()}
+    assert found == set(get_args(Encoding))
+
+
+@pytest.mark.parametrize("name", ["MobileNetV2", "EfficientNetB0"])
+def test_models_that_nobody_here_built_become_stores_and_files(keras, tmp_path, name):
+    model = getattr(keras.applications, name)(weights=None, input_shape=(32, 32, 3), classes=5)
+    tfopt.models.save(model, tmp_path / "m.keras")
+    tfopt.store.convert(tmp_path / "m.keras", tmp_path / "s", shard_bytes=10**6)
+    tfopt.store.convert(tmp_path / "s", tmp_path / "n.keras")
+    tfopt.store.convert(tmp_path / "s", tmp_path / "n.weights.h5")
+    x = np.random.default_rng(0).random((2, 32, 32, 3)).astype(np.float32)
+    assert np.array_equal(model(x), tfopt.models.load(tmp_path / "n.keras")(x))
+    other = getattr(keras.applications, name)(weights=None, input_shape=(32, 32, 3), classes=5)
+    other.load_weights(tmp_path / "n.weights.h5")
+    assert same(values_of(other), values_of(model))
+
+
+def test_a_public_checkpoint_goes_through_a_store(minilm_folder, tmp_path):
+    model = tfopt.models.from_pretrained(minilm_folder, "keras")
+    before = values_of(model)
+    store = tfopt.store.save(model, tmp_path / "s", shard_bytes=20 * 2**20)
+    assert len(list(store.folder.glob("*.safetensors"))) > 3
+    for weight in keras_api.weights(model):
+        weight.variable.assign(np.zeros(weight.variable.shape))
+    assert same(values_of(tfopt.store.load(model, store, mapped=True)), before)
 
 
 def test_a_difference_is_small_and_needs_the_very_store_that_it_is_one_to(tmp_path):

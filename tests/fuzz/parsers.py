@@ -175,7 +175,7 @@ def _dataset(folder: Path) -> Path:
 def _tfrecord(folder: Path) -> Path:
     fields = {"input_ids": Field("int64", (None,)), "label": Field("int64")}
     columns = {"input_ids": np.arange(60).reshape(12, 5), "label": np.arange(12) % 3}
-    written = write_records(folder / "r", [columns], fields)
+    written = write_records(folder / "r", [columns], fields=fields)
     return (folder / "r" / written.shards[0].file).rename(folder / "m.tfrecord")
 
 

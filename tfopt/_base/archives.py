@@ -1,7 +1,9 @@
 """Zip archives that nobody here wrote: sizes are compared before anything is unpacked."""
 
+import shutil
 import zipfile
 from pathlib import Path
+from typing import IO
 
 from tfopt._base.limits import MAX_RATIO
 from tfopt.errors import ModelFileError
@@ -37,3 +39,11 @@ def read_member(archive: zipfile.ZipFile, name: str, *, most: int, path: Path) -
     if size > most:
         raise ModelFileError(f"{path} has {name} of {size:,} bytes, more than the {most:,} that are read")
     return archive.read(name)
+
+
+def write_member(archive: zipfile.ZipFile, name: str, content: IO[bytes], size: int) -> None:
+    """Copies a stream of so many bytes into an archive, a piece at a time and without the time of day."""
+    entry = zipfile.ZipInfo(name)
+    entry.file_size = size
+    with archive.open(entry, "w") as target:
+        shutil.copyfileobj(content, target, 1 << 20)

@@ -39,8 +39,10 @@ def in_children(
         for arguments in calls:
             yield function(*arguments)
         return
-    pool = [_Worker(function, preload, PARSING_BYTES if apart else None) for _ in range(max(workers, 1))]
+    pool: list[_Worker] = []
     try:
+        for _ in range(max(workers, 1)):
+            pool.append(_Worker(function, preload, PARSING_BYTES if apart else None))
         yield from _spread(iter(calls), pool)
     finally:
         for worker in pool:

@@ -16,15 +16,20 @@ def copy_of(model: Any) -> Any | None:
     keras = keras_api.keras_module(keras_api.generation_of(model))
     try:
         made = keras.models.clone_model(model)
-        if not made.built:
-            return None
-        ours, theirs = keras_api.weights(model), keras_api.weights(made)
-        if [_facts(w) for w in ours] != [_facts(w) for w in theirs]:
-            return None  # layers that name their sublayers anew, or that need more than their configuration
-        for old, new in zip(ours, theirs, strict=True):
-            new.variable.assign(keras_api.to_numpy(old.variable))
-    except (ValueError, TypeError, NotImplementedError, RuntimeError):  # no configuration
+    except (
+        ValueError,
+        TypeError,
+        NotImplementedError,
+        RuntimeError,
+    ):  # no configuration, or one that lacks something
         return None
+    if not made.built:
+        return None
+    ours, theirs = keras_api.weights(model), keras_api.weights(made)
+    if [_facts(w) for w in ours] != [_facts(w) for w in theirs]:
+        return None  # layers that name their sublayers anew, or that need more than their configuration
+    for old, new in zip(ours, theirs, strict=True):
+        new.variable.assign(keras_api.to_numpy(old.variable))
     if keras.__name__ == "keras":  # an input without a name of its own gets its layer's in a clone
         for old, new in zip(model.inputs or [], made.inputs or [], strict=True):
             new.name = old.name

@@ -7,7 +7,6 @@ A model's generation is read from its class, never from the environment: ``"tf_k
 import functools
 import importlib
 import json
-import shutil
 import sys
 import tempfile
 import zipfile
@@ -17,11 +16,13 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from tfopt._base.archives import write_member
 from tfopt._base.files import replacing
 from tfopt._keras import extras
 from tfopt.errors import InputError
 
-_FACTS = "metadata.json"
+# Members of a `.keras` archive.
+CONFIG, FACTS, WEIGHTS = "config.json", "metadata.json", "model.weights.h5"
 _NO_DATE = "1980-01-01@00:00:00"
 Generation = Literal["tf_keras", "keras"]
 GENERATIONS: tuple[Generation, ...] = ("tf_keras", "keras")
@@ -290,16 +291,14 @@ def save_model(model: Any, path: str | Path) -> Path:
 def _write_settled(given: Path, archive: Path, members: dict[str, bytes]) -> None:
     """Copies an archive without the time of day, so that the same model gives the same bytes, and adds members."""
     with zipfile.ZipFile(given) as source, zipfile.ZipFile(archive, "w") as file:
-        version = json.loads(source.read(_FACTS))["keras_version"]
+        version = json.loads(source.read(FACTS))["keras_version"]
         facts = json.dumps({"keras_version": version, "date_saved": _NO_DATE}).encode()
-        for name, content in {_FACTS: facts, **members}.items():
+        for name, content in {FACTS: facts, **members}.items():
             file.writestr(zipfile.ZipInfo(name), content)
         for member in source.infolist():
-            if member.filename != _FACTS:
-                copy = zipfile.ZipInfo(member.filename)
-                copy.file_size = member.file_size
-                with source.open(member) as old, file.open(copy, "w") as new:
-                    shutil.copyfileobj(old, new, 1 << 20)
+            if member.filename != FACTS:
+                with source.open(member) as stored:
+                    write_member(file, member.filename, stored, size=member.file_size)
 
 
 def archive_members(model: Any) -> dict[str, bytes]:
@@ -309,4 +308,4 @@ def archive_members(model: Any) -> dict[str, bytes]:
         config = keras_module(generation).saving.serialize_keras_object(model)
     facts = {"keras_version": keras_module(generation).__version__, "date_saved": _NO_DATE}
     config.pop("compile_config", None)
-    return {"config.json": json.dumps(config).encode(), _FACTS: json.dumps(facts).encode(), **extras.of(model)}
+    return {CONFIG: json.dumps(config).encode(), FACTS: json.dumps(facts).encode(), **extras.of(model)}

@@ -12,12 +12,11 @@ from tfopt._base.limits import MAX_MEMBER_BYTES, MAX_TEXT_BYTES
 from tfopt._base.manifests import check_if_listed
 from tfopt._keras import extras
 from tfopt._keras.hdf5 import check_hdf5
-from tfopt._keras.keras_api import is_model, keras_module
+from tfopt._keras.keras_api import CONFIG, FACTS, WEIGHTS, is_model, keras_module
 from tfopt._keras.room import room_for
 from tfopt._keras.trust import refuse_code, untrusted
 from tfopt.errors import MissingFileError, ModelFileError
 
-_WEIGHTS = "model.weights.h5"
 _log = logging.getLogger(__name__)
 
 
@@ -95,9 +94,9 @@ def _build(keras: Any, path: Path, config: dict[str, Any], trust: bool) -> Any:
     with zipfile.ZipFile(path) as archive, tempfile.TemporaryDirectory(prefix="tfopt-") as folder:
         check_members(archive, path)
         names = archive.namelist()
-        if _WEIGHTS not in names:
-            raise ModelFileError(f"not a Keras model file: {path} has no {_WEIGHTS}")
-        unpacked = Path(archive.extract(_WEIGHTS, folder))
+        if WEIGHTS not in names:
+            raise ModelFileError(f"not a Keras model file: {path} has no {WEIGHTS}")
+        unpacked = Path(archive.extract(WEIGHTS, folder))
         stored = check_hdf5(unpacked, unpacked.stat().st_size, path)
         with room_for(stored, path):
             if any(name.startswith("assets/") for name in names):
@@ -113,9 +112,9 @@ def _read_config(path: Path) -> tuple[dict[str, Any], str]:
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
-                text = read_member(archive, "config.json", most=MAX_TEXT_BYTES, path=path)
-                facts = read_member(archive, "metadata.json", most=MAX_TEXT_BYTES, path=path)
-            version = parse_json(facts, f"metadata.json in {path}", ModelFileError)["keras_version"]
+                text = read_member(archive, CONFIG, most=MAX_TEXT_BYTES, path=path)
+                facts = read_member(archive, FACTS, most=MAX_TEXT_BYTES, path=path)
+            version = parse_json(facts, f"{FACTS} in {path}", ModelFileError)["keras_version"]
         else:
             text, version = _read_hdf5_config(path)
     except ModelFileError:

@@ -51,6 +51,7 @@ def pack(
     from tfopt._base.cores import usable_cores
     from tfopt.data import pack as packing
     from tfopt.data.clean import Cleaning, read_stop_words
+    from tfopt.data.job import PackJob
     from tfopt.data.readers.base import of_pieces
     from tfopt.data.readers.open import Sources, open_source
     from tfopt.data.readers.texts import read_piece
@@ -64,7 +65,7 @@ def pack(
         "max_length": max_length, "shards": shards, "on_long": on_long, "seed": seed, "layout": layout,
         "compression": compression, "cleaning": cleaning,
     }  # fmt: skip
-    packing.job_of(source, **{**settings, "layout": "text"})  # looks at the settings before anything is read
+    PackJob(source.name, tokenizer=None, labels=None, **settings)  # looks at the settings before anything is read
     found = None
     if layout != "text":
         pieces = of_pieces(source, read_piece, ((piece,) for piece in source.pieces()))

@@ -21,7 +21,6 @@ from tfopt.data.readers.base import Piece, Source, needs
 from tfopt.data.records.manifest import SPLIT, Manifest
 from tfopt.data.records.write import ShardWriter, new_pack
 from tfopt.data.tokenizers import save_tokenizer
-from tfopt.errors import InputError
 
 _BLOCKS = "blocks"
 
@@ -45,8 +44,6 @@ def beam_pack(
         import apache_beam  # noqa: F401
     except ImportError as error:
         raise needs("beam", error) from error
-    if settings.get("layout", "tokens") != "text" and tokenizer is None:
-        raise InputError("this layout needs a tokenizer")
     job = job_of(data, tokenizer, **settings)
     pieces = list(enumerate(data.pieces()))
     with new_pack(out) as folder:

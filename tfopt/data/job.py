@@ -54,12 +54,13 @@ class PackJob:
     cleaning: Cleaning = dataclasses.field(default_factory=Cleaning)
 
     def __post_init__(self) -> None:
-        if self.layout not in ("tokens", "sequences", "text"):
+        if self.layout not in get_args(Layout):
             raise InputError(f"layout must be tokens, sequences or text, got {self.layout!r}")
-        if self.seed < 0 or self.max_length < 1:
-            raise InputError(
-                f"seed must be 0 or more and max_length 1 or more, got {self.seed} and {self.max_length}"
-            )
+        if self.seed < 0:
+            raise InputError(f"seed must be 0 or more, got {self.seed}")
+        for name in ("max_length", "shards"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} must be 1 or more, got {getattr(self, name)}")
         if self.on_long not in get_args(OnLong):
             raise InputError(f"on_long must be error, truncate or drop, got {self.on_long!r}")
         if self.compression not in COMPRESSIONS:

@@ -10,7 +10,7 @@ import numpy as np
 
 from tfopt.data.clean import Cleaning, first_of_each
 from tfopt.data.job import Counts, Layout, PackJob, make_block, survey
-from tfopt.data.readers.base import Source, of_pieces
+from tfopt.data.readers.base import Piece, Source, of_pieces
 from tfopt.data.readers.texts import distinct_labels
 from tfopt.data.records.fields import Column, Field
 from tfopt.data.records.manifest import SPLIT, Manifest
@@ -63,8 +63,6 @@ def pack(
         InputError: `out` is a folder with something else in it, or a setting that does not fit.
         DataError: a broken row, an unknown label, or texts that are too long.
     """
-    if layout != "text" and tokenizer is None:
-        raise InputError(f"the layout {layout!r} needs a tokenizer")
     with new_pack(out) as folder:
         manifest = write_pack(
             folder, SPLIT, data=data, tokenizer=tokenizer, max_length=max_length, labels=labels, shards=shards,
@@ -92,27 +90,49 @@ def write_pack(
     """
     job = job_of(data, tokenizer, **settings)
     writer = ShardWriter(folder, split, job.shards)
-    report = progress or (lambda done, total: None)
     two_passes = needs_survey(job, data)
-    passes = 2 if two_passes else 1
-    total, done, counts = passes * max(data.weight, 1), 0, Counts()
+    weight, counts = max(data.weight, 1), Counts()
+    total = 2 * weight if two_passes else weight
     kept: list[np.ndarray] | None = None
+
+    def report(done: int) -> None:
+        if progress is not None:
+            progress(done, total)
+
     if two_passes:
-        job, kept = _surveyed(job, data, workers, progress=lambda weight: report(weight, total))
-        done = data.weight
+        job, kept = _surveyed(job, data, workers, progress=report)
+
+    def arguments(number: int, piece: Piece) -> tuple[Any, ...]:
+        return job, number, piece, None if kept is None else kept[number]
+
+    before = total - weight
+    for block in _of_all(data, make_block, arguments, workers=workers, progress=lambda done: report(before + done)):
+        writer.add(block.parts)
+        counts.add(block.counts)
+    return writer.close(**manifest_facts(job, counts))
+
+
+def _of_all(
+    data: Source,
+    function: Callable[..., Any],
+    arguments: Callable[[int, Piece], tuple[Any, ...]],
+    *,
+    workers: int,
+    progress: Callable[[int], None],
+) -> Iterator[Any]:
+    """What a function returns for every piece; `progress` is told the weight of what is done."""
+    weights: list[int] = []
+    done = 0
 
     def calls() -> Iterator[tuple[Any, ...]]:
         for number, piece in enumerate(data.pieces()):
             weights.append(piece.weight)
-            yield job, number, piece, None if kept is None else kept[number]
+            yield arguments(number, piece)
 
-    weights: list[int] = []
-    for number, block in enumerate(of_pieces(data, make_block, calls(), workers=workers)):
-        writer.add(block.parts)
-        counts.add(block.counts)
+    for number, result in enumerate(of_pieces(data, function, calls(), workers=workers)):
+        yield result
         done += weights[number]
-        report(done, total)
-    return writer.close(**manifest_facts(job, counts))
+        progress(done)
 
 
 def job_of(data: Source, tokenizer: Any = None, **settings: Any) -> PackJob:
@@ -123,10 +143,10 @@ def job_of(data: Source, tokenizer: Any = None, **settings: Any) -> PackJob:
     """
     given = {name: value for name, value in settings.items() if value is not None}
     layout = given.pop("layout", "tokens")
-    if given.get("shards", 1) < 1:
-        raise InputError(f"shards must be 1 or more, got {given['shards']}")
     if given.get("labels") is not None and not data.labelled:
         raise InputError(f"{data.name} has no labels; leave labels out, or name the column")
+    if layout != "text" and tokenizer is None:
+        raise InputError(f"the layout {layout!r} needs a tokenizer")
     content = None if layout == "text" else tokenizer.to_str()
     return PackJob(data.name, layout, content, labels=given.pop("labels", None), **given)
 
@@ -142,20 +162,14 @@ def _surveyed(
     """The job with its classes, and which texts of each piece stay."""
     labels: Counter[str] = Counter()
     hashes: list[np.ndarray] = []
-    done = 0
-    weights: list[int] = []
 
-    def calls() -> Iterator[tuple[Any, ...]]:
-        for piece in data.pieces():
-            weights.append(piece.weight)
-            yield job, piece, job.cleaning.duplicates
+    def arguments(number: int, piece: Piece) -> tuple[Any, ...]:
+        return job, piece, job.cleaning.duplicates
 
-    for number, found in enumerate(of_pieces(data, survey, calls(), workers=workers)):
+    for found in _of_all(data, survey, arguments, workers=workers, progress=progress):
         labels += found.labels
         if found.hashes is not None:
             hashes.append(found.hashes)
-        done += weights[number]
-        progress(done)
     return with_classes(job, data, labels), first_of_each(hashes) if job.cleaning.duplicates else None
 
 

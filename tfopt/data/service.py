@@ -16,8 +16,8 @@ from tfopt.data.records.read import Order, Source, read_by_file
 def service_batches(
     folder: str | Path,
     batch_size: int,
-    service: str,
     *,
+    service: str,
     epoch: int = 0,
     buckets: Sequence[int] | None = None,
     shuffle: bool = False,

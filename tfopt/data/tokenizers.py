@@ -134,7 +134,9 @@ def encode(
     try:
         encodings = tokenizer.encode_batch_fast(list(texts))  # without the offsets of tokens in the text
     except TypeError as error:
-        half = next((text for text in texts if text.encode("utf-8", "replace").decode() != text), "")
+        half = next((text for text in texts if text.encode("utf-8", "replace").decode() != text), None)
+        if half is None:
+            raise
         raise DataError(
             f"{source}: a text holds half a character, which UTF-8 cannot store: {half[:80]!r}"
         ) from error

@@ -2,19 +2,20 @@
 
 import shutil
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from tfopt._base.archives import write_member
 from tfopt._base.files import replacing
+from tfopt._keras import keras_api
 from tfopt.errors import DataError, InputError, ModelFileError
 from tfopt.store.sources import (
     GRAPH,
     MEMBERS,
     VALUE,
-    WEIGHTS,
     Named,
     members_of,
     only_ending,
@@ -45,17 +46,23 @@ def convert(source: Any, target: str | Path, **settings: Any) -> Path:
         ModelFileError: a damaged file.
     """
     target = Path(target)
-    if target.name.endswith(".keras") or target.name.endswith(".weights.h5"):
+    write = _writer_of(target)
+    if write is not None:
         if settings:
             raise InputError(f"{', '.join(settings)} are settings of a store, {target.name} is none")
-        return _to_archive(source, target) if target.suffix == ".keras" else _to_hdf5(source, target)
-    if (target / "saved_model.pb").exists():
-        if settings:
-            raise InputError(f"{', '.join(settings)} are settings of a store, {target.name} is a SavedModel")
-        return _into_saved_model(source, target)
+        return write(source, target)
     if target.suffix in (".h5", ".tflite", ".onnx"):
         raise InputError(f"cannot write {target.name}: give a .keras or .weights.h5 file, a SavedModel or a folder")
     return save(source, target, **settings).folder
+
+
+def _writer_of(target: Path) -> Callable[[Any, Path], Path] | None:
+    """What writes this kind of target; None for a store."""
+    if target.suffix == ".keras":
+        return _to_archive
+    if target.name.endswith(".weights.h5"):
+        return _to_hdf5
+    return _into_saved_model if (target / "saved_model.pb").exists() else None
 
 
 def _to_hdf5(source: Any, target: Path) -> Path:
@@ -76,7 +83,9 @@ def _write_hdf5(tensors: Iterator[tuple[str, Named]], path: Path) -> None:
                     "tfopt.store.load and save that"
                 )
             plain = named.value.dtype.kind in "biufc"
-            data = file.create_dataset(named.keras, data=named.value if plain else named.value.view("V2"))
+            data = file.create_dataset(
+                named.keras, data=named.value if plain else named.value.view(f"V{named.value.itemsize}")
+            )
             if not plain:
                 data.attrs["dtype"] = named.value.dtype.name
 
@@ -92,10 +101,8 @@ def _to_archive(source: Any, target: Path) -> Path:
             with zipfile.ZipFile(temporary, "w") as archive:
                 for name, content in members.items():
                     archive.writestr(zipfile.ZipInfo(name), content)
-                entry = zipfile.ZipInfo(WEIGHTS)
-                entry.file_size = weights.stat().st_size
-                with weights.open("rb") as old, archive.open(entry, "w") as new:
-                    shutil.copyfileobj(old, new, 1 << 20)
+                with weights.open("rb") as written:
+                    write_member(archive, keras_api.WEIGHTS, written, size=weights.stat().st_size)
         finally:
             weights.unlink(missing_ok=True)
     return target

@@ -1,6 +1,8 @@
 """Files that hold arrays by name: safetensors, mapped into memory, and HDF5.
 
-https://huggingface.co/docs/safetensors: eight bytes with the size of a header in JSON, the header, the arrays.
+https://huggingface.co/docs/safetensors: eight bytes with the size of a header in JSON, the header, the arrays. The
+library of that format copies what it reads, and does not align what it writes; here arrays are views of the file,
+which may become the memory of variables.
 """
 
 import json

@@ -13,7 +13,7 @@ import numpy as np
 import pydantic
 
 from tfopt._base.files import existing, write_json
-from tfopt._base.foreign import inside, parse_json, read_text, regular
+from tfopt._base.foreign import inside, read_json, regular
 from tfopt.errors import DataError, MissingFileError
 
 INDEX = "model.safetensors.index.json"
@@ -110,13 +110,13 @@ def write_index(folder: Path, index: Index) -> None:
 
 def is_store(folder: Path) -> bool:
     """Whether the index in a folder is one of ours; that of a sharded model of Hugging Face has the same name."""
-    try:
-        read_index(folder)
-    except DataError as error:
-        return "is not the index of a store that tfopt wrote" not in str(error)
-    except MissingFileError:
+    if not (folder / INDEX).is_file():
         return False
-    return True
+    try:
+        content = read_json(folder / INDEX, "index of a store")
+    except DataError:
+        return False
+    return isinstance(content, dict) and "tfopt" in (content.get("metadata") or {})
 
 
 def read_index(folder: str | Path) -> Index:
@@ -127,7 +127,7 @@ def read_index(folder: str | Path) -> Index:
         DataError: the index cannot be read, or a file differs from it in size.
     """
     path = existing(folder, "store of weights") / INDEX
-    content = parse_json(read_text(path, "index of a store"), str(path))
+    content = read_json(path, "index of a store")
     try:
         facts = content["metadata"]["tfopt"]
         found: Index = pydantic.TypeAdapter(Index).validate_python(facts)

@@ -19,8 +19,7 @@ from tfopt.errors import InputError, ModelFileError
 from tfopt.store.index import INDEX, dtype_of
 from tfopt.store.reading import Store
 
-WEIGHTS = "model.weights.h5"
-MEMBERS = ("config.json", "metadata.json")
+MEMBERS = (keras_api.CONFIG, keras_api.FACTS)
 VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"
 GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
 
@@ -105,9 +104,9 @@ def _of_model(model: Any) -> Tensors:
 def _of_archive(path: Path) -> Tensors:
     with zipfile.ZipFile(path) as archive, tempfile.TemporaryDirectory(prefix="tfopt-") as folder:
         check_members(archive, path)
-        if WEIGHTS not in archive.namelist():
-            raise ModelFileError(f"not a Keras model file: {path} has no {WEIGHTS}")
-        yield from _of_hdf5(Path(archive.extract(WEIGHTS, folder)), path)
+        if keras_api.WEIGHTS not in archive.namelist():
+            raise ModelFileError(f"not a Keras model file: {path} has no {keras_api.WEIGHTS}")
+        yield from _of_hdf5(Path(archive.extract(keras_api.WEIGHTS, folder)), path)
 
 
 def _of_hdf5(path: Path, shown: Path) -> Tensors:

@@ -1,7 +1,8 @@
 """A functional model made anew with other sizes, or without some of its nodes."""
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -179,17 +180,13 @@ class _Maker:
         return new
 
     def _from_config(self, old: Any, path: str) -> Any:
-        try:
+        with _told_as_input(old, path):
             config = old.get_config()
-            if "name" in config:
-                config["name"] = self._changes.rename(config["name"])
-            self._resize(old, path, config)
+        if "name" in config:
+            config["name"] = self._changes.rename(config["name"])
+        self._resize(old, path, config)
+        with _told_as_input(old, path):
             return type(old).from_config(config)
-        except (TypeError, NotImplementedError) as error:
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise InputError(
-                f"layer {path!r} of class {type(old).__name__} cannot be made anew from its get_config(): {reason}"
-            ) from error
 
     def _resize(self, old: Any, path: str, config: dict[str, Any]) -> None:
         """Writes new sizes into a layer's configuration."""
@@ -265,3 +262,15 @@ def _einsum_shape(config: dict[str, Any], kernel: Shape) -> tuple[int | None, ..
     old = [given] if isinstance(given, int) or given is None else list(given)
     letters = result.replace("...", "")[-len(old) :]
     return tuple(sizes.get(letter, size) for letter, size in zip(letters, old, strict=True))
+
+
+@contextlib.contextmanager
+def _told_as_input(layer: Any, path: str) -> Iterator[None]:
+    """What a layer of somebody's own raises for its configuration, which is not enough to make it anew."""
+    try:
+        yield
+    except (TypeError, NotImplementedError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(
+            f"layer {path!r} of class {type(layer).__name__} cannot be made anew from its get_config(): {reason}"
+        ) from error

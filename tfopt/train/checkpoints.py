@@ -3,6 +3,7 @@
 import concurrent.futures
 import contextlib
 import dataclasses
+import hashlib
 import json
 import logging
 import threading
@@ -11,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import xxhash
 
 from tfopt._base.files import remove, remove_leftovers, replacing
 from tfopt._base.foreign import read_json
 from tfopt._keras import keras_api
 from tfopt.errors import DataError, InputError, TfoptError
-from tfopt.store.index import INDEX
+from tfopt.store.codecs import checksum
+from tfopt.store.index import INDEX, dtype_of
 from tfopt.store.reading import Store
 from tfopt.store.writing import save
 
@@ -188,18 +189,15 @@ def _assign(variables: dict[str, Any], store: Store) -> None:
     if set(store) != set(variables):
         raise DataError(f"{store.folder / INDEX} has {len(store)} variables, the training has {len(variables)}")
     for name, variable in variables.items():
-        if store.tensors[name].shape != tuple(variable.shape):
-            raise DataError(
-                f"{store.folder}: {name} has the shape {store.tensors[name].shape}, not {variable.shape}"
-            )
+        tensor, dtype = store.tensors[name], keras_api.tf_variable(variable).dtype.as_numpy_dtype
+        if tensor.shape != tuple(variable.shape) or dtype_of(tensor.dtype) != dtype:
+            raise DataError(f"{store.folder}: {name} is {tensor.dtype} of {tensor.shape}, not {variable.shape}")
     store.verify()
     for name, variable in variables.items():
-        keras_api.tf_variable(variable).assign(np.array(store[name]))
+        keras_api.tf_variable(variable).assign(np.array(store.unchecked(name)))
 
 
 def _digest(model: Any) -> str:
     """Of the weights, so that a checkpoint is not taken for that of another training."""
-    digest = xxhash.xxh3_64()
-    for weight in keras_api.weights(model):
-        digest.update(np.ascontiguousarray(keras_api.snapshot(weight.variable)).reshape(-1).view(np.uint8).data)
-    return digest.hexdigest()
+    weights = (checksum(keras_api.snapshot(weight.variable)) for weight in keras_api.weights(model))
+    return hashlib.sha256(" ".join(weights).encode()).hexdigest()

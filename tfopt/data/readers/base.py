@@ -1,7 +1,7 @@
 """What the readers share: pieces of a file, and texts with labels out of their rows."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -84,6 +84,27 @@ class Source(Protocol):
     def pieces(self) -> Iterator[Piece]: ...
 
 
+@dataclasses.dataclass(frozen=True)
+class PathSource:
+    """What sources have in common that are one file or folder.
+
+    Attributes:
+        path: of it.
+        columns: what is wanted of a row.
+    """
+
+    path: Path
+    columns: Columns
+
+    @property
+    def name(self) -> str:
+        return str(self.path)
+
+    @property
+    def labelled(self) -> bool:
+        return self.columns.label is not None
+
+
 def of_pieces(
     source: Source, function: Callable[..., Any], calls: Iterable[tuple[Any, ...]], *, workers: int = 1
 ) -> Iterator[Any]:
@@ -134,6 +155,19 @@ def collect(rows: Iterator[Row], path: str | Path, columns: Columns) -> Read:
                 raise DataError(f"{path}: line {number} has an empty label")
             labels.append(label)
     return Read(texts, labels if columns.label is not None else None)
+
+
+def wanted_columns(columns: Columns, names: Sequence[str], path: Path) -> list[str]:
+    """The columns that are read, of a table that has these.
+
+    Raises:
+        DataError: it lacks one.
+    """
+    wanted = [columns.text_of(names, path), *([columns.label] if columns.label is not None else [])]
+    missing = [name for name in wanted if name not in names]
+    if missing:
+        raise DataError(f"{path} has no column {missing[0]!r}; it has {', '.join(map(repr, names))}")
+    return wanted
 
 
 def collect_at_once(texts: list[Any], labels: list[Any] | None) -> Read | None:

@@ -1,11 +1,12 @@
 """Folders that `datasets` of Hugging Face saved (`save_to_disk`), mapped into memory and read in slices."""
 
 import dataclasses
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tfopt.data.readers.base import Columns, Read, collect, needs, of_pieces
+from tfopt.data.readers.base import Columns, PathSource, Read, collect, needs, of_pieces, wanted_columns
 from tfopt.errors import DataError
 
 _ROWS_AT_ONCE = 1 << 14
@@ -26,14 +27,10 @@ class DatasetPiece:
 
     def read(self) -> Read:
         data = _opened(self.path)
-        names = [self.columns.text_of(data.column_names, self.path), self.columns.label]
-        missing = [name for name in names if name is not None and name not in data.column_names]
-        if missing:
-            have = ", ".join(map(repr, data.column_names))
-            raise DataError(f"{self.path} has no column {missing[0]!r}; it has {have}")
+        names = wanted_columns(self.columns, data.column_names, self.path)
         try:
-            found = data.select_columns([name for name in names if name is not None])[self.start : self.stop]
-        except Exception as error:
+            found = data.select_columns(names)[self.start : self.stop]
+        except Exception as error:  # what is damaged fails anywhere in it
             raise DataError(f"{self.path}: rows {self.start} to {self.stop} cannot be read: {error}") from error
         words = {name: getattr(data.features[name], "names", None) for name in found}
         rows = (
@@ -48,34 +45,20 @@ def _word(value: Any, names: list[str] | None) -> Any:
     return names[value] if names is not None and isinstance(value, int) and 0 <= value < len(names) else value
 
 
-@dataclasses.dataclass(frozen=True)
-class DatasetSource:
+class DatasetSource(PathSource):
     """A saved dataset; see `readers.base.Source`."""
 
-    path: Path
-    columns: Columns
+    foreign = True
 
-    @property
-    def name(self) -> str:
-        return str(self.path)
-
-    @property
+    @functools.cached_property
     def weight(self) -> int:
         (rows,) = of_pieces(self, _rows, [(self.path,)])
         return int(rows)
 
-    @property
-    def labelled(self) -> bool:
-        return self.columns.label is not None
-
-    @property
-    def foreign(self) -> bool:
-        return True
-
     def pieces(self) -> Iterator[DatasetPiece]:
-        rows = self.weight
-        for start in range(0, rows, _ROWS_AT_ONCE):
-            yield DatasetPiece(self.path, start, min(start + _ROWS_AT_ONCE, rows), columns=self.columns)
+        for start in range(0, self.weight, _ROWS_AT_ONCE):
+            stop = min(start + _ROWS_AT_ONCE, self.weight)
+            yield DatasetPiece(self.path, start, stop, columns=self.columns)
 
 
 def is_dataset(path: Path) -> bool:

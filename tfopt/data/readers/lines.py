@@ -13,7 +13,7 @@ import pydantic_core
 
 from tfopt._base.foreign import regular
 from tfopt._base.limits import MAX_TEXT_BYTES
-from tfopt.data.readers.base import Columns, Read, Row, collect, collect_at_once
+from tfopt.data.readers.base import Columns, PathSource, Read, Row, collect, collect_at_once
 from tfopt.errors import DataError
 
 Kind = Literal["tsv", "csv", "jsonl", "text"]
@@ -69,28 +69,15 @@ class LinesPiece:
 
 
 @dataclasses.dataclass(frozen=True)
-class LinesSource:
+class LinesSource(PathSource):
     """A file of lines; see `readers.base.Source`."""
 
-    path: Path
     kind: Kind
-    columns: Columns
-
-    @property
-    def name(self) -> str:
-        return str(self.path)
+    foreign = False
 
     @property
     def weight(self) -> int:
         return self.path.stat().st_size
-
-    @property
-    def labelled(self) -> bool:
-        return self.columns.label is not None
-
-    @property
-    def foreign(self) -> bool:
-        return False
 
     def pieces(self) -> Iterator[LinesPiece]:
         """Pieces of about a megabyte.

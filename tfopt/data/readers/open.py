@@ -44,7 +44,7 @@ def open_source(path: str | Path, text_column: str | None = None, label_column: 
     if kind is None:
         known = ", ".join(sorted([*LINES, *_PARQUET]))
         raise InputError(f"unknown kind of data file {path.name!r}: use one of {known}")
-    return LinesSource(path, kind, Columns("text", None) if kind == "text" else columns)
+    return LinesSource(path, Columns("text", None) if kind == "text" else columns, kind)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,12 +1,13 @@
 """Parquet files, read a group of rows at a time."""
 
 import dataclasses
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from tfopt._base.foreign import regular
-from tfopt.data.readers.base import Columns, Read, collect, needs, of_pieces
+from tfopt.data.readers.base import Columns, PathSource, Read, collect, needs, of_pieces, wanted_columns
 from tfopt.errors import DataError
 
 _ROWS_AT_ONCE = 1 << 14
@@ -24,12 +25,7 @@ class ParquetPiece:
 
     def read(self) -> Read:
         with _opened(self.path) as file:
-            wanted = [self.columns.text_of(file.schema_arrow.names, self.path), self.columns.label]
-            names = [name for name in wanted if name is not None]
-            missing = [name for name in names if name not in file.schema_arrow.names]
-            if missing:
-                have = ", ".join(map(repr, file.schema_arrow.names))
-                raise DataError(f"{self.path} has no column {missing[0]!r}; it has {have}")
+            names = wanted_columns(self.columns, file.schema_arrow.names, self.path)
             return collect(self._rows(file, names), self.path, self.columns)
 
     def _rows(self, file: Any, names: list[str]) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -43,34 +39,24 @@ class ParquetPiece:
             raise DataError(f"{self.path}: group {self.group} cannot be read: {error}") from error
 
 
-@dataclasses.dataclass(frozen=True)
-class ParquetSource:
+class ParquetSource(PathSource):
     """A Parquet file; see `readers.base.Source`."""
 
-    path: Path
-    columns: Columns
+    foreign = True
 
-    @property
-    def name(self) -> str:
-        return str(self.path)
+    @functools.cached_property
+    def _rows(self) -> list[int]:
+        """Of each group."""
+        (sizes,) = of_pieces(self, _sizes, [(self.path,)])
+        return list(sizes)
 
     @property
     def weight(self) -> int:
-        (sizes,) = of_pieces(self, _sizes, [(self.path,)])
-        return int(sum(sizes))
-
-    @property
-    def labelled(self) -> bool:
-        return self.columns.label is not None
-
-    @property
-    def foreign(self) -> bool:
-        return True
+        return sum(self._rows)
 
     def pieces(self) -> Iterator[ParquetPiece]:
-        (sizes,) = of_pieces(self, _sizes, [(self.path,)])
         first = 0
-        for group, rows in enumerate(sizes):
+        for group, rows in enumerate(self._rows):
             yield ParquetPiece(self.path, group, first, weight=rows, columns=self.columns)
             first += rows
 

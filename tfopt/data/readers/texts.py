@@ -152,7 +152,7 @@ def json_rows(path: str | Path) -> list[dict[str, Any]]:
     path = regular(path, "data file")
     if LINES.get(path.suffix.lower()) != "jsonl":
         raise InputError(f"examples of this task come from a .jsonl file, got {path.name!r}")
-    rows = [row for piece in LinesSource(path, "jsonl", Columns()).pieces() for _, row in piece.rows()]
+    rows = [row for piece in LinesSource(path, Columns(), "jsonl").pieces() for _, row in piece.rows()]
     if not rows:
         raise DataError(f"{path} holds no examples")
     return rows

@@ -35,17 +35,13 @@ def scan_records(path: str | Path, compression: str = "") -> Iterator[bytes]:
     Raises:
         DataError: the file is cut or damaged; it is named with the offset.
     """
-    path = Path(path)
-    with _opened(path, compression) as (handle, size):
-        offset = 0
-        while (length := _record_size(handle, path, offset, size=size)) is not None:
-            record, footer = handle.read(length), handle.read(FOOTER.size)
-            if len(footer) < FOOTER.size:
-                raise DataError(f"{path} is cut within the record at byte {offset}: it says it has {length} bytes")
-            if masked(google_crc32c.value(record)) != FOOTER.unpack(footer)[0]:
-                raise DataError(f"{path} is damaged at byte {offset} (checksum of a record)")
-            yield record
-            offset += HEADER.size + length + FOOTER.size
+    for handle, offset, length in _frames(Path(path), compression):
+        record, footer = handle.read(length), handle.read(FOOTER.size)
+        if len(footer) < FOOTER.size:
+            raise DataError(f"{path} is cut within the record at byte {offset}: it says it has {length} bytes")
+        if masked(google_crc32c.value(record)) != FOOTER.unpack(footer)[0]:
+            raise DataError(f"{path} is damaged at byte {offset} (checksum of a record)")
+        yield record
 
 
 def check_framing(path: str | Path, compression: str = "") -> None:
@@ -56,13 +52,19 @@ def check_framing(path: str | Path, compression: str = "") -> None:
     Raises:
         DataError: the file is cut or damaged; it is named with the offset.
     """
-    path = Path(path)
+    for handle, offset, length in _frames(Path(path), compression):
+        end = offset + HEADER.size + length + FOOTER.size
+        if handle.seek(end) != end:  # of a compressed file, whose size nobody knows before
+            raise DataError(f"{path} is cut within the record at byte {offset}: it says it has {length} bytes")
+
+
+def _frames(path: Path, compression: str) -> Iterator[tuple[Any, int, int]]:
+    """The file behind the header of each record, where the record begins, and its length."""
     with _opened(path, compression) as (handle, size):
         offset = 0
         while (length := _record_size(handle, path, offset, size=size)) is not None:
+            yield handle, offset, length
             offset += HEADER.size + length + FOOTER.size
-            if handle.seek(offset) != offset:  # of a compressed file, whose size nobody knows before
-                raise DataError(f"{path} is cut within the record that ends at byte {offset}")
 
 
 def readable_records(path: str | Path, compression: str = "") -> Iterator[bytes]:

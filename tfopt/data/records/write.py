@@ -113,8 +113,8 @@ def encode_block(
 def write_records(
     folder: str | Path,
     batches: Iterable[Mapping[str, Any]],
-    fields: Mapping[str, Field],
     *,
+    fields: Mapping[str, Field],
     split: str = SPLIT,
     shards: int = 1,
     compression: str = "",
