@@ -31,12 +31,13 @@ class TFLitePredictor(Predictor):
         try:
             self._interpreter = Interpreter(str(self.path), num_threads=threads or usable_cores())
             keys = list(self._interpreter.get_signature_list())
-        except (ValueError, RuntimeError) as error:
+            self._runners = {key: self._interpreter.get_signature_runner(key) for key in keys}
+            found = [self._signature(key) for key in keys]
+        except (ValueError, RuntimeError) as error:  # also names that are not UTF-8, and numbers of no tensor
             raise ModelFileError(f"{self.path} is not a TFLite file that loads: {error}") from error
-        if not keys:
+        if not found:
             raise ModelFileError(f"{self.path} has no signatures")
-        self._runners = {key: self._interpreter.get_signature_runner(key) for key in keys}
-        return [self._signature(key) for key in keys]
+        return found
 
     def _signature(self, key: str) -> Signature:
         runner = self._runners[key]
