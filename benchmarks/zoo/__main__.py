@@ -44,12 +44,11 @@ def main() -> None:
                     print(f"    {operation} {status}: {why[:300]}", flush=True)
     counts = collections.Counter(status for found in table.values() for status, _ in found.values())
     asked = sum(counts.values()) - counts[SENSELESS]
-    print(
-        f"{len(table)} models, {dict(counts)}: {counts[WORKS] / max(asked, 1):.1%} of {asked} work, {time.monotonic() - started:.0f} s"
-    )
+    share, took = counts[WORKS] / max(asked, 1), time.monotonic() - started
+    print(f"{len(table)} models, {dict(counts)}: {share:.1%} of {asked} work, {took:.0f} s")
     if not given.models and len(given.operations) == len(OPERATIONS) and given.generation is None:
-        save("zoo", {"models": len(table), "counts": dict(counts), "works": round(counts[WORKS] / max(asked, 1), 4),
-                     "table": {name: {o: list(v) for o, v in found.items()} for name, found in sorted(table.items())}})  # fmt: skip
+        rows = {name: {o: list(outcome) for o, outcome in found.items()} for name, found in sorted(table.items())}
+        save("zoo", {"models": len(table), "counts": dict(counts), "works": round(share, 4), "table": rows})
 
 
 if __name__ == "__main__":

@@ -96,19 +96,66 @@ _LLAMA = {
 }  # fmt: skip
 _GEMMA = {**_LLAMA, "head_dim": 8}
 HUB: list[tuple[str, dict[str, Any], str | None]] = [
-    ("Bert", _BERT, None), ("Bert", _BERT, "TextClassifier"), ("Roberta", _BERT, None), ("Roberta", _BERT, "TextClassifier"),
-    ("DistilBert", _BERT, None), ("DistilBert", _BERT, "TextClassifier"), ("Albert", {**_BERT, "embedding_dim": 16, "num_groups": 1, "num_inner_repetitions": 1}, None),
-    ("DebertaV3", {**_BERT, "bucket_size": 8}, None), ("XLMRoberta", _BERT, None), ("Electra", {**_BERT, "embedding_dim": 16}, None),
-    ("FNet", {k: v for k, v in _BERT.items() if k != "num_heads"}, None), ("GPT2", _BERT, None), ("GPT2", _BERT, "CausalLM"),
-    ("OPT", _BERT, None), ("Llama", _LLAMA, None), ("Llama", _LLAMA, "CausalLM"), ("Mistral", {**_LLAMA, "sliding_window": 16}, "CausalLM"),
-    ("Qwen", _LLAMA, "CausalLM"), ("Gemma", _GEMMA, None), ("Gemma", _GEMMA, "CausalLM"), ("Phi3", _LLAMA, None),
-    ("GPTNeoX", {**_BERT}, None), ("T5", {**_SMALL, "key_value_dim": 8}, None), ("Bart", _BERT, None),
-    ("Whisper", {**_SMALL, "num_mels": 80, "max_encoder_sequence_length": 20, "max_decoder_sequence_length": 32}, None),
-    ("ViT", {"image_shape": (32, 32, 3), "patch_size": 8, "num_layers": 2, "num_heads": 4, "hidden_dim": 32, "mlp_dim": 64}, None),
-    ("ResNet", {"input_conv_filters": [16], "input_conv_kernel_sizes": [3], "stackwise_num_filters": [16, 32], "stackwise_num_blocks": [1, 1], "stackwise_num_strides": [1, 2], "block_type": "basic_block", "image_shape": (32, 32, 3)}, None),
-]  # fmt: skip
+    ("Bert", _BERT, None),
+    ("Bert", _BERT, "TextClassifier"),
+    ("Roberta", _BERT, None),
+    ("Roberta", _BERT, "TextClassifier"),
+    ("DistilBert", _BERT, None),
+    ("DistilBert", _BERT, "TextClassifier"),
+    ("Albert", {**_BERT, "embedding_dim": 16, "num_groups": 1, "num_inner_repetitions": 1}, None),
+    ("DebertaV3", {**_BERT, "bucket_size": 8}, None),
+    ("XLMRoberta", _BERT, None),
+    ("Electra", {**_BERT, "embedding_dim": 16}, None),
+    ("FNet", {k: v for k, v in _BERT.items() if k != "num_heads"}, None),
+    ("GPT2", _BERT, None),
+    ("GPT2", _BERT, "CausalLM"),
+    ("OPT", _BERT, None),
+    ("Llama", _LLAMA, None),
+    ("Llama", _LLAMA, "CausalLM"),
+    ("Mistral", {**_LLAMA, "sliding_window": 16}, "CausalLM"),
+    ("Qwen", _LLAMA, "CausalLM"),
+    ("Gemma", _GEMMA, None),
+    ("Gemma", _GEMMA, "CausalLM"),
+    ("Phi3", _LLAMA, None),
+    ("GPTNeoX", {**_BERT}, None),
+    ("T5", {**_SMALL, "key_value_dim": 8}, None),
+    ("Bart", _BERT, None),
+    (
+        "Whisper",
+        {**_SMALL, "num_mels": 80, "max_encoder_sequence_length": 20, "max_decoder_sequence_length": 32},
+        None,
+    ),
+    (
+        "ViT",
+        {
+            "image_shape": (32, 32, 3),
+            "patch_size": 8,
+            "num_layers": 2,
+            "num_heads": 4,
+            "hidden_dim": 32,
+            "mlp_dim": 64,
+        },
+        None,
+    ),
+    (
+        "ResNet",
+        {
+            "input_conv_filters": [16],
+            "input_conv_kernel_sizes": [3],
+            "stackwise_num_filters": [16, 32],
+            "stackwise_num_blocks": [1, 1],
+            "stackwise_num_strides": [1, 2],
+            "block_type": "basic_block",
+            "image_shape": (32, 32, 3),
+        },
+        None,
+    ),
+]
 
 ENTRIES = [
     *(Entry(name, _application(name)) for name in APPLICATIONS),
-    *(Entry(f"hub_{name}{task or ''}", _hub(name, sizes, task), ("keras",), lengths=(16,)) for name, sizes, task in HUB),
-]  # fmt: skip
+    *(
+        Entry(f"hub_{name}{task or ''}", _hub(name, sizes, task), ("keras",), lengths=(16,))
+        for name, sizes, task in HUB
+    ),
+]

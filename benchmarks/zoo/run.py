@@ -78,8 +78,6 @@ def outcome(entry: Entry, keras: Any, work: Any, folder: Path, operation: str) -
     except Exception as error:  # noqa: BLE001 - whatever is raised is what is looked for
         where = traceback.extract_tb(error.__traceback__)
         ours = next((f for f in reversed(where) if "/tfopt/" in f.filename), where[-1])
-        return (
-            FAILS,
-            f"{type(error).__name__}: {' '.join(str(error).split())[:300]} ({Path(ours.filename).name}:{ours.lineno})",
-        )
+        said, place = " ".join(str(error).split())[:300], f"{Path(ours.filename).name}:{ours.lineno}"
+        return FAILS, f"{type(error).__name__}: {said} ({place})"
     return WORKS, ""

@@ -23,8 +23,10 @@ def mlp(keras: Any) -> Made:
 def lenet(keras: Any) -> Made:
     k = keras.layers
     return keras.Sequential([
-        k.Input((28, 28, 1), name="x"), k.Rescaling(1 / 255), k.Conv2D(6, 5, activation="tanh", padding="same"), k.AveragePooling2D(2),
-        k.Conv2D(16, 5, activation="tanh"), k.MaxPooling2D(), k.Flatten(), k.Dense(84, "tanh"), k.Dense(10, "softmax"),
+        k.Input((28, 28, 1), name="x"), k.Rescaling(1 / 255),
+        k.Conv2D(6, 5, activation="tanh", padding="same"), k.AveragePooling2D(2),
+        k.Conv2D(16, 5, activation="tanh"), k.MaxPooling2D(), k.Flatten(),
+        k.Dense(84, "tanh"), k.Dense(10, "softmax"),
     ]), {"x": pictures(28, 28, 1)}  # fmt: skip
 
 
@@ -394,17 +396,41 @@ def squeeze_excite(keras: Any) -> Made:
 
 
 ENTRIES = [
-    Entry("mlp", mlp), Entry("lenet", lenet), Entry("text_transformer", text_transformer), Entry("vit", vit),
+    Entry("mlp", mlp),
+    Entry("lenet", lenet),
+    Entry("text_transformer", text_transformer),
+    Entry("vit", vit),
     Entry("own_weights", own_weights),
-    Entry("lstm", _recurrent("LSTM")), Entry("bilstm", _recurrent("LSTM", both=True)), Entry("gru", _recurrent("GRU")),
-    Entry("simple_rnn", _recurrent("SimpleRNN")), Entry("stacked_lstm", stacked_lstm, senseless=NO_UNITS),
-    Entry("conv_lstm", conv_lstm, senseless=NO_UNITS), Entry("time_distributed", time_distributed, senseless=NO_UNITS),
-    Entry("siamese", _siamese(False)), Entry("siamese_cosine", _siamese(True)), Entry("many_outputs", many_outputs),
-    Entry("attention", attention), Entry("named_mask", named_mask, lengths=(16,)), Entry("old_attention", old_attention, senseless=NO_UNITS),
-    Entry("conv1d", conv1d), Entry("residual", residual), Entry("unet", unet), Entry("autoencoder", autoencoder),
-    Entry("convolutions_3d", convolutions_3d), Entry("rectangle", rectangle, lengths=(24,)), Entry("activations", activations),
-    Entry("norms", norms), Entry("wide_and_deep", wide_and_deep), Entry("tied_table", tied_table),
-    Entry("text_in", text_in), Entry("string_lookup", string_lookup), Entry("mixed_float16", _mixed("mixed_float16")),
-    Entry("mixed_bfloat16", _mixed("mixed_bfloat16")), Entry("float16", float16), Entry("lambda", with_lambda, senseless={"shrink": "a function of anybody's is between the layers"}),
-    Entry("subclassed", subclassed), Entry("moe", moe), Entry("squeeze_excite", squeeze_excite),
-]  # fmt: skip
+    Entry("lstm", _recurrent("LSTM")),
+    Entry("bilstm", _recurrent("LSTM", both=True)),
+    Entry("gru", _recurrent("GRU")),
+    Entry("simple_rnn", _recurrent("SimpleRNN")),
+    Entry("stacked_lstm", stacked_lstm, senseless=NO_UNITS),
+    Entry("conv_lstm", conv_lstm, senseless=NO_UNITS),
+    Entry("time_distributed", time_distributed, senseless=NO_UNITS),
+    Entry("siamese", _siamese(False)),
+    Entry("siamese_cosine", _siamese(True)),
+    Entry("many_outputs", many_outputs),
+    Entry("attention", attention),
+    Entry("named_mask", named_mask, lengths=(16,)),
+    Entry("old_attention", old_attention, senseless=NO_UNITS),
+    Entry("conv1d", conv1d),
+    Entry("residual", residual),
+    Entry("unet", unet),
+    Entry("autoencoder", autoencoder),
+    Entry("convolutions_3d", convolutions_3d),
+    Entry("rectangle", rectangle, lengths=(24,)),
+    Entry("activations", activations),
+    Entry("norms", norms),
+    Entry("wide_and_deep", wide_and_deep),
+    Entry("tied_table", tied_table),
+    Entry("text_in", text_in),
+    Entry("string_lookup", string_lookup),
+    Entry("mixed_float16", _mixed("mixed_float16")),
+    Entry("mixed_bfloat16", _mixed("mixed_bfloat16")),
+    Entry("float16", float16),
+    Entry("lambda", with_lambda, senseless={"shrink": "a function of anybody's is between the layers"}),
+    Entry("subclassed", subclassed),
+    Entry("moe", moe),
+    Entry("squeeze_excite", squeeze_excite),
+]

@@ -119,6 +119,10 @@ def write_hdf5(path: Path, arrays: Mapping[str, np.ndarray], compression: str | 
             ).attrs["dtype"] = array.dtype.name  # fmt: skip
 
 
+# What h5py answers damage with; SystemError is what becomes of an error within one of its visits.
+_DAMAGE = (OSError, RuntimeError, KeyError, ValueError, TypeError, SystemError)
+
+
 class Hdf5File:
     """The arrays of an HDF5 file; each is read when it is asked for.
 
@@ -135,7 +139,7 @@ class Hdf5File:
         try:
             check_hdf5(path, path.stat().st_size, path)
             self._file = h5py.File(path, "r")
-        except (OSError, RuntimeError) as error:  # h5py answers damage with either
+        except _DAMAGE as error:
             raise DataError(f"{path} is no HDF5 file: {error}") from error
 
     def __contains__(self, name: str) -> bool:
@@ -146,7 +150,7 @@ class Hdf5File:
             dataset = self._file[_dataset(name)]
             found: np.ndarray = dataset[()]
             return np.asarray(found).view(dtype_of(str(dataset.attrs["dtype"])))
-        except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
+        except _DAMAGE as error:
             raise DataError(f"{self._path}: {name!r} cannot be read: {error}") from error
 
 
