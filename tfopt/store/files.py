@@ -116,11 +116,12 @@ def write_hdf5(path: Path, arrays: Mapping[str, np.ndarray], compression: str | 
             file.create_dataset(
                 _dataset(name), data=stored, compression=packed, shuffle=packed is not None,
                 chunks=True if packed else None,
-            ).attrs["dtype"] = array.dtype.name  # fmt: skip
+            ).attrs[_DTYPE] = np.bytes_(array.dtype.name)  # fmt: skip
 
 
+_DTYPE = "dtype"
 # What h5py answers damage with; SystemError is what becomes of an error within one of its visits.
-_DAMAGE = (OSError, RuntimeError, KeyError, ValueError, TypeError, SystemError)
+_DAMAGE = (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError, SystemError)
 
 
 class Hdf5File:
@@ -149,9 +150,17 @@ class Hdf5File:
         try:
             dataset = self._file[_dataset(name)]
             found: np.ndarray = dataset[()]
-            return np.asarray(found).view(dtype_of(str(dataset.attrs["dtype"])))
+            return np.asarray(found).view(dtype_of(_dtype_name(dataset)))
         except _DAMAGE as error:
             raise DataError(f"{self._path}: {name!r} cannot be read: {error}") from error
+
+
+def _dtype_name(dataset: Any) -> str:
+    """A name of fixed length: others lie in a heap, and HDF5 may search a damaged heap without end."""
+    kind = dataset.attrs.get_id(_DTYPE).get_type()
+    if kind.is_variable_str():
+        raise ValueError("its dtype has no fixed length")
+    return bytes(dataset.attrs[_DTYPE]).decode("ascii")
 
 
 def _dataset(name: str) -> str:
