@@ -446,6 +446,12 @@ def test_saved_models_of_others_are_loaded(tmp_path):
     np.testing.assert_array_equal(found["y"], [[3.0]])
 
 
+def test_pictures_are_scaled_by_nearest_pixels(tmp_path):
+    """The list once lacked the operation behind `UpSampling2D`, so that our own SavedModel was refused."""
+    model = tf_keras.Sequential([tf_keras.layers.Input((4, 4, 1)), tf_keras.layers.UpSampling2D()])
+    assert tfopt.export(model, tmp_path / "m").max_abs_error == 0
+
+
 def test_the_operations_of_the_list_exist_and_none_reads_or_writes_files():
     from tensorflow.python.framework import op_def_registry
 
