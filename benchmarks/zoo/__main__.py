@@ -3,6 +3,7 @@
 import argparse
 import collections
 import concurrent.futures
+import importlib.util
 import time
 
 from benchmarks.common import save
@@ -18,9 +19,13 @@ def main() -> None:
     parser.add_argument("--generation", choices=("tf_keras", "keras"))
     parser.add_argument("--workers", type=int, default=2)
     given = parser.parse_args()
+    chosen = list(entries().values())
+    if importlib.util.find_spec("keras_hub") is None:
+        print("the models of KerasHub are left out: pip install 'tfopt[kerashub]'")
+        chosen = [entry for entry in chosen if not entry.name.startswith("hub_")]
     pairs = [
         (entry.name, generation)
-        for entry in entries().values()
+        for entry in chosen
         for generation in entry.generations
         if given.generation in (None, generation)
         and (not given.models or entry.name.startswith(tuple(given.models)))

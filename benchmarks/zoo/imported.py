@@ -1,4 +1,4 @@
-"""Models that come with Keras and KerasHub, small and with random weights."""
+"""Models that come with Keras and KerasHub, small and with random weights; the latter need the extra `kerashub`."""
 
 import importlib
 from typing import Any
@@ -16,8 +16,6 @@ APPLICATIONS = {
     "ConvNeXtTiny": ("convnext", 64), "NASNetMobile": ("nasnet", 64), "Xception": ("xception", 96),
     "InceptionV3": ("inception_v3", 96),
 }  # fmt: skip
-# Those that the issue asks quantization-aware training, or structured shrinking, of.
-TRAINED = ("MobileNet", "MobileNetV2", "MobileNetV3Small", "EfficientNetB0", "EfficientNetV2B0")
 
 
 def _application(name: str) -> Any:

@@ -16,12 +16,7 @@ def copy_of(model: Any) -> Any | None:
     keras = keras_api.keras_module(keras_api.generation_of(model))
     try:
         made = keras.models.clone_model(model)
-    except (
-        ValueError,
-        TypeError,
-        NotImplementedError,
-        RuntimeError,
-    ):  # no configuration, or one that lacks something
+    except (ValueError, TypeError, RuntimeError):  # no configuration, or one that lacks something
         return None
     if not made.built:
         return None

@@ -28,6 +28,9 @@ _CODES = {
     "U32": "uint32", "U16": "uint16", "U8": "uint8", "BOOL": "bool", "C64": "complex64",
 }  # fmt: skip
 _NAMES = {name: code for code, name in _CODES.items()}
+_DTYPE = "dtype"
+# What h5py answers damage with; SystemError is what becomes of an error within one of its visits.
+_DAMAGE = (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError, SystemError)
 
 
 def write_safetensors(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
@@ -117,11 +120,6 @@ def write_hdf5(path: Path, arrays: Mapping[str, np.ndarray], compression: str | 
                 _dataset(name), data=stored, compression=packed, shuffle=packed is not None,
                 chunks=True if packed else None,
             ).attrs[_DTYPE] = np.bytes_(array.dtype.name)  # fmt: skip
-
-
-_DTYPE = "dtype"
-# What h5py answers damage with; SystemError is what becomes of an error within one of its visits.
-_DAMAGE = (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError, SystemError)
 
 
 class Hdf5File:
