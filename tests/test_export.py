@@ -118,43 +118,6 @@ def test_a_quantization_that_does_nothing_is_caught(tmp_path, monkeypatch):
         )
 
 
-def test_outputs_are_compared_one_by_one():
-    """A dead output must not hide behind a large healthy one."""
-    with pytest.raises(VerificationError, match="output 'small' differs"):
-        export_verify._compare(
-            "small", np.zeros((2, 1)), np.full((2, 1), 5e-4), measure="max_abs_error", limit=1e-4
-        )
-
-
-def test_classes_are_compared_on_every_row():
-    expected = np.array([[1.0, 0.9], [0.9, 1.0], [0.5, 0.5]])
-    assert export_verify.class_agreement(expected[:, ::-1], expected) == pytest.approx(
-        1 / 3
-    )  # the tie counts as kept
-    assert export_verify.class_agreement(expected + 0.2, expected) == 1
-
-
-def test_an_artifact_that_swaps_classes_is_caught(tokens, tmp_path, monkeypatch):
-    monkeypatch.setattr(export_verify, "_QUANTIZED_TOLERANCE", 1e9)
-    real = export_verify.try_in_child
-
-    def swapped(path, samples):
-        run = real(path, samples)
-        run.outputs["logits"] = -run.outputs["logits"]
-        return run
-
-    monkeypatch.setattr(export_verify, "try_in_child", swapped)
-    with pytest.raises(VerificationError, match="'agreement' failed"):
-        tfopt.export(
-            wide_bert("tf_keras"),
-            tmp_path / "m.tflite",
-            format="tflite",
-            quantization="dynamic_int8",
-            representative=tokens,
-            lengths=[16],
-        )
-
-
 RECURRENT = {
     "LSTM": lambda layers: layers.LSTM(16),
     "Bidirectional": lambda layers: layers.Bidirectional(layers.LSTM(12, return_sequences=True)),
@@ -211,11 +174,6 @@ def test_a_model_that_computes_nan_is_no_reference(keras, tmp_path):
         with pytest.raises(InputError, match="holds NaN"):
             tfopt.export(model, path, format=format)
         assert not list(tmp_path.iterdir())
-    zeros = np.zeros((2, 3))
-    with pytest.raises(VerificationError, match="the model itself gives NaN"):
-        export_verify._compare("y", zeros, zeros * np.nan, measure="max_abs_error", limit=1e9)
-    with pytest.raises(VerificationError, match="differs by 0"):
-        export_verify._compare("y", zeros, zeros, measure="max_abs_error", limit=float("nan"))
 
 
 def test_models_with_a_list_of_inputs(keras, tmp_path):
@@ -242,7 +200,7 @@ def test_a_failed_export_keeps_the_good_artifact(tmp_path, tokens, monkeypatch):
     model, path = wide_bert("tf_keras"), tmp_path / "m.tflite"
     tfopt.export(model, path, format="tflite", lengths=[16])
     before = path.read_bytes()
-    monkeypatch.setattr(export_verify, "_TOLERANCE", {None: -1.0})
+    monkeypatch.setattr(export_verify, "_FLOAT32", export_verify.Limits(-1.0, 0, 0, 0, 0))
     with pytest.raises(VerificationError, match="'max_abs_error' failed"):
         tfopt.export(model, path, format="tflite", lengths=[16])
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]

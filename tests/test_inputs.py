@@ -77,9 +77,9 @@ def test_floats_beyond_their_range_are_refused():
 
 
 def test_a_saved_model_knows_the_tables_of_each_input(artifacts, tmp_path):
-    assert artifacts[1].limits == artifacts[2].limits == {"input_ids": 50}
+    assert artifacts[1].described.limits == artifacts[2].described.limits == {"input_ids": 50}
     (artifacts[1].path / "assets.extra" / "tfopt_inputs.json").rename(tmp_path / "x")
-    assert tfopt.Predictor.load(artifacts[1].path).limits == {}
+    assert tfopt.Predictor.load(artifacts[1].path).described.limits == {}
 
 
 def test_threads_that_share_a_generator_get_their_own_texts(tmp_path):

@@ -35,7 +35,7 @@ def test_every_kind_of_file(name, make_bert, tokens, tmp_path):
     artifact = tfopt.export(
         model, tmp_path / "m.tflite", format="tflite", quantization=name, representative=tokens, lengths=[12]
     )
-    assert artifact.quantization == name and artifact.agreement >= 0.9
+    assert artifact.quantization == name and artifact.agreement >= 0.7
     names = {check.name for check in artifact.checks}
     assert "grids" in names and ("calibration" in names) == NAMED[name].is_static
     for old, new in zip(before, values(model), strict=True):

@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfopt._base.arrays import as_numbers
-from tfopt._keras import keras_api
+from tfopt._keras.sizes import Size, filled
 from tfopt.errors import InputError
 
 
@@ -29,13 +29,13 @@ class Inputs:
         """Whether an axis other than the batch is unknown."""
         return any(None in tuple(spec.shape)[1:] for spec in self.specs.values())
 
-    def with_sizes(self, batch: int | None, length: int | None) -> dict[str, tf.TensorSpec]:
+    def with_sizes(self, batch: int | None, size: Size | None) -> dict[str, tf.TensorSpec]:
         """The same inputs with an unknown batch and, if given, every unknown later axis fixed."""
         fixed = {}
         for name, spec in self.specs.items():
-            rows, *sizes = tuple(spec.shape)
-            shape = [batch if rows is None else rows, *(length if size is None else size for size in sizes)]
-            fixed[name] = tf.TensorSpec(shape, spec.dtype, name=name)
+            rows, *shape = tuple(spec.shape)
+            whole = [batch if rows is None else rows, *filled(name, tuple(shape), size)]
+            fixed[name] = tf.TensorSpec(whole, spec.dtype, name=name)
         return fixed
 
     def arguments(self, named: dict[str, Any]) -> Any:
@@ -57,9 +57,9 @@ def inputs_of(model: Any, given: Any = None) -> Inputs:
         InputError: the model does not tell its inputs and none were given.
     """
     if isinstance(given, tf.TensorSpec):
-        return Inputs({"inputs": given}, "tensor")
+        return Inputs({"inputs": _spec(given, "inputs")}, "tensor")
     if given is not None:
-        return Inputs(dict(given), "dict")
+        return Inputs({name: _spec(spec, name) for name, spec in dict(given).items()}, "dict")
     declared = _declared(model)
     if declared is None:
         raise InputError(
@@ -82,20 +82,14 @@ def _declared(model: Any) -> Any:
     return declared[0] if isinstance(declared, list | tuple) and len(declared) == 1 else declared
 
 
-def rows_of_tables(model: Any, inputs: Inputs) -> dict[str, int]:
-    """Input -> rows of the table that an Embedding layer looks its ids up in, where the graph shows that."""
+def sources_of(model: Any, inputs: Inputs) -> dict[str, Any]:
+    """Input -> the layer that stands for it in the model's graph, where there is one."""
     declared = _declared(model)
     tensors = list(declared.values()) if isinstance(declared, dict) else tf.nest.flatten(declared)
     if len(tensors) != len(inputs.specs):  # inputs that the caller named, of a model that does not tell its own
         return {}
-    found = {}
-    for name, tensor in zip(inputs.specs, tensors, strict=True):
-        source = getattr(tensor, "_keras_history", (None,))[0]
-        readers = keras_api.consumers(source) if source is not None else []
-        rows = [int(layer.input_dim) for layer in readers if type(layer).__name__ == "Embedding"]
-        if rows:
-            found[name] = min(rows)
-    return found
+    found = {n: getattr(t, "_keras_history", (None,))[0] for n, t in zip(inputs.specs, tensors, strict=True)}
+    return {name: source for name, source in found.items() if source is not None}
 
 
 def _spec(tensor: Any, name: str) -> tf.TensorSpec:
@@ -111,14 +105,18 @@ def named_outputs(model: Any, value: Any) -> dict[str, tf.Tensor]:
     return {name: tf.identity(v, name=name) for name, v in zip(names, values, strict=True)}
 
 
-def takes_length(model: Any, inputs: Inputs, length: int) -> bool:
-    """Whether the model runs on one row of this length; a position table may be shorter."""
-    named = {n: tf.ones(spec.shape, spec.dtype) for n, spec in inputs.with_sizes(1, length).items()}
+def takes_length(model: Any, inputs: Inputs, size: Size) -> bool:
+    """Whether the model runs on one row of this size; a position table may be shorter."""
+    named = {n: _ones(spec) for n, spec in inputs.with_sizes(1, size).items()}
     try:
         call(model, inputs, named)
     except (tf.errors.InvalidArgumentError, ValueError):
         return False
     return True
+
+
+def _ones(spec: Any) -> tf.Tensor:
+    return tf.fill(spec.shape, "text") if spec.dtype == tf.string else tf.ones(spec.shape, spec.dtype)
 
 
 def output_names(model: Any, count: int) -> list[str]:

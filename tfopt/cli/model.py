@@ -60,6 +60,9 @@ def export(
     jit_compile: Annotated[bool, typer.Option("--jit-compile", help="SavedModel that XLA compiles.")] = False,
     cache: Annotated[str, typer.Option(help="Of models that generate: float32 or int8.")] = "float32",
     lengths: Annotated[list[int] | None, typer.Option("--length", help="Exported length; repeatable.")] = None,
+    accept: Annotated[
+        list[str] | None, typer.Option(help="A check that may fail, such as agreement; repeatable.")
+    ] = None,
     trust: Trust = False,
     as_json: Json = False,
 ) -> None:
@@ -85,14 +88,17 @@ def export(
         lengths=lengths,
         cache=cache,
         in_place=True,
+        accept=accept or (),
     )
     values = {**dataclasses.asdict(artifact), "path": str(artifact.path)}
 
     def shown() -> None:
-        typer.echo(f"{artifact.path}: every check passed")
+        accepted = [check.name for check in artifact.checks if check.accepted]
+        but = f", except what was accepted: {', '.join(accepted)}" if accepted else ""
+        typer.echo(f"{artifact.path}: every check passed{but}")
         for check in artifact.checks:
             limit = f" (limit {figure(check.limit)})" if check.limit != "" else ""
-            typer.echo(f"  {check.name}: {figure(check.found)}{limit}")
+            typer.echo(f"  {check.name}: {figure(check.found)}{limit}{', accepted' if check.accepted else ''}")
         for layer in artifact.layers:
             grain = f", one scale per {layer.granularity}" if layer.granularity else ""
             why = f" ({layer.reason})" if layer.reason else ""

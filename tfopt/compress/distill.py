@@ -17,6 +17,7 @@ from typing import Any
 import tensorflow as tf
 
 from tfopt._keras import extras, keras_api
+from tfopt._keras.input_facts import facts_of, size_to_try
 from tfopt._keras.keras_io import Inputs, inputs_of
 from tfopt.compress.base import Option, Prepared, attach, attached, detach
 from tfopt.data.cache import cached
@@ -27,7 +28,6 @@ from tfopt.structure.nodes import flat, functional, nodes, struct_of
 
 _NAME = "distill"
 _KINDS = ("logits", "labels", "hidden", "attention", "embeddings", "relations")
-_MASK = "attention_mask"
 _NO_WORD = re.compile(r"\W")
 
 
@@ -134,6 +134,8 @@ class Distiller:
         if self.config.logits:
             _check_classes(teacher)
         self._keras = keras_api.keras_module(keras_api.generation_of(student))
+        self._inputs = inputs_of(teacher)
+        self._masks = facts_of(teacher, self._inputs, size_to_try(teacher, self._inputs)).masks
         theirs = ours = None
         self.layers: dict[int, int] = {}
         if self.config.looks_inside:
@@ -194,7 +196,7 @@ class Distiller:
             raise InputError("labels count, but the data has none; set labels=0 or give (inputs, labels)")
 
         def taught(*batch: Any) -> tuple[Any, dict[str, tf.Tensor]]:
-            mask = batch[0].get(_MASK) if isinstance(batch[0], dict) else None
+            mask = self._mask_in(batch[0])
             found = self._taught(batch[0], training=False)
             targets = {name: _without_padding(value, mask) for name, value in found.items()}
             if self.config.labels:
@@ -206,6 +208,12 @@ class Distiller:
             return lessons
         fingerprint = self._fingerprint(lessons.element_spec, int(lessons.cardinality()))
         return cached(lessons, cache, fingerprint, epoch=epoch)
+
+    def _mask_in(self, given: Any) -> Any:
+        """The mask of what hidden states stand for, whatever it is called; None where there is none."""
+        names = list(self._inputs.specs)
+        values = given if isinstance(given, Mapping) else dict(zip(names, tf.nest.flatten(given), strict=False))
+        return next((values[name] for name in self._masks if name in values), None)
 
     def finish(self) -> Any:
         """The student, with what other techniques attached to `model`; `tfopt.finish` ends all of them."""

@@ -8,11 +8,19 @@ from tfopt.tflite.layer_bits import LayerBits
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """One check that an artifact passed: its name, what was found, and the limit it had to keep."""
+    """One check that an artifact passed.
+
+    Attributes:
+        name: of the check.
+        found: what was found.
+        limit: that it had to keep.
+        accepted: it did not keep it, and the caller had said that this is accepted.
+    """
 
     name: str
     found: float | str
     limit: float | str
+    accepted: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,8 +32,8 @@ class Artifact:
         format: "saved_model" or "tflite".
         quantization: None, "float16", a name as in `quantization.NAMED`, or "custom".
         jit_compile: whether the saved function compiles with XLA when it is loaded.
-        lengths: sequence lengths that have a signature of their own; empty if the model has no
-            sequence axis or takes any length.
+        lengths: sizes that have a signature of their own, as numbers or by input; empty if the model has no open
+            axis or takes any size.
         max_abs_error: largest difference from the Keras model on the verification samples.
         agreement: share of samples whose largest output is the same class as the Keras model's.
         checks: every check that was made.
@@ -37,7 +45,7 @@ class Artifact:
     format: str
     quantization: str | None
     jit_compile: bool
-    lengths: tuple[int, ...]
+    lengths: tuple[int | dict[str, tuple[int, ...]], ...]
     max_abs_error: float
     agreement: float | None
     checks: tuple[Check, ...]

@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from tfopt._base.children import run_in_child
 from tfopt._keras.keras_io import Inputs
+from tfopt._keras.sizes import Size
 from tfopt.errors import WorkFailedError
 from tfopt.export.layer_norm import few_passes
 from tfopt.export.recurrent import unfused
@@ -17,25 +18,25 @@ from tfopt.tflite.lookups import widen_after_lookup
 from tfopt.tflite.owners import Owners
 
 
-def signature_of(length: int | None) -> str:
-    """Name of the signature for a length, or for a model of one shape."""
-    return DEFAULT_SIGNATURE if length is None else length_signature(length)
+def signature_of(size: Size | None) -> str:
+    """Name of the signature for a size, or for a model of one shape."""
+    return DEFAULT_SIGNATURE if size is None else length_signature(size)
 
 
 def convert(
     model: Any,
     inputs: Inputs,
-    lengths: tuple[int, ...],
+    lengths: tuple[Size, ...],
     batch: int,
     float16: bool = False,
     owners: Owners | None = None,
 ) -> bytes:
-    """A float file with one signature per length, or `serving_default` if there is one shape only.
+    """A float file with one signature per size, or `serving_default` if there is one shape only.
 
     Args:
         model: a Keras model of either generation.
         inputs: the model's inputs.
-        lengths: fixed lengths; empty if all axes are known.
+        lengths: fixed sizes; empty if all axes are known.
         batch: rows per call.
         float16: store weights in float16.
         owners: scopes in which layers are traced.

@@ -11,6 +11,7 @@ import numpy as np
 from tfopt._base.children import run_in_child
 from tfopt._keras import keras_api
 from tfopt._keras.keras_io import Inputs
+from tfopt._keras.sizes import Size
 from tfopt.decoding.weights import is_causal_lm
 from tfopt.errors import InputError, VerificationError
 from tfopt.export.artifact import Check
@@ -161,7 +162,7 @@ def write_quantized(
     model: Any,
     path: Path,
     inputs: Inputs,
-    lengths: tuple[int, ...],
+    lengths: tuple[Size, ...],
     batch: int,
     record: Record,
     representative: dict[str, np.ndarray] | None,
@@ -173,7 +174,11 @@ def write_quantized(
         if config.is_static:
             raise InputError("files that generate have no static kind: use a dynamic or weight-only one")
         content = convert_decoder(
-            model, lengths, apart=not _may_fold(record), narrow_cache=narrow_cache, owners=origins.owners
+            model,
+            tuple(n for n in lengths if isinstance(n, int)),
+            apart=not _may_fold(record),
+            narrow_cache=narrow_cache,
+            owners=origins.owners,
         )
     else:
         with contextlib.nullcontext() if _may_fold(record) else frozen(model, record):
@@ -278,9 +283,9 @@ def as_written(model: Any, written: Written) -> Iterator[None]:
         yield
 
 
-def _by_signature(samples: dict[str, np.ndarray], inputs: Inputs, lengths: tuple[int, ...], batch: int) -> Samples:
+def _by_signature(samples: dict[str, np.ndarray], inputs: Inputs, lengths: tuple[Size, ...], batch: int) -> Samples:
     """Samples cut and padded for the longest signature, in its batch size."""
-    length = max(lengths, default=None)
+    length = lengths[-1] if lengths else None
     rows = len(next(iter(samples.values())))
     shaped = {name: pad_to(samples[name], inputs.specs[name], length) for name in inputs.specs}
     whole = range(0, rows - rows % batch, batch)

@@ -1,12 +1,15 @@
 """What a writer of a format is given, and what it gives back."""
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
+from tfopt._keras.input_facts import InputFacts
 from tfopt._keras.keras_io import Inputs, call
+from tfopt._keras.sizes import Size
 from tfopt.export.artifact import Check
 from tfopt.quantization.config import QuantizeConfig
 from tfopt.tflite.layer_bits import LayerBits
@@ -20,8 +23,10 @@ class Wanted:
 
     quantization: Any
     jit_compile: bool
+    lengths: Sequence[Any] | None
     batch_size: int
     cache: str
+    accept: tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +36,8 @@ class Job:
     Attributes:
         model: a Keras model of either generation.
         inputs: of the model.
-        lengths: those that get a signature of their own.
+        lengths: sizes that get a signature of their own.
+        facts: of the inputs.
         wanted: what was asked for.
         name: of the quantization, or None for float32.
         config: of integer quantization, or None.
@@ -41,7 +47,8 @@ class Job:
 
     model: Any
     inputs: Inputs
-    lengths: tuple[int, ...]
+    lengths: tuple[Size, ...]
+    facts: InputFacts
     wanted: Wanted
     name: str | None
     config: QuantizeConfig | None
@@ -49,13 +56,13 @@ class Job:
     given: Values | None
 
     @property
-    def narrow_cache(self) -> bool:
-        return self.wanted.cache == "int8"
+    def slots(self) -> tuple[int, ...]:
+        """Lengths of the caches of a file that generates."""
+        return tuple(size for size in self.lengths if isinstance(size, int))
 
     @property
-    def tolerance(self) -> str | None:
-        """The kind of file that decides how far outputs may be off."""
-        return "int8 cache" if self.narrow_cache else self.name
+    def narrow_cache(self) -> bool:
+        return self.wanted.cache == "int8"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,8 +83,10 @@ class Written:
 class Writer(Protocol):
     """What the module of a format in this folder has."""
 
-    def lengths(self, model: Any, inputs: Inputs, wanted: Wanted, lengths: Any) -> tuple[tuple[int, ...], int]:
-        """The lengths to write, and that of the texts that the file is compared on.
+    def lengths(
+        self, model: Any, inputs: Inputs, wanted: Wanted, masks: Mapping[str, Any]
+    ) -> tuple[tuple[Size, ...], Size]:
+        """The sizes to write, and that of the samples that the file is compared on.
 
         Raises:
             InputError: what is wanted does not fit the model.

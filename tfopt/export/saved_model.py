@@ -1,5 +1,6 @@
 """SavedModels with named signatures, plain or compiled by XLA where they are loaded."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -7,29 +8,28 @@ import tensorflow as tf
 
 from tfopt._keras import keras_api
 from tfopt._keras.keras_io import Inputs, call
+from tfopt._keras.sizes import Size, label
 from tfopt.errors import InputError, VerificationError, WorkFailedError
 from tfopt.export.artifact import Check
-from tfopt.export.id_limits import id_limits
 from tfopt.export.job import Job, Wanted, Written
-from tfopt.export.samples import LENGTH
-from tfopt.export.signatures import check_lengths
-from tfopt.runtime.limits import write_limits
+from tfopt.export.signatures import check_lengths, tried_size
+from tfopt.runtime.described import Described, write_described
 
 DEFAULT_SIGNATURE = "serving_default"
 
 
-def lengths(model: Any, inputs: Inputs, wanted: Wanted, lengths: Any) -> tuple[tuple[int, ...], int]:
-    """One signature per length for XLA, which compiles for every new shape; else one that takes any."""
+def lengths(model: Any, inputs: Inputs, wanted: Wanted, masks: Mapping[str, Any]) -> tuple[tuple[Size, ...], Size]:
+    """One signature per size for XLA, which compiles for every new shape; else one that takes any."""
     if wanted.cache != "float32":
         raise InputError(f"cache={wanted.cache!r} is for a TFLite file that generates")
-    chosen = check_lengths(model, inputs, lengths) if wanted.jit_compile else ()
-    return chosen, max(chosen, default=LENGTH)
+    chosen = check_lengths(model, inputs, wanted.lengths, masks) if wanted.jit_compile else ()
+    return chosen, chosen[-1] if chosen else tried_size(model, inputs, wanted.lengths)
 
 
 def write(job: Job, path: Path) -> Written:
     """Writes the folder."""
     write_saved_model(job.model, path, job.inputs, lengths=job.lengths, jit_compile=job.wanted.jit_compile)
-    write_limits(path, id_limits(job.model, job.inputs, min(job.lengths, default=LENGTH)))
+    write_described(path, Described(job.facts.rows, job.facts.masks))
     return Written()
 
 
@@ -44,16 +44,16 @@ def check(path: Path, name: str | None, jit_compile: bool) -> list[Check]:
     return [Check("xla", str(jit_compile), str(jit_compile))]
 
 
-def length_signature(length: int) -> str:
-    """Name of the signature for inputs of exactly this length."""
-    return f"serving_{length}"
+def length_signature(size: Size) -> str:
+    """Name of the signature for inputs of exactly this size."""
+    return f"serving_{label(size)}"
 
 
 def write_saved_model(
     model: Any,
     path: Path,
     inputs: Inputs,
-    lengths: tuple[int, ...] = (),
+    lengths: tuple[Size, ...] = (),
     batch: int | None = None,
     jit_compile: bool = False,
 ) -> None:
@@ -63,7 +63,7 @@ def write_saved_model(
         model: a Keras model of either generation.
         path: the folder to create.
         inputs: the model's inputs.
-        lengths: fixed lengths. With a fixed `batch` there is no flexible signature beside them.
+        lengths: fixed sizes. With a fixed `batch` there is no flexible signature beside them.
         batch: the only batch size, or None for any.
         jit_compile: mark the functions to be compiled by XLA wherever they are loaded.
     """
@@ -87,7 +87,7 @@ def write_saved_model(
         raise WorkFailedError(f"writing the SavedModel {path} failed: {reason}") from error
 
 
-def _function(model: Any, inputs: Inputs, batch: int | None, length: int | None, jit_compile: bool) -> Any:
+def _function(model: Any, inputs: Inputs, batch: int | None, length: Size | None, jit_compile: bool) -> Any:
     @tf.function(input_signature=[inputs.with_sizes(batch, length)], jit_compile=jit_compile, autograph=False)
     def serve(named: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         return call(model, inputs, named)

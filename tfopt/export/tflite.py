@@ -1,9 +1,11 @@
 """TFLite files: float, float16 or integers, of encoders and of models that generate."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from tfopt._keras.keras_io import Inputs
+from tfopt._keras.sizes import Size
 from tfopt.decoding.weights import is_causal_lm
 from tfopt.errors import InputError, VerificationError
 from tfopt.export.artifact import Check
@@ -13,6 +15,8 @@ from tfopt.export.integers import as_written, make_record, smoother, write_quant
 from tfopt.export.job import Job, Wanted, Written, outputs_of
 from tfopt.export.samples import LENGTH
 from tfopt.export.signatures import check_lengths
+from tfopt.runtime.described import MEMBER, Described
+from tfopt.tflite import flatbuffer as fb
 from tfopt.tflite.file import read_tflite
 
 # The converter leaves smaller tensors in float: nothing is gained by narrowing them.
@@ -20,18 +24,18 @@ _SMALLEST_NARROW = 1024
 _FLOATS = {None: "float32", "float16": "float16"}
 
 
-def lengths(model: Any, inputs: Inputs, wanted: Wanted, lengths: Any) -> tuple[tuple[int, ...], int]:
+def lengths(model: Any, inputs: Inputs, wanted: Wanted, masks: Mapping[str, Any]) -> tuple[tuple[Size, ...], Size]:
     """Lengths of texts; of models that generate, of their caches."""
     if not is_causal_lm(model):
         if wanted.cache != "float32":
             raise InputError(f"cache={wanted.cache!r} is for models that generate, and this one does not")
-        chosen = check_lengths(model, inputs, lengths)
-        return chosen, max(chosen, default=LENGTH)
+        chosen = check_lengths(model, inputs, wanted.lengths, masks)
+        return chosen, chosen[-1] if chosen else LENGTH
     if wanted.batch_size != 1:
         raise InputError(
             f"a TFLite file that generates takes one text at a time, got batch_size={wanted.batch_size}"
         )
-    slots = check_slots(model, lengths)
+    slots = check_slots(model, wanted.lengths)
     return slots, compared_length(slots)
 
 
@@ -41,10 +45,18 @@ def write(job: Job, path: Path) -> Written:
         return _quantized(job, path)
     half = job.name == "float16"
     if is_causal_lm(job.model):
-        path.write_bytes(convert_decoder(job.model, job.lengths, half, narrow_cache=job.narrow_cache))
-    else:
-        path.write_bytes(convert(job.model, job.inputs, job.lengths, batch=job.wanted.batch_size, float16=half))
+        path.write_bytes(convert_decoder(job.model, job.slots, half, narrow_cache=job.narrow_cache))
+        return Written()
+    content = convert(job.model, job.inputs, job.lengths, batch=job.wanted.batch_size, float16=half)
+    path.write_bytes(_described(content, job))
     return Written()
+
+
+def _described(content: bytes, job: Job) -> bytes:
+    """The file with what it says of its inputs."""
+    model = fb.read(content)
+    fb.add_metadata(model, MEMBER, Described(job.facts.rows, job.facts.masks).as_json().encode())
+    return fb.write(model)
 
 
 def _quantized(job: Job, path: Path) -> Written:
@@ -55,6 +67,8 @@ def _quantized(job: Job, path: Path) -> Written:
             job.model, path, job.inputs, lengths=job.lengths, batch=job.wanted.batch_size, record=record,
             representative=job.given, narrow_cache=job.narrow_cache,
         )  # fmt: skip
+        if not is_causal_lm(job.model):
+            path.write_bytes(_described(path.read_bytes(), job))
         with as_written(job.model, written):
             expected = outputs_of(job)
     return Written(expected, (*smoothing, *checks, *written.checks), written.layers)

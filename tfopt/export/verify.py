@@ -1,104 +1,226 @@
-"""Checks a written artifact against the model it came from.
+"""Checks a written artifact against the float model it came from.
 
-The artifact is loaded and run in a child process, and its outputs are compared with the Keras model's. Every check
-has a name and a stated limit. What is inside a file is checked by the module that writes it.
+The artifact runs in a child process, on the samples in both orders, and in a second runtime where one takes it. Its
+answers are compared with those of the Keras model in float: a file that only does what a simulation of it does may
+be wrong together with the simulation. Every check has a name and a stated limit. What is inside a file is checked
+by the module that writes it.
 """
 
+import dataclasses
+import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from tfopt._base.children import ChildFailedError
-from tfopt.errors import VerificationError
+from tfopt.errors import InputError, VerificationError
 from tfopt.export.artifact import Check
+from tfopt.numerics.agreement import MEASURES, class_agreement, correlation, rank_agreement, signal_to_noise, varies
+from tfopt.quantization.config import QuantizeConfig
 from tfopt.runtime.child import try_in_child
 
-# Largest difference of an output as a share of the largest output of the Keras model.
-_TOLERANCE = {None: 1e-3, "float16": 2e-2}
-_QUANTIZED_TOLERANCE = 0.25
-# Share of the samples that must get the class that the Keras model gives them.
-_AGREEMENT = {None: 1.0, "float16": 0.99}
-_QUANTIZED_AGREEMENT = 0.95
+_log = logging.getLogger(__name__)
+Values = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """How close a kind of file must come to the float model.
+
+    Attributes:
+        error: largest difference of an output from what the file should compute, as a share of the largest value.
+        correlation: least, of what differs between rows.
+        decibels: least ratio of that to the error.
+        agreement: least share of given samples that keep their class.
+        rank: least agreement of the order of given samples, by outputs of one value.
+    """
+
+    error: float
+    correlation: float
+    decibels: float
+    agreement: float
+    rank: float
+
+
+# Random weights and inputs give the least: the classes and ranks of such models are decided by single roundings.
+_FLOAT32 = Limits(error=1e-3, correlation=0.999, decibels=30, agreement=1.0, rank=0.99)
+_FLOAT16 = Limits(error=2e-2, correlation=0.995, decibels=20, agreement=0.99, rank=0.98)
+_INT8 = Limits(error=0.25, correlation=0.95, decibels=9, agreement=0.9, rank=0.9)
+_STATIC = Limits(error=0.25, correlation=0.85, decibels=3, agreement=0.9, rank=0.85)
+FEW_BITS = Limits(error=0.25, correlation=0.8, decibels=3, agreement=0.7, rank=0.8)
+
+
+def limits_for(name: str | None, config: QuantizeConfig | None = None) -> Limits:
+    """Limits of a kind of file: by its name, and for integers by what its weights and activations are."""
+    if name is None:
+        return _FLOAT32
+    if name == "float16":
+        return _FLOAT16
+    if config is None:
+        return _INT8
+    bits = min([config.weight_bits or 8, *(bits or 8 for bits in config.bits.values())])
+    return FEW_BITS if bits < 8 and name != "trained" else _STATIC if config.is_static else _INT8
+
+
+@dataclasses.dataclass(frozen=True)
+class Verified:
+    """What the comparison found.
+
+    Attributes:
+        outputs: of the artifact.
+        checks: that it passed, or that were accepted.
+        agreement: share of the rows that keep their class; None where that means nothing.
+    """
+
+    outputs: Values
+    checks: tuple[Check, ...]
+    agreement: float | None
+
+
+def check_accepted(accept: Sequence[str]) -> None:
+    """Raises InputError for what cannot be accepted: a file that does not load or repeat itself is no use."""
+    if isinstance(accept, str) or not set(accept) <= set(MEASURES):
+        raise InputError(f"accept must be a list out of {', '.join(MEASURES)}, got {accept!r}")
 
 
 def check_outputs(
     path: Path,
-    samples: dict[str, np.ndarray],
+    samples: Values,
     *,
-    reference: dict[str, np.ndarray],
-    quantization: str | None,
-    compare_classes: bool = True,
+    reference: Values,
+    limits: Limits,
+    given: bool,
+    expected: Values | None = None,
+    accept: Sequence[str] = (),
     static: bool = False,
     limit: float | None = None,
-) -> tuple[dict[str, np.ndarray], list[Check], float | None]:
+) -> Verified:
     """Runs the artifact on the samples in a child process and compares.
 
     Args:
         path: the artifact.
         samples: inputs by name.
-        reference: what the Keras model gives on them, rounded as the artifact should be.
-        quantization: decides the limits.
-        compare_classes: also compare which output is largest; only sensible on real samples.
+        reference: what the float model gives on them.
+        limits: that its kind has to keep.
+        given: whether the samples are somebody's data; of random ones, classes and ranks say nothing.
+        expected: what the file should compute, with its roundings; by default `reference`.
+        accept: names of checks that may fail; they are then marked as accepted.
         static: the artifact has integer activations, where a rounding that falls the other way may change single
             samples a lot; the error is then the root of the mean square instead of the largest.
-        limit: largest error that is accepted, instead of the one that goes with `quantization`.
-
-    Returns:
-        The artifact's outputs, the checks, and the share of rows that keep their class (None where that was
-        not compared).
+        limit: largest error that is accepted, instead of the one of `limits`.
 
     Raises:
-        VerificationError: named "loads", "outputs", "finite", "max_abs_error", "rms_error" or "agreement".
+        VerificationError: named "loads", "outputs", "finite", "repeats", or as in `numerics.agreement.MEASURES`.
     """
     try:
-        outputs = try_in_child(path, samples).outputs
+        run = try_in_child(path, samples, again=True)
     except ChildFailedError as error:
         raise VerificationError("loads", str(error)) from error
-    if set(outputs) != set(reference):
-        raise VerificationError("outputs", f"the artifact gives {sorted(outputs)}, the model {sorted(reference)}")
-    checks = [Check("loads", "in a child process", "")]
-    for name, expected in reference.items():
-        measure = "rms_error" if static else "max_abs_error"
-        share = _TOLERANCE.get(quantization, _QUANTIZED_TOLERANCE)
-        allowed = limit if limit is not None else share * max(float(np.abs(expected).max()), 1e-6)
-        off = _compare(name, outputs[name], expected, measure=measure, limit=allowed)
-        checks.append(Check(measure if len(reference) == 1 else f"{measure} of {name}", off, allowed))
-    agreement = None
-    name, expected = next(iter(reference.items()))
-    if compare_classes and expected.ndim == 2 and expected.shape[1] > 1:
-        agreement, least = (
-            class_agreement(outputs[name], expected),
-            _AGREEMENT.get(quantization, _QUANTIZED_AGREEMENT),
+    expected = reference if expected is None else expected
+    if set(run.outputs) != set(expected):
+        raise VerificationError(
+            "outputs", f"the artifact gives {sorted(run.outputs)}, the model {sorted(expected)}"
         )
+    judge = _Judge(accept, several=len(expected) > 1)
+    judge.checks.append(Check("loads", "in a child process", ""))
+    for name, want in expected.items():
+        _check_shape(name, run.outputs[name], want)
+        assert run.again is not None
+        _check_repeats(name, run.outputs[name], run.again[name])
+        judge.error(name, run.outputs[name], want, limits=limits, rms=static, most=limit)
+        judge.signal(name, run.outputs[name], reference[name], limits=limits)
+    judge.checks.append(Check("repeats", "the same in another order", "the same"))
+    agreement = None
+    for name, want in reference.items() if given else ():
+        agreement = judge.answers(name, run.outputs[name], want, limits=limits) if agreement is None else agreement
+    if run.second is None:
+        judge.checks.append(Check("second runtime", run.second_name, "where one takes it"))
+    else:
+        for name in set(run.second) & set(reference):
+            values = run.second[name]
+            judge.signal(name, values, reference[name][: len(values)], limits=limits, runtime=run.second_name)
+    return Verified(run.outputs, tuple(judge.checks), agreement)
+
+
+class _Judge:
+    """Holds what was found to its limits, and keeps a list of it."""
+
+    def __init__(self, accept: Sequence[str], several: bool) -> None:
+        self._accept, self._several = accept, several
+        self.checks: list[Check] = []
+
+    def error(
+        self, name: str, found: np.ndarray, want: np.ndarray, limits: Limits, rms: bool, most: float | None
+    ) -> None:
+        """The difference from what the file should compute."""
+        kind = "rms_error" if rms else "max_abs_error"
+        allowed = most if most is not None else limits.error * max(float(np.abs(want).max()), 1e-6)
+        difference = found.astype(np.float64) - want
+        error = float(np.sqrt((difference**2).mean()) if rms else np.abs(difference).max())
+        self._hold(kind, name, error, allowed, error <= allowed, "differs by {:.4g}, allowed are {:.4g}")
+
+    def signal(self, name: str, found: np.ndarray, want: np.ndarray, limits: Limits, runtime: str = "") -> None:
+        """Correlation and signal-to-noise ratio with the float model."""
+        where = f" in {runtime}" if runtime else ""
+        if not varies(want):
+            # A float file is held to its error, which is small; of integers, nothing is known.
+            fine = limits.error <= _FLOAT16.error
+            words = "of the model is the same for every sample, which shows nothing: pass representative data"
+            self._hold("informative", name, "the same for every sample", "differs", fine, words)
+            return
+        value = correlation(found, want)
+        words = f"correlates with the float model by {{:.4f}}{where}, {{:.4g}} or more are needed"
+        self._hold("correlation", name, value, limits.correlation, value >= limits.correlation, words, where)
+        value = signal_to_noise(found, want)
+        words = f"is {{:.1f}} dB above its error{where} against the float model, {{:.4g}} or more are needed"
+        self._hold("signal_to_noise", name, value, limits.decibels, value >= limits.decibels, words, where)
+
+    def answers(self, name: str, found: np.ndarray, want: np.ndarray, limits: Limits) -> float | None:
+        """Classes, or the order of the rows where an output has one value; returns the first."""
+        if want.ndim != 2 or not varies(want):
+            return None
+        if want.shape[1] == 1:
+            value = rank_agreement(found, want)
+            fine = value >= limits.rank or len(want) < 8
+            self._hold("rank", name, value, limits.rank, fine, "orders the samples otherwise ({:.3f}, not {:.4g})")
+            return None
+        value = class_agreement(found, want)
         # Of a few samples, one may fall either way.
-        if round((1 - agreement) * len(expected)) > max(1, (1 - least) * len(expected)):
-            kept = f"{agreement:.1%} of the samples keep their class, not {least:.0%}"
-            raise VerificationError("agreement", kept)
-        checks.append(Check("agreement", agreement, least))
-    return outputs, checks, agreement
+        fine = round((1 - value) * len(want)) <= max(1, (1 - limits.agreement) * len(want))
+        self._hold("agreement", name, value, limits.agreement, fine, "keeps {:.1%} of the classes, not {:.0%}")
+        return value
+
+    def _hold(
+        self, kind: str, name: str, found: float | str, limit: float | str, fine: bool, words: str, where: str = ""
+    ) -> None:
+        title = f"{kind} of {name}{where}" if self._several else f"{kind}{where}"
+        if not fine:
+            what = f"output {name!r} {words.format(found, limit)}"
+            if kind not in self._accept:
+                raise VerificationError(kind, what)
+            _log.warning("accepted, though check %r failed: %s", kind, what)
+        self.checks.append(Check(title, found, limit, accepted=not fine))
 
 
-def largest_error(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> float:
+def largest_error(found: Values, expected: Values) -> float:
     """Largest absolute difference over all outputs."""
     return max(float(np.abs(found[name] - value).max()) for name, value in expected.items())
 
 
-def class_agreement(found: np.ndarray, expected: np.ndarray) -> float:
-    """Share of rows whose largest value stands in the same column; exact ties count as kept."""
-    chosen = np.take_along_axis(expected, found.argmax(1)[:, None], 1)[:, 0]
-    return float((chosen >= expected.max(1) - 1e-6 * np.abs(expected).max()).mean())
-
-
-def _compare(name: str, found: np.ndarray, expected: np.ndarray, measure: str, limit: float) -> float:
-    """The error of one output, which must not be above its limit."""
-    if not np.isfinite(expected).all():
+def _check_shape(name: str, found: np.ndarray, want: np.ndarray) -> None:
+    if not np.isfinite(want).all():
         raise VerificationError("finite", f"the model itself gives NaN or infinity in output {name!r}")
-    if found.shape != expected.shape:
-        raise VerificationError("outputs", f"{name!r} has shape {found.shape}, not {expected.shape}")
+    if found.shape != want.shape:
+        raise VerificationError("outputs", f"{name!r} has shape {found.shape}, not {want.shape}")
     if not np.isfinite(found).all():
         raise VerificationError("finite", f"output {name!r} holds NaN or infinity")
-    difference = found.astype(np.float64) - expected
-    error = float(np.sqrt((difference**2).mean()) if measure == "rms_error" else np.abs(difference).max())
-    if not error <= limit:  # an error that is no number is above every limit
-        raise VerificationError(measure, f"output {name!r} differs by {error:.4g}, allowed are {limit:.4g}")
-    return error
+
+
+def _check_repeats(name: str, found: np.ndarray, again: np.ndarray) -> None:
+    """The same rows in another order give the same answers; a sum in another order changes last bits."""
+    off = float(np.abs(found - again).max())
+    if not off <= 1e-4 * max(float(np.abs(found).max()), 1e-6):
+        raise VerificationError(
+            "repeats", f"output {name!r} of the same samples in another order differs by {off:.4g}"
+        )

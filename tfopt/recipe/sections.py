@@ -8,6 +8,7 @@ import pydantic
 from pydantic import BaseModel, ConfigDict, Field
 
 from tfopt._base.formats import WRITTEN, format_named
+from tfopt.numerics.agreement import MEASURES
 from tfopt.quantization import NAMED
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -103,6 +104,7 @@ class ExportSection(Section):
     max_bytes: Count | None = None
     max_loss: Annotated[float, Field(ge=0, le=100)] | None = None
     jit_compile: bool = False
+    accept: list[str] = []
     of: list[str] | None = None
 
     @property
@@ -124,6 +126,14 @@ class ExportSection(Section):
         if value is not None and value not in known:
             near = difflib.get_close_matches(value, known, n=1, cutoff=0.0)
             raise ValueError(f"unknown quantization {value!r}; did you mean {near[0]!r}?")
+        return value
+
+    @pydantic.field_validator("accept")
+    @classmethod
+    def _check_accept(cls, value: list[str]) -> list[str]:
+        for name in value:
+            if name not in MEASURES:
+                raise ValueError(f"unknown check {name!r}; those that may be accepted are {', '.join(MEASURES)}")
         return value
 
     @pydantic.model_validator(mode="after")

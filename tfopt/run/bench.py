@@ -90,16 +90,17 @@ def _takes(predictor: Predictor, first: Predictor, length: int) -> bool:
 
 
 def random_inputs(predictor: Predictor, length: int) -> dict[str, np.ndarray]:
-    """Inputs that an artifact takes: ids of 0 and 1, masks of ones, normal values; unknown axes get `length`."""
+    """Inputs that an artifact takes: ids of its tables, masks of ones, normal values; unknown axes get `length`."""
     signature = predictor.signatures[-1]
-    rng = np.random.default_rng(0)
+    rng, described = np.random.default_rng(0), predictor.described
+    assert described is not None
     found: dict[str, Any] = {}
     for name, (shape, dtype) in signature.inputs.items():
         sizes = (_ROWS, *(d if d is not None else length for d in shape[1:]))
-        if name == "attention_mask":
+        if name in described.masks:
             found[name] = np.ones(sizes, dtype)
-        elif np.issubdtype(dtype, np.integer):
-            found[name] = rng.integers(0, 2, sizes).astype(dtype)
+        elif name in described.limits or np.issubdtype(dtype, np.integer):
+            found[name] = rng.integers(0, described.limits.get(name, 2), sizes).astype(dtype)
         else:
             found[name] = rng.standard_normal(sizes).astype(dtype)
     if predictor.lengths and length <= max(predictor.lengths):

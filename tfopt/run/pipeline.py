@@ -215,6 +215,7 @@ class _Run:
             model, self.path / planned.path, format=section.format,
             quantization=self._quantization(section, model, samples), jit_compile=section.jit_compile,
             representative=samples, lengths=self.task.lengths(section), in_place=True,
+            accept=section.accept,
         )  # fmt: skip
         layers = [dataclasses.asdict(layer) for layer in artifact.layers]
         return {"max_abs_error": artifact.max_abs_error, "layers": layers}

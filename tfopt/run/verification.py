@@ -12,7 +12,8 @@ from tfopt._keras.keras_io import call, inputs_of
 from tfopt._keras.loading import load_model
 from tfopt.data.verify import verify as verify_data
 from tfopt.errors import InputError, VerificationError
-from tfopt.export.verify import check_outputs, largest_error
+from tfopt.export.integers import resolve
+from tfopt.export.verify import FEW_BITS, check_outputs, largest_error, limits_for
 from tfopt.measure.measure import Log
 from tfopt.recipe import Recipe
 from tfopt.recipe.sections import ExportSection
@@ -54,17 +55,15 @@ def verify_run(folder: str | Path, log: Log = lambda line: None) -> dict[str, An
                 writer = format_named(section.format).writer_module()
                 writer.check(path, section.quantization, section.jit_compile)
                 limit = _limit(recorded[artifact.name], section, reference)
-                outputs, _, agreement = check_outputs(
-                    path,
-                    values,
-                    reference=reference,
-                    quantization=section.quantization,
-                    compare_classes=limit is None,
-                    limit=limit,
-                )
+                name, config = resolve(section.quantization, model)
+                verified = check_outputs(
+                    path, values, reference=reference, given=True, limit=limit, accept=section.accept,
+                    limits=FEW_BITS if section.by_layer else limits_for(name, config),
+                )  # fmt: skip
             except VerificationError as problem:
                 raise VerificationError(problem.check, f"{artifact.name}: {problem.what}") from problem
-            found[artifact.name] = {"max_abs_error": largest_error(outputs, reference), "agreement": agreement}
+            error = largest_error(verified.outputs, reference)
+            found[artifact.name] = {"max_abs_error": error, "agreement": verified.agreement}
     return {"files": count, "artifacts": found}
 
 

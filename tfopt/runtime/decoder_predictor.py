@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from tfopt.errors import InputError
+from tfopt.runtime.described import Described
 from tfopt.runtime.predictor import Predictor, Signature, StoredWeight
 from tfopt.runtime.tflite_decoder import TFLiteDecoder
 from tfopt.tflite.file import read_tflite
@@ -23,7 +24,7 @@ class DecoderPredictor(Predictor):
         self.decoder = TFLiteDecoder(self.path, threads)
         shape: tuple[int | None, ...] = (None, None)
         vocab = self.decoder.config.vocab_size
-        self.limits = {_IDS: vocab}
+        self.described = Described({_IDS: vocab}, {_MASK: (_IDS,)})
         inputs: dict[str, tuple[tuple[int | None, ...], np.dtype]] = {
             name: (shape, np.dtype(np.int32)) for name in (_IDS, _MASK)
         }

@@ -3,15 +3,13 @@
 A check takes microseconds: it is always on.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from tfopt._base.arrays import as_numbers
 from tfopt.errors import InputError
-
-IDS, MASK = "input_ids", "attention_mask"
 
 
 def checked(name: str, value: Any, *, dtype: np.dtype, limit: int | None) -> np.ndarray:
@@ -39,22 +37,23 @@ def checked(name: str, value: Any, *, dtype: np.dtype, limit: int | None) -> np.
     return array if array.dtype == dtype else array.astype(dtype)
 
 
-def check_masks(named: Mapping[str, np.ndarray]) -> None:
-    """Checks that a mask is one of 0 and 1, fits its ids, and leaves a token in every row.
+def check_masks(named: Mapping[str, np.ndarray], masks: Mapping[str, Sequence[str]]) -> None:
+    """Checks that masks are of 0 and 1, fit what they mask, and leave a token in every row.
 
     Raises:
-        InputError: it is not, does not, or leaves none.
+        InputError: one is not, does not, or leaves none.
     """
-    mask = named.get(MASK)
-    if mask is None or mask.ndim != 2:
-        return
-    if mask.min() < 0 or mask.max() > 1:
-        raise InputError(f"{MASK} must hold 0 and 1, got {mask.min()} to {mask.max()}")
-    ids = named.get(IDS)
-    if ids is not None and ids.shape != mask.shape:
-        raise InputError(f"{MASK} must have the shape of {IDS} {ids.shape}, got {mask.shape}")
-    if not mask.any(1).all():
-        raise InputError(f"{MASK} has no token in row {int(np.flatnonzero(~mask.any(1))[0])}")
+    for name, covered in masks.items():
+        mask = named.get(name)
+        if mask is None or mask.ndim != 2:
+            continue
+        if mask.min() < 0 or mask.max() > 1:
+            raise InputError(f"{name} must hold 0 and 1, got {mask.min()} to {mask.max()}")
+        for other in (n for n in covered if n in named):
+            if named[other].shape[:2] != mask.shape:
+                raise InputError(f"{name} must have the shape of {other} {named[other].shape}, got {mask.shape}")
+        if not mask.any(1).all():
+            raise InputError(f"{name} has no token in row {int(np.flatnonzero(~mask.any(1))[0])}")
 
 
 def _check_integers(name: str, array: np.ndarray, *, dtype: np.dtype, limit: int | None) -> None:

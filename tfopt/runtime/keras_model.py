@@ -7,9 +7,11 @@ import numpy as np
 import tensorflow as tf
 
 from tfopt._keras import keras_api
-from tfopt._keras.keras_io import inputs_of, output_names, rows_of_tables
+from tfopt._keras.input_facts import rows_of_tables
+from tfopt._keras.keras_io import inputs_of, output_names
 from tfopt._keras.loading import load_model
 from tfopt.decoding.weights import is_causal_lm
+from tfopt.runtime.described import Described, masks_by_name
 from tfopt.runtime.eager_decoder import EagerDecoder
 from tfopt.runtime.predictor import Predictor, Signature, StoredWeight
 from tfopt.runtime.saved_model import set_threads
@@ -26,8 +28,9 @@ class KerasPredictor(Predictor):
         self.model = load_model(self.path, trust=self.trust)
         self._inputs = inputs_of(self.model)
         # Keras 3 counts an id below zero from the end of its table.
-        self.limits = rows_of_tables(self.model, self._inputs)
+        rows = rows_of_tables(self.model, self._inputs)
         specs = {n: (tuple(s.shape), np.dtype(s.dtype.as_numpy_dtype)) for n, s in self._inputs.specs.items()}
+        self.described = Described(rows, masks_by_name(specs))
         return [Signature("predict", specs, {})]
 
     def _run(self, signature: Signature, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -6,6 +6,7 @@ Subclasses tell the signatures they have and run one of them; batches, padding a
 import abc
 import contextlib
 import dataclasses
+import math
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ import numpy as np
 from tfopt._base.files import existing
 from tfopt._base.formats import format_of
 from tfopt.errors import InputError
+from tfopt.runtime.described import Described, masks_by_name
 from tfopt.runtime.inputs import check_masks, checked
 
 
@@ -56,6 +58,16 @@ class Signature:
         return next(iter(self.inputs.values()))[0][0]
 
     @property
+    def is_fixed(self) -> bool:
+        """Whether all sizes but the batch are known."""
+        return all(None not in shape[1:] for shape, _ in self.inputs.values())
+
+    @property
+    def volume(self) -> int:
+        """Numbers in one row of its inputs, unknown sizes left out; smaller signatures answer sooner."""
+        return sum(math.prod(size or 1 for size in shape[1:]) for shape, _ in self.inputs.values())
+
+    @property
     def length(self) -> int | None:
         """The second axis of its inputs if all have one of the same fixed size."""
         sizes = {shape[1] if len(shape) > 1 else None for shape, _ in self.inputs.values()}
@@ -69,7 +81,7 @@ class Predictor(abc.ABC):
         path: where it was loaded from.
         format: "keras", "saved_model" or "tflite".
         signatures: every way to call it, shortest length first.
-        limits: input -> rows of the table in which its ids are looked up, where that is known.
+        described: what is known of the inputs: rows of the tables in which ids are looked up, and masks.
     """
 
     format: str
@@ -83,8 +95,10 @@ class Predictor(abc.ABC):
         self._turn: contextlib.AbstractContextManager[Any] = (
             contextlib.nullcontext() if self._in_parallel else threading.Lock()
         )
-        self.limits: dict[str, int] = {}
-        self.signatures = sorted(self._open(threads), key=lambda s: s.length or 0)
+        self.described: Described | None = None
+        self.signatures = sorted(self._open(threads), key=lambda s: s.volume)
+        if self.described is None:
+            self.described = Described(masks=masks_by_name(self.signatures[0].inputs))
 
     @staticmethod
     def load(path: str | Path, *, threads: int | None = None, trust: bool = False) -> "Predictor":
@@ -111,7 +125,7 @@ class Predictor(abc.ABC):
     def lengths(self) -> tuple[int, ...]:
         """Sequence lengths with a signature of their own; empty if any length or no length is taken."""
         fixed = [s.length for s in self.signatures if s.length is not None]
-        return tuple(fixed) if len(self.signatures) > 1 or self._can_pad else ()
+        return tuple(fixed) if len(self.signatures) > 1 or self._padded else ()
 
     @property
     def input_names(self) -> tuple[str, ...]:
@@ -138,7 +152,7 @@ class Predictor(abc.ABC):
             raise InputError(f"batch_size must be 1 or more, got {batch_size}")
         named = self._named(inputs)
         rows = len(next(iter(named.values())))
-        signature, length = self._choose(named)
+        signature = self._choose(named)
         padded = {name: _pad(value, signature.inputs[name][0]) for name, value in named.items()}
         step = signature.batch or batch_size or rows
         parts = []
@@ -149,7 +163,7 @@ class Predictor(abc.ABC):
                 part = {name: np.concatenate([v, np.repeat(v[-1:], missing, 0)]) for name, v in part.items()}
             parts.append(self._answer(signature, part))
         joined = {name: np.concatenate([p[name] for p in parts])[:rows] for name in parts[0]}
-        return self._cut(joined, signature, length)
+        return self._cut(joined, signature, named)
 
     def _answer(self, signature: Signature, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         try:
@@ -195,46 +209,52 @@ class Predictor(abc.ABC):
         unknown, missing = set(inputs) - set(expected), set(expected) - set(inputs)
         if unknown or missing:
             raise InputError(f"inputs must be {', '.join(expected)}, got {', '.join(map(str, inputs)) or 'none'}")
-        named = {name: checked(name, inputs[name], dtype=dtype, limit=self.limits.get(name))
+        assert self.described is not None
+        limits = self.described.limits
+        named = {name: checked(name, inputs[name], dtype=dtype, limit=limits.get(name))
                  for name, (_, dtype) in expected.items()}  # fmt: skip
         rows = {len(v) if v.ndim else 0 for v in named.values()}
         if len(rows) != 1 or rows == {0}:
             raise InputError(f"inputs must have the same number of rows, 1 or more, got {sorted(rows)}")
-        check_masks(named)
+        check_masks(named, self.described.masks)
         return named
 
-    def _choose(self, named: dict[str, np.ndarray]) -> tuple[Signature, int | None]:
-        """The signature with the shortest length that holds the inputs, and the length that was asked for."""
-        first = next(iter(named.values()))
-        length = first.shape[1] if first.ndim > 1 else None
+    def _choose(self, named: dict[str, np.ndarray]) -> Signature:
+        """The smallest signature that holds the inputs."""
         for signature in self.signatures:
-            if all(_holds(signature.inputs[n][0], v.shape, self._can_pad) for n, v in named.items()):
-                return signature, length
-        shapes = ", ".join(f"{name} {shape}" for name, (shape, _) in self.signatures[-1].inputs.items())
-        longest = self.signatures[-1].length
-        if self._can_pad and longest and length and length > longest:
-            raise InputError(f"a sequence of {length} tokens is longer than the longest exported length {longest}")
+            if all(_holds(signature.inputs[n][0], v.shape, n in self._padded) for n, v in named.items()):
+                return signature
+        largest = self.signatures[-1].inputs
+        for name, value in named.items():
+            most = largest[name][0][1] if value.ndim > 1 and len(largest[name][0]) > 1 else None
+            if name in self._padded and most is not None and value.shape[1] > most:
+                raise InputError(
+                    f"a sequence of {value.shape[1]} tokens is longer than the longest exported length {most}"
+                )
+        shapes = ", ".join(f"{name} {shape}" for name, (shape, _) in largest.items())
         got = ", ".join(f"{n} {v.shape}" for n, v in named.items())
         raise InputError(f"the artifact takes {shapes}, got {got}")
 
     @property
-    def _can_pad(self) -> bool:
-        """Padding is only harmless where a mask tells it from content."""
-        return "attention_mask" in self.signatures[0].inputs
+    def _padded(self) -> set[str]:
+        """Inputs that may be padded: it is only harmless where a mask tells it from content."""
+        assert self.described is not None
+        return {name for mask, covered in self.described.masks.items() for name in (mask, *covered)}
 
     def _cut(
-        self, outputs: dict[str, np.ndarray], signature: Signature, length: int | None
+        self, outputs: dict[str, np.ndarray], signature: Signature, named: dict[str, np.ndarray]
     ) -> dict[str, np.ndarray]:
-        if length is None or signature.length in (None, length):
-            return outputs
-        return {name: value[:, :length] if self._follows_length(name) else value for name, value in outputs.items()}
+        for name in self._padded:
+            most, length = signature.inputs[name][0][1], named[name].shape[1]
+            if most not in (None, length):
+                return {n: v[:, :length] if self._follows(name, n) else v for n, v in outputs.items()}
+        return outputs
 
-    def _follows_length(self, output: str) -> bool:
-        """Whether the second axis of an output is the sequence axis."""
-        fixed = [s for s in self.signatures if s.length is not None]
-        shapes = [(s.outputs[output], s.length) for s in fixed]
-        return all(len(shape) > 1 and shape[1] == length for shape, length in shapes) and (
-            len(fixed) > 1 or len(shapes[0][0]) > 2
+    def _follows(self, name: str, output: str) -> bool:
+        """Whether the second axis of an output is that of an input, the sequence axis."""
+        fixed = [(s.inputs[name][0][1], s.outputs[output]) for s in self.signatures if s.inputs[name][0][1]]
+        return all(len(shape) > 1 and shape[1] == length for length, shape in fixed) and (
+            len({length for length, _ in fixed}) > 1 or len(fixed[0][1]) > 2
         )
 
     @abc.abstractmethod
@@ -257,11 +277,11 @@ def _reason(error: Exception) -> str:
     return lines[max(place - 1, 0)]
 
 
-def _holds(want: tuple[int | None, ...], have: tuple[int, ...], can_pad: bool) -> bool:
+def _holds(want: tuple[int | None, ...], have: tuple[int, ...], can_be_padded: bool) -> bool:
     if len(want) != len(have):
         return False
     for axis, (w, h) in enumerate(zip(want[1:], have[1:], strict=True), 1):
-        if w is not None and w != h and not (can_pad and axis == 1 and h < w):
+        if w is not None and w != h and not (can_be_padded and axis == 1 and h < w):
             return False
     return True
 

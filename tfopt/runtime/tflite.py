@@ -13,9 +13,10 @@ from tfopt._base.cores import usable_cores
 from tfopt._base.manifests import check_if_listed
 from tfopt.errors import ModelFileError
 from tfopt.runtime.decoder_predictor import DecoderPredictor
+from tfopt.runtime.described import described_in
 from tfopt.runtime.predictor import Predictor, Signature, StoredWeight
 from tfopt.runtime.tflite_decoder import is_decoder_file
-from tfopt.tflite.file import read_tflite
+from tfopt.tflite.file import read_metadata, read_tflite
 
 
 class TFLitePredictor(Predictor):
@@ -25,11 +26,10 @@ class TFLitePredictor(Predictor):
     _refusals = (ValueError, RuntimeError)
 
     def _open(self, threads: int | None) -> list[Signature]:
-        from ai_edge_litert.interpreter import Interpreter
-
         check_if_listed(self.path)
+        self.described = described_in(read_metadata(self.path), self.path)
         try:
-            self._interpreter = Interpreter(str(self.path), num_threads=threads or usable_cores())
+            self._interpreter = self._make_interpreter(threads or usable_cores())
             keys = list(self._interpreter.get_signature_list())
             self._runners = {key: self._interpreter.get_signature_runner(key) for key in keys}
             found = [self._signature(key) for key in keys]
@@ -38,6 +38,11 @@ class TFLitePredictor(Predictor):
         if not found:
             raise ModelFileError(f"{self.path} has no signatures")
         return found
+
+    def _make_interpreter(self, threads: int) -> Any:
+        from ai_edge_litert.interpreter import Interpreter
+
+        return Interpreter(str(self.path), num_threads=threads)
 
     def _signature(self, key: str) -> Signature:
         runner = self._runners[key]

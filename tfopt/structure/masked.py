@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from tfopt._keras import keras_api
+from tfopt._keras.input_facts import draw, facts_of
 from tfopt._keras.keras_io import call, inputs_of
 from tfopt.errors import VerificationError
 from tfopt.structure.groups import Group, Slices, Structure, unit_view
@@ -36,16 +37,9 @@ def clear(array: np.ndarray, place: Slices, units: int, gone: np.ndarray) -> Non
 
 
 def samples_of(model: Any, length: int) -> dict[str, np.ndarray]:
-    """Two random rows of a model's inputs by name; 0 and 1 for integers and what may be a mask."""
-    inputs, rng = inputs_of(model), np.random.default_rng(0)
-    found = {}
-    for name, spec in inputs.with_sizes(2, length).items():
-        is_mask = len(spec.shape) == 2 and inputs.specs[name].shape[1] is None
-        value = (
-            rng.integers(0, 2, spec.shape) if spec.dtype.is_integer or is_mask else rng.standard_normal(spec.shape)
-        )
-        found[name] = value.astype(spec.dtype.as_numpy_dtype)
-    return found
+    """Two random rows of a model's inputs by name."""
+    inputs = inputs_of(model)
+    return draw(inputs, facts_of(model, inputs, length), rows=2, size=length)
 
 
 def compare(model: Any, structure: Structure, kept: Mapping[str, np.ndarray], made: Any) -> None:
