@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from tfopt._keras import keras_api
+import tfopt
+from tfopt._keras import extras, keras_api
 from tfopt._keras.loading import load_model
 from tfopt.errors import InputError, MissingFileError, ModelFileError
-from tfopt.models import BertConfig, bert, from_pretrained
+from tfopt.models import BertConfig, CausalLMConfig, bert, causal_lm, from_pretrained
 
 CONFIG = BertConfig(
     50, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, max_position_embeddings=12
@@ -142,3 +143,52 @@ def test_bad_shapes():
         BertConfig(50, hidden_size=10, num_attention_heads=4)
     with pytest.raises(InputError, match="num_hidden_layers must be 1 or more, got 0"):
         BertConfig(50, num_hidden_layers=0)
+
+
+def every_builder(generation):
+    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    for tied in (True, False):
+        yield causal_lm(
+            CausalLMConfig(50, **shape, max_position_embeddings=32, tie_word_embeddings=tied, end_tokens=(3,)),
+            generation=generation,
+        )
+    for head in ({}, {"num_labels": 3}, {"head": "span"}, {"heads": {"a": 2, "b": 3}}):
+        yield bert(BertConfig(50, **shape, max_position_embeddings=32), **head, generation=generation)
+
+
+def test_what_a_model_is_survives_saving_by_any_hand(keras, generation, tmp_path):
+    """Keras knows nothing of what our builders attach, and its own files once lost it without a word."""
+    for model in every_builder(generation):
+        expected = extras.of(model)
+        model.save(tmp_path / "by_keras.keras")
+        files = [tmp_path / "by_keras.keras"]
+        if generation == "tf_keras":  # Keras 3 does not load its own HDF5 files with operations in them
+            model.save(tmp_path / "by_keras.h5")
+            files.append(tmp_path / "by_keras.h5")
+        again = [keras.models.load_model(path, compile=False) for path in files]
+        again += [load_model(path) for path in files]
+        again += [keras.models.clone_model(model), keras.models.model_from_json(model.to_json())]
+        for other in again:
+            assert extras.of(other) == expected and expected
+            keras_api.save_model(other, tmp_path / "ours.keras")
+            assert extras.of(load_model(tmp_path / "ours.keras")) == expected
+
+
+def test_a_model_that_keras_saved_still_generates(generation, tmp_path):
+    model = next(every_builder(generation))
+    model.save(tmp_path / "m.keras")
+    artifact = tfopt.export(load_model(tmp_path / "m.keras"), tmp_path / "m.tflite", lengths=[16])
+    prompt, config = [[4, 9, 7]], tfopt.GenerateConfig(max_tokens=6)
+    expected = tfopt.Generator.load(model).generate(prompt, config)[0].tokens
+    assert tfopt.Generator.load(artifact.path).generate(prompt, config)[0].tokens == expected
+
+
+def test_what_was_built_upon_a_model_is_no_longer_it(keras, generation):
+    for model in every_builder(generation):
+        first = next(iter(model.output.values())) if isinstance(model.output, dict) else model.output
+        grown = keras.Model(model.inputs, keras.layers.Activation("relu", name="grown")(first))
+        part = keras.Model(model.inputs, model.get_layer(extras.CARRIER).output)
+        assert extras.of(grown) == extras.of(part) == {}
+    cut = tfopt.shrink(next(every_builder(generation)), neurons=0.5)
+    assert json.loads(extras.of(cut)[extras.CONFIG])["intermediate_size"] == 16
+    assert extras.of(keras.models.clone_model(cut)) == extras.of(cut)

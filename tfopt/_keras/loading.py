@@ -50,7 +50,8 @@ def load_model(path: str | Path, *, trust: bool = False) -> Any:
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             names = [n for n in archive.namelist() if n.startswith(extras.PREFIX)]
-            extras.put(model, {n: read_member(archive, n, most=MAX_MEMBER_BYTES, path=path) for n in names})
+            if names:  # else somebody else saved it
+                extras.put(model, {n: read_member(archive, n, most=MAX_MEMBER_BYTES, path=path) for n in names})
     return model
 
 

@@ -194,7 +194,7 @@ class _Builder:
             x = x + self._embedding(c.type_vocab_size, "token_type_embeddings")(self._ops.zeros_like(ids))
         positions = self._ops.positions(ids) + c.position_offset if c.position_offset else self._ops.positions(ids)
         x = x + self._embedding(c.max_position_embeddings, "position_embeddings")(positions)
-        x = self._dropout(self._norm("embeddings_norm")(x))
+        x = extras.carrier(self._keras, self._dropout(self._norm("embeddings_norm")(x)))
         # (batch, 1, 1, length), broadcast over heads and queries
         bias = (1.0 - self._ops.cast(mask, "float32"))[:, None, None, :] * _MASKED
         for index in range(c.num_hidden_layers):

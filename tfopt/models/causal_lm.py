@@ -74,7 +74,8 @@ class _Builder:
         self._tables[name] = self._layers.Embedding(
             rows, width, embeddings_initializer=self._initializer(), name=name
         )
-        return self._tables[name](ids)
+        rows_of_ids = self._tables[name](ids)
+        return extras.carrier(self._keras, rows_of_ids) if name == "token_embeddings" else rows_of_ids
 
     def linear(self, x: Any, layer: Linear) -> Any:
         tanh = layer.activation == "gelu_tanh"  # no activation of this name is in both generations
