@@ -289,13 +289,6 @@ def test_unknown_layers_are_skipped_by_name_or_refused(keras):
     ]  # fmt: skip
 
 
-def test_recurrent_layers_say_why_they_stay_float(keras):
-    layers = keras.layers
-    model = keras.Sequential([layers.Input((6, 8)), layers.LSTM(8), layers.Dense(3)])
-    skipped = quantize.prepare(model, QuantizeConfig()).skipped
-    assert len(skipped) == 2 and all(s.reason == "the state of a recurrent layer" for s in skipped)
-
-
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
 def test_grouped_attention_in_static_mode(dropout, tmp_path):
     import keras

@@ -1,8 +1,8 @@
 """What else travels with a model: its tokenizer, its shape, its grids. Loads no TensorFlow.
 
 Members go with the model object, into its `.keras` archive, which Keras itself reads past, and into exported files.
-The shape of a model of our builders is also in its configuration, so that it survives whoever saves and loads it: as
-the seed of a Dropout layer of rate 0, which never uses one and may be any text in both generations.
+The shape of a model of our builders is also in its configuration, so that it survives whoever saves and loads it:
+as the seed of a Dropout layer of rate 0, which never uses one and may be any text in both generations.
 """
 
 import hashlib

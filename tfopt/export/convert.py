@@ -30,6 +30,7 @@ def convert(
     batch: int,
     float16: bool = False,
     owners: Owners | None = None,
+    unrolled: bool = False,
 ) -> bytes:
     """A float file with one signature per size, or `serving_default` if there is one shape only.
 
@@ -40,13 +41,14 @@ def convert(
         batch: rows per call.
         float16: store weights in float16.
         owners: scopes in which layers are traced.
+        unrolled: trace recurrent layers step after step: nothing static is inside a loop of the format.
 
     Raises:
         WorkFailedError: the converter gave up; its reason is kept.
     """
     with tempfile.TemporaryDirectory(prefix="tfopt-") as folder:
         saved = Path(folder, "model")
-        with few_passes(model), unfused(model), scopes(model, owners or Owners.of(())):
+        with few_passes(model), unfused(model, unrolled), scopes(model, owners or Owners.of(())):
             write_saved_model(model, saved, inputs, lengths=lengths, batch=batch)
         return convert_saved_model(saved, [signature_of(n) for n in lengths or (None,)], float16)
 

@@ -17,8 +17,9 @@ from tfopt.errors import InputError, VerificationError
 from tfopt.export.artifact import Check
 from tfopt.export.convert import convert, signature_of
 from tfopt.export.decoder import convert_decoder
+from tfopt.export.observed import Samples
 from tfopt.export.signatures import pad_to
-from tfopt.export.static import Samples, check_float_left, write_static
+from tfopt.export.static import check_float_left, write_static
 from tfopt.quantization.calibration import Improved, calibrate, quantize_weights
 from tfopt.quantization.config import NAMED, QuantizeConfig
 from tfopt.quantization.kinds import layouts
@@ -182,7 +183,7 @@ def write_quantized(
         )
     else:
         with contextlib.nullcontext() if _may_fold(record) else frozen(model, record):
-            content = convert(model, inputs, lengths, batch=batch, owners=origins.owners)
+            content = convert(model, inputs, lengths, batch=batch, owners=origins.owners, unrolled=config.is_static)
     if config.is_static:
         samples = None if representative is None else _by_signature(representative, inputs, lengths, batch=batch)
         content, matched = run_in_child(write_static, content, config, origins, samples)
@@ -284,9 +285,12 @@ def as_written(model: Any, written: Written) -> Iterator[None]:
 
 
 def _by_signature(samples: dict[str, np.ndarray], inputs: Inputs, lengths: tuple[Size, ...], batch: int) -> Samples:
-    """Samples cut and padded for the longest signature, in its batch size."""
-    length = lengths[-1] if lengths else None
+    """Samples cut and padded for each signature, in its batch size; the last rows fill it again."""
     rows = len(next(iter(samples.values())))
-    shaped = {name: pad_to(samples[name], inputs.specs[name], length) for name in inputs.specs}
-    whole = range(0, rows - rows % batch, batch)
-    return {signature_of(length): [{n: v[i : i + batch] for n, v in shaped.items()} for i in whole]}
+    places = np.arange(-(-rows // batch) * batch) % rows
+    found = {}
+    for size in lengths or (None,):
+        shaped = {name: pad_to(samples[name], inputs.specs[name], size) for name in inputs.specs}
+        parts = places.reshape(-1, batch)
+        found[signature_of(size)] = [{n: v[part] for n, v in shaped.items()} for part in parts]
+    return found

@@ -11,8 +11,8 @@ from typing import Any
 from tfopt._keras import keras_api
 from tfopt._keras.layer_calls import swapped
 from tfopt.errors import InputError
-
-_FUSED = "_could_use_gpu_kernel"
+from tfopt.quantization.kinds import role
+from tfopt.quantization.recurrent import FUSED
 
 
 def refuse_stateful(model: Any) -> None:
@@ -30,10 +30,13 @@ def refuse_stateful(model: Any) -> None:
 
 
 @contextlib.contextmanager
-def unfused(model: Any) -> Iterator[None]:
-    """While entered, calls of the model's recurrent layers are traced as plain loops."""
+def unfused(model: Any, unrolled: bool = False) -> Iterator[None]:
+    """While entered, calls of the model's recurrent layers are traced as plain loops, or step after step."""
     with contextlib.ExitStack() as stack:
         for _, layer in keras_api.walk(model):
-            if vars(layer).get(_FUSED):
-                stack.enter_context(swapped(layer, {_FUSED: False}))
+            values = {FUSED: False} if vars(layer).get(FUSED) else {}
+            if unrolled and role(layer) == "recurrent":
+                values["unroll"] = True
+            if values:
+                stack.enter_context(swapped(layer, values))
         yield

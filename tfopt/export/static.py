@@ -6,19 +6,18 @@ litert-quantizer writes the integer file.
 """
 
 import re
-from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tfopt.errors import InputError, WorkFailedError
+from tfopt.export.observed import Samples, observe
 from tfopt.quantization.config import QuantizeConfig
 from tfopt.tflite import flatbuffer as fb
 from tfopt.tflite.matching import Matched, Origins, Unmatched, match
 from tfopt.tflite.ranges import Range, strip_ranges
 
-Samples = Mapping[str, Iterable[dict[str, np.ndarray]]]
 # Outputs are values of the input on the input's grid; the input that counts.
 _SAME_GRID = {
     fb.Op.RESHAPE: 0, fb.Op.TRANSPOSE: 0, fb.Op.SQUEEZE: 0, fb.Op.EXPAND_DIMS: 0, fb.Op.SLICE: 0,
@@ -58,7 +57,7 @@ def write_static(
             limits = (-32767, 32767) if config.activation_bits == 16 else (-128, 127)
             ranges.update(dict.fromkeys(item.found.names, (limits[0] * scale, limits[1] * scale)))
     plain = fb.write(model)
-    known: dict[str, Any] = {name: _as_statistics(r) for name, r in _spread(model, ranges, wide).items()}
+    known = _spread(model, ranges, wide)
     quantizer = _quantizer(plain, config, _touching(model, wide), floats=_readers(model, others))
     missing = _without_range(model, known)
     if missing:
@@ -67,22 +66,32 @@ def write_static(
                 f"static quantization needs representative data: {len(missing)} tensors have no trained range, "
                 f"{missing[0]!r} for one"
             )
-        try:
-            observed = quantizer.calibrate(dict(samples), num_threads=2)
-        except (ValueError, RuntimeError) as error:
-            raise WorkFailedError(f"observing {missing[0]!r} failed: {error}; use a dynamic kind") from error
-        known = {**observed, **known}
+        known |= observe(plain, set(missing), samples)
+        _move_on(model, known, set(missing))
+    statistics: dict[str, Any] = {name: _as_statistics(found) for name, found in known.items()}
     for item in matched:
         if item.found.operator != fb.Op.GATHER:
-            known.update(dict.fromkeys(item.found.names, _weight_statistics(item)))
+            statistics.update(dict.fromkeys(item.found.names, _weight_statistics(item)))
     try:
-        result = quantizer.quantize(known)
+        result = quantizer.quantize(statistics)
     except (ValueError, RuntimeError, KeyError) as error:
         reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
         raise WorkFailedError(f"static quantization failed: {reason}") from error
     written = fb.read(bytes(result.quantized_model))
+    _narrow_unread(written)
     _settle_ties(written, matched)
     return fb.write(written), matched
+
+
+def _narrow_unread(model: Any) -> None:
+    """Results that nothing reads stay in float, and runtimes refuse an operator whose results are of two types."""
+    for graph in model.subgraphs:
+        for op in (o for o in graph.operators if fb.code(model, o) in (fb.Op.SPLIT, fb.Op.UNPACK)):
+            results = [graph.tensors[int(i)] for i in op.outputs]
+            narrow = [tensor for tensor in results if tensor.type in (fb.INT8, fb.INT16)]
+            for tensor in results if narrow else ():
+                if tensor.type == fb.FLOAT32:
+                    tensor.type, tensor.quantization = narrow[0].type, narrow[0].quantization
 
 
 def _settle_ties(model: Any, matched: list[Matched]) -> None:
@@ -180,6 +189,17 @@ def _spread(model: Any, ranges: dict[str, Range], wide: set[str]) -> dict[str, R
                             wide.update({other} if one in wide else ())
                             changed = True
     return known
+
+
+def _move_on(model: Any, known: dict[str, Range], observed: set[str]) -> None:
+    """Gives what only moves values the range of those: runtimes refuse other grids than the input's."""
+    for graph in model.subgraphs:
+        for op in graph.operators:
+            place = _SAME_GRID.get(fb.code(model, op))
+            source = None if place is None else fb.name(graph.tensors[int(op.inputs[place])])
+            if source in known:
+                results = {fb.name(graph.tensors[int(i)]) for i in op.outputs}
+                known.update(dict.fromkeys(results & observed, known[source]))
 
 
 def _without_range(model: Any, known: dict[str, Any]) -> list[str]:

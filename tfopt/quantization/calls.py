@@ -12,6 +12,7 @@ from tfopt.quantization.kinds import ATTENTION, class_names, einsum_input_axes, 
 from tfopt.quantization.placement import feeds_norm, makes_scores, marks_output
 from tfopt.quantization.plan import PlannedWeight
 from tfopt.quantization.points import Kind
+from tfopt.quantization.recurrent import recurrent
 
 if TYPE_CHECKING:
     from tfopt.quantization.simulation import Simulation
@@ -34,6 +35,9 @@ def new_calls(simulation: "Simulation") -> Iterator[tuple[Any, str, Call]]:
             yield layer, "call", _product(simulation, layer, path, own=own)
         elif kind == "table" and own:
             yield layer, "call", _table(simulation, layer, own[0])
+        elif kind == "recurrent":
+            inner = [weight for _, cell in keras_api.walk(layer) for weight in planned.get(id(cell), [])]
+            yield layer, "call", recurrent(simulation, layer, path, own=inner)
         elif simulation.config.is_static:
             yield from _static(simulation, layer, path, kind=kind)
     if simulation.config.is_static:

@@ -9,7 +9,10 @@ from typing import Any, Literal
 
 from tfopt.numerics.grids import Layout
 
-Role = Literal["product", "table", "norm", "same", "computes", "attention", "softmax", "stays_float", "unknown"]
+Role = Literal[
+    "product", "table", "norm", "same", "computes", "attention", "softmax", "recurrent", "cell", "stays_float",
+    "unknown",
+]  # fmt: skip
 
 _KERNELS: dict[str, dict[str, Layout]] = {
     "Dense": {"kernel": Layout((0,))},
@@ -22,6 +25,11 @@ _KERNELS: dict[str, dict[str, Layout]] = {
     "SeparableConv1D": {"depthwise_kernel": Layout((0,), False), "pointwise_kernel": Layout((0, 1), False)},
     "SeparableConv2D": {"depthwise_kernel": Layout((0, 1), False), "pointwise_kernel": Layout((0, 1, 2), False)},
 }  # fmt: skip
+# Each step of time multiplies by them.
+_CELLS = {
+    name: {"kernel": Layout((0,)), "recurrent_kernel": Layout((0,))}
+    for name in ("LSTMCell", "GRUCell", "SimpleRNNCell")
+}
 _TABLES = {"Embedding": {"embeddings": Layout((1,))}}
 ATTENTION = {"MultiHeadAttention", "GroupedQueryAttention"}
 _NORMS = {"LayerNormalization", "BatchNormalization", "GroupNormalization", "RMSNormalization"}
@@ -43,9 +51,6 @@ _SAME_FUNCTIONS = {
     "slice", "split", "unstack", "gather", "broadcast_to",
 }  # fmt: skip
 _STAYS_FLOAT = {
-    "LSTM": "the state of a recurrent layer", "LSTMCell": "the state of a recurrent layer",
-    "GRU": "the state of a recurrent layer", "GRUCell": "the state of a recurrent layer",
-    "SimpleRNN": "the state of a recurrent layer", "SimpleRNNCell": "the state of a recurrent layer",
     "PositionEmbedding": "positions are added, not multiplied by",
     "Conv3D": "no runtime here has an integer 3D convolution",
 }  # fmt: skip
@@ -64,6 +69,10 @@ def role(layer: Any) -> Role:
             return "stays_float"
         if name == "EinsumDense" or name in _KERNELS:
             return "product"
+        if name in _CELLS:
+            return "cell"
+        if name == "RNN":
+            return "recurrent"
         if name in _TABLES:
             return "table"
         if name in _NORMS:
@@ -96,7 +105,7 @@ def layouts(layer: Any) -> dict[str, Layout]:
     for name in class_names(layer):
         if name == "EinsumDense":
             return {"kernel": _einsum_layout(layer)}
-        found = _KERNELS.get(name) or _TABLES.get(name)
+        found = _KERNELS.get(name) or _TABLES.get(name) or _CELLS.get(name)
         if found:
             return found
     return {}

@@ -134,7 +134,7 @@ class Simulation:
 
     def _prepare_weight(self, planned: PlannedWeight) -> None:
         value = keras_api.to_numpy(planned.weight.variable).astype(np.float32)
-        is_kernel = role(planned.weight.layer) == "product"
+        is_kernel = role(planned.weight.layer) in ("product", "cell")
         if self.config.preserve_sparsity and is_kernel and PRUNED_SHARE < (value == 0).mean() < 1:
             self._masks[planned.path] = tf.constant(value != 0)
         if self.config.weight_scale == "max":
