@@ -43,7 +43,7 @@ def facts_of(model: Any, inputs: Inputs, size: Size) -> InputFacts:
         size: of open axes, where something is tried out.
     """
     rows = id_limits(model, inputs, size)
-    return InputFacts(rows, masks_of(model, inputs, size, rows), spans_of(model, inputs))
+    return InputFacts(rows, masks_of(model, inputs, size, rows=rows), spans_of(model, inputs))
 
 
 def size_to_try(model: Any, inputs: Inputs) -> int:
@@ -58,7 +58,7 @@ def draw(inputs: Inputs, facts: InputFacts, rows: int, size: Size, padded: bool 
     """
     rng = np.random.default_rng(0)
     return {
-        name: _drawn(rng, name, spec, facts, padded).astype(spec.dtype.as_numpy_dtype)
+        name: _drawn(rng, name, spec, facts=facts, padded=padded).astype(spec.dtype.as_numpy_dtype)
         for name, spec in inputs.with_sizes(rows, size).items()
     }
 
@@ -114,7 +114,7 @@ def masks_of(model: Any, inputs: Inputs, size: Size, rows: dict[str, int]) -> di
         ]
         if len(shape) != 2 or shape[1] < 2 or name in rows or spec.dtype == tf.string or not others:
             continue
-        trial = _Trial(model, inputs, shapes, rows)
+        trial = _Trial(model, inputs, shapes, rows=rows)
         covered = tuple(other for other in others if trial.is_masked(other, by=name))
         if covered or name == MASK:
             found[name] = covered or tuple(others)
@@ -128,7 +128,10 @@ class _Trial:
         rng, facts = np.random.default_rng(0), InputFacts(rows, {}, {})
         self._model, self._inputs, self._shapes = model, inputs, shapes
         self._usual, self._other = (
-            {n: _drawn(rng, n, spec, facts, False).astype(spec.dtype.as_numpy_dtype) for n, spec in shapes.items()}
+            {
+                n: _drawn(rng, n, spec, facts=facts, padded=False).astype(spec.dtype.as_numpy_dtype)
+                for n, spec in shapes.items()
+            }
             for _ in range(2)
         )
 

@@ -96,7 +96,8 @@ def check_finite(checked: Iterable[Weight]) -> None:
     """Raises InputError if a weight holds NaN or infinity; it is named."""
     for weight in checked:
         value = to_numpy(weight.variable)
-        broken = int((~np.isfinite(value)).sum())
+        # NumPy knows nothing of bfloat16.
+        broken = int((~np.isfinite(value if value.dtype.isbuiltin else value.astype(np.float32))).sum())
         if broken:
             raise InputError(
                 f"weight {weight.path!r} holds NaN or infinity ({broken} of {value.size} values): its training "

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from tfopt._keras import keras_api
+from tfopt._keras.precision import computes_narrow, stores_narrow, widen
 from tfopt.compress.base import Option, Prepared
 from tfopt.errors import InputError
 from tfopt.numerics.fake_quant import scale_and_zero
@@ -29,6 +30,7 @@ Config = QuantizeConfig
 def prepare(model: Any, config: QuantizeConfig) -> Prepared:
     """The same model with rounding in its layers, a callback that shows it in `logs`, and what stays in float."""
     keras_api.check_model(model)
+    _make_wide(model)
     if record_of(model) is not None:
         raise InputError(f"model {model.name!r} is already quantized; start from the float model")
     if simulation_of(model) is not None:
@@ -40,6 +42,18 @@ def prepare(model: Any, config: QuantizeConfig) -> Prepared:
         _log.info("%s stays in float: %s", skipped.path, skipped.reason)
     simulation = Simulation(model, config, plan).install()
     return Prepared(model, [QuantizationMonitor()], list(plan.skipped), state=simulation.state)
+
+
+def _make_wide(model: Any) -> None:
+    """Lets a model of mixed precision compute in float32: rounding to integers is simulated there."""
+    if stores_narrow(model):
+        raise InputError(
+            f"model {model.name!r} stores weights in 16 bits, in which no step of training is small enough: build "
+            "it under the policy 'mixed_float16', 'mixed_bfloat16' or 'float32'"
+        )
+    if computes_narrow(model):
+        _log.warning("model %r is trained in float32 from here on: integers are simulated there", model.name)
+        widen(model)
 
 
 def quantize_aware(

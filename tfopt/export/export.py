@@ -15,6 +15,7 @@ from tfopt._keras import keras_api
 from tfopt._keras.copying import copy_of
 from tfopt._keras.input_facts import facts_of
 from tfopt._keras.keras_io import inputs_of
+from tfopt._keras.precision import computes_narrow, float32_copy, stores_narrow, widened
 from tfopt.decoding.weights import is_causal_lm
 from tfopt.errors import InputError
 from tfopt.export.artifact import Artifact
@@ -103,11 +104,11 @@ def export(
     check_accepted(accept)
     _check_can_be_exported(model)
     children.warm_up()
-    whole = model if in_place else _copied(model)
-    job = _plan(whole, kind, wanted, representative=representative, signature=input_signature)
-    reference = outputs_of(dataclasses.replace(job, model=model))
+    whole = _copied(model, in_place)
     writer = kind.writer_module()
-    with replacing(path) as temporary:
+    with widened(whole), replacing(path) as temporary:
+        job = _plan(whole, kind, wanted, representative=representative, signature=input_signature)
+        reference = outputs_of(dataclasses.replace(job, model=whole if computes_narrow(model) else model))
         written = writer.write(job, temporary)
         checks = [*written.checks, *writer.check(temporary, job.name, jit_compile)]
         found = _compared(job, temporary, reference, expected=written.expected)
@@ -151,8 +152,18 @@ def _check_can_be_exported(model: Any) -> None:
     keras_api.check_finite(keras_api.weights(model))
 
 
-def _copied(model: Any) -> Any:
-    copy = copy_of(model)
+def _copied(model: Any, in_place: bool) -> Any:
+    """What is worked on: in float32, and another object than the caller's unless that is not possible."""
+    narrow = computes_narrow(model)
+    if stores_narrow(model) or (narrow and not in_place):
+        copy = float32_copy(model)
+        if copy is None and stores_narrow(model):
+            raise InputError(
+                f"model {model.name!r} stores weights in 16 bits and cannot be made anew from its configuration: "
+                "build it under the policy 'float32' or 'mixed_float16', and load its weights"
+            )
+    else:
+        copy = model if in_place else copy_of(model)
     if copy is None:
         _log.warning(
             "model %r cannot be copied from its configuration: its layers are changed while it is exported, so let "

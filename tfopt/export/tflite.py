@@ -29,7 +29,7 @@ def lengths(model: Any, inputs: Inputs, wanted: Wanted, masks: Mapping[str, Any]
     if not is_causal_lm(model):
         if wanted.cache != "float32":
             raise InputError(f"cache={wanted.cache!r} is for models that generate, and this one does not")
-        chosen = check_lengths(model, inputs, wanted.lengths, masks)
+        chosen = check_lengths(model, inputs, wanted.lengths, masks=masks)
         return chosen, chosen[-1] if chosen else LENGTH
     if wanted.batch_size != 1:
         raise InputError(

@@ -217,7 +217,10 @@ class _Builder:
             return {"sentence_embedding": pooled * self._ops.rsqrt(square)[:, None]}
         hide = (1.0 - self._ops.cast(mask, "float32")) * _MASKED
         logits = self._dense(2, "span_logits")(hidden)
-        return {"start_logits": logits[:, :, 0] + hide, "end_logits": logits[:, :, 1] + hide}
+        return {
+            "start_logits": self._ops.plus(logits[:, :, 0], hide),
+            "end_logits": self._ops.plus(logits[:, :, 1], hide),
+        }
 
     def several(self, heads: Mapping[str, int], hidden: Any, mask: Any, pooling: str) -> dict[str, Any]:
         """Outputs of several classifiers of one pooled vector."""
@@ -232,7 +235,8 @@ class _Builder:
             return self._dense(c.hidden_size, "pooler", "tanh" if c.type_vocab_size else "relu")(hidden[:, 0])
         keep = self._ops.cast(mask, "float32")[:, :, None]
         count = self._ops.maximum(self._ops.sum(keep, axis=1), 1.0)
-        return self._ops.sum(hidden * keep, axis=1) / count
+        total = self._ops.sum(self._ops.times_mixed(hidden, keep), axis=1)
+        return total / count if self._ops.output_type is None else self._ops.times_mixed(total, 1.0 / count)
 
     def _masked_lm(self, hidden: Any, ids: Any) -> Any:
         c = self._config
@@ -262,7 +266,7 @@ class _Builder:
             return self._layers.Permute(permutation)(self._layers.Reshape((-1, heads, size))(projected))
 
         query = split("query", (2, 1, 3), 1.0 / math.sqrt(size))
-        scores = self._ops.matmul(query, split("key", (2, 3, 1))) + bias
+        scores = self._ops.plus(self._ops.matmul(query, split("key", (2, 3, 1))), bias)
         context = self._ops.matmul(self._layers.Softmax()(scores), split("value", (2, 1, 3)))
         merged = self._layers.Reshape((-1, c.hidden_size))(self._layers.Permute((2, 1, 3))(context))
         return self._dense(c.hidden_size, f"{name}_output")(merged)
@@ -276,7 +280,8 @@ class _Builder:
         return self._layers.Embedding(rows, width, embeddings_initializer=self._initializer(), name=name)
 
     def _dense(self, units: int, name: str, activation: str | None = None) -> Any:
-        return self._layers.Dense(units, activation, kernel_initializer=self._initializer(), name=name)
+        dtype = self._ops.output_type if "logits" in name else None
+        return self._layers.Dense(units, activation, kernel_initializer=self._initializer(), name=name, dtype=dtype)
 
     def _norm(self, name: str) -> Any:
         return self._layers.LayerNormalization(epsilon=self._config.layer_norm_eps, name=name)

@@ -64,7 +64,7 @@ class _Builder:
             # whatever replaces the layer's call, as quantization does, then holds for both of its uses.
             table = self._tables["token_embeddings"](self._ops.count_to(c.vocab_size, ids))[0]
             product = self._ops.matmul(x, self._ops.transpose(table))
-            logits = self._layers.Activation("linear", name="logits")(product)
+            logits = self._layers.Activation("linear", name="logits", dtype=self._ops.output_type)(product)
         else:
             logits = self.linear(x, Linear("logits", c.vocab_size, False))
         return self._keras.Model({"input_ids": ids, "attention_mask": mask}, logits, name="causal_lm")
@@ -82,6 +82,7 @@ class _Builder:
         dense = self._layers.Dense(
             layer.units, None if tanh else layer.activation, use_bias=layer.bias,
             kernel_initializer=self._initializer(), name=layer.name,
+            dtype=self._ops.output_type if layer.name == "logits" else None,
         )  # fmt: skip
         return self._ops.gelu_tanh(dense(x)) if tanh else dense(x)
 
@@ -101,7 +102,8 @@ class _Builder:
             query, key = self._turned(query, *self._turn), self._turned(key, *self._turn)
         if shared > 1:
             key, value = self._ops.repeat(key, shared, 1), self._ops.repeat(value, shared, 1)
-        scores = self._ops.matmul(query * size**-0.5, self._layers.Permute((1, 3, 2))(key)) + self._bias
+        scores = self._ops.matmul(query * size**-0.5, self._layers.Permute((1, 3, 2))(key))
+        scores = self._ops.plus(scores, self._bias)
         context = self._ops.matmul(self._layers.Softmax()(scores), value)
         return self._layers.Reshape((-1, c.num_attention_heads * size))(self._layers.Permute((2, 1, 3))(context))
 
@@ -131,7 +133,9 @@ class _Builder:
     def _turned(self, x: Any, cosine: Any, sine: Any) -> Any:
         half = self._config.head_size // 2
         first, second = x[:, :, :, :half], x[:, :, :, half:]  # an ellipsis could not be saved
-        return self._ops.concat([first * cosine - second * sine, second * cosine + first * sine])
+        times = self._ops.times_mixed
+        turned = [times(first, cosine) - times(second, sine), times(second, cosine) + times(first, sine)]
+        return self._ops.concat(turned)
 
     def _initializer(self) -> Any:
         # A new one for each layer: tf_keras gives equal values to layers that share an instance.

@@ -15,6 +15,11 @@ class SymbolicOps:
 
     def __init__(self, generation: str) -> None:
         self._keras3 = generation == "keras"
+        keras = keras_api.keras_module(generation)
+        policy = keras.config.dtype_policy() if self._keras3 else keras.mixed_precision.global_policy()
+        self._layers = None if self._keras3 or policy.compute_dtype == "float32" else keras.layers
+        # What a model answers is best not rounded to 16 bits.
+        self.output_type = None if policy.compute_dtype == "float32" else "float32"
         if self._keras3:
             self._ops = keras_api.keras_module(generation).ops
         else:
@@ -27,6 +32,14 @@ class SymbolicOps:
         if self._keras3:  # its arange refuses an unknown length; converters fold this to a constant
             return self._ops.cumsum(self._ops.ones_like(ids), axis=1) - 1
         return self._ops.range(self._ops.shape(ids)[1])[None, :]
+
+    def plus(self, x: Any, y: Any) -> Any:
+        """The sum, also where only one of them is in 16 bits under a mixed policy, which TensorFlow refuses."""
+        return x + y if self._layers is None else self._layers.Add()([x, y])
+
+    def times_mixed(self, x: Any, y: Any) -> Any:
+        """The same for the product."""
+        return x * y if self._layers is None else self._layers.Multiply()([x, y])
 
     def zeros_like(self, x: Any) -> Any:
         return self._ops.zeros_like(x)

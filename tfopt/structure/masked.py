@@ -37,9 +37,13 @@ def clear(array: np.ndarray, place: Slices, units: int, gone: np.ndarray) -> Non
 
 
 def samples_of(model: Any, length: int) -> dict[str, np.ndarray]:
-    """Two random rows of a model's inputs by name."""
+    """Two random rows of a model's inputs by name; 0 and 1 for a float of each token, which may be its weight."""
     inputs = inputs_of(model)
-    return draw(inputs, facts_of(model, inputs, length), rows=2, size=length)
+    found = draw(inputs, facts_of(model, inputs, length), rows=2, size=length)
+    for name, spec in inputs.specs.items():
+        if len(spec.shape) == 2 and spec.shape[1] is None and spec.dtype.is_floating:
+            found[name] = (found[name] > 0).astype(found[name].dtype)
+    return found
 
 
 def compare(model: Any, structure: Structure, kept: Mapping[str, np.ndarray], made: Any) -> None:
