@@ -23,7 +23,7 @@ ALLOWED = {
     "_keras": {"errors", "_base"},
     "numerics": {"errors"},
     "data": {"errors", "_base"},
-    "structure": BELOW,
+    "structure": BELOW | {"numerics"},
     "quantization": BELOW | {"numerics"},
     "decoding": BELOW,
     "tflite": {"errors", "_base", "numerics", "quantization"},

@@ -240,15 +240,15 @@ def test_what_does_not_fit_together(keras, generation):
         InputError, match=r"got logits_end_logits \(None, None\), logits_start_logits .* and logits "
     ):
         tfopt.Distiller(span, teacher)
-    with pytest.raises(InputError, match="labels count for models of one output, got logits_end_logits"):
-        tfopt.Distiller(span, span, labels=1.0)
     with pytest.raises(InputError, match="must take the same inputs"):
         inputs = keras.layers.Input((4,))
         tfopt.Distiller(keras.Model(inputs, keras.layers.Dense(3)(inputs)), teacher)
+    inputs = keras.layers.Input((4,))
+    single = keras.Model(inputs, keras.layers.Dense(1)(inputs))
     with pytest.raises(InputError, match="logits of model .* has one value, from which no classes"):
-        inputs = keras.layers.Input((4,))
-        single = keras.Model(inputs, keras.layers.Dense(1)(inputs))
-        tfopt.Distiller(single, single)
+        tfopt.Distiller(single, single, outputs={"logits": "logits"})
+    with pytest.raises(InputError, match="outputs must map logits to one of logits, probabilities, .*'answer'"):
+        tfopt.Distiller(single, single, outputs={"answer": "values"})
     other = "keras" if generation == "tf_keras" else "tf_keras"
     with pytest.raises(InputError, match="of one Keras generation"):
         tfopt.Distiller(bert(config, 3, generation=other), teacher)
@@ -260,9 +260,10 @@ def test_what_does_not_fit_together(keras, generation):
         tfopt.Distiller(first, second)
     plain = attention(keras)
     inputs = keras.layers.Input((4,))
-    sure = keras.Model(inputs, keras.layers.Dense(3, activation="softmax")(inputs))
-    with pytest.raises(InputError, match="gives probabilities; distillation needs logits"):
-        tfopt.Distiller(sure, sure)
+    each = keras.Model(inputs, keras.layers.Dense(3, activation="sigmoid")(inputs))
+    some = keras.Model(inputs, keras.layers.Dense(3)(inputs))
+    with pytest.raises(InputError, match="logits holds independent in the teacher and logits in the student"):
+        tfopt.Distiller(some, each)
     with pytest.raises(InputError, match=r"data must give inputs or \(inputs, labels\), got 3 parts"):
         x = np.ones((4, 10, 16), np.float32)
         weighted = tf.data.Dataset.from_tensor_slices((x, np.zeros(4), np.ones(4))).batch(2)
@@ -270,3 +271,65 @@ def test_what_does_not_fit_together(keras, generation):
     labelled = tfopt.Distiller(plain, plain, labels=1.0)
     with pytest.raises(InputError, match="labels count, but the data has none"):
         labelled.teach(tf.data.Dataset.from_tensor_slices(np.ones((4, 10, 16), np.float32)).batch(2))
+
+
+def answers(keras, width=8, seed=0):
+    """Outputs of every kind from two inputs."""
+    keras.utils.set_random_seed(seed)
+    layers = keras.layers
+    a, b = layers.Input((6,), name="a"), layers.Input((4,), name="b")
+    x = layers.Dense(width, activation="tanh")(layers.Concatenate()([a, b]))
+    return keras.Model([a, b], {
+        "topic": layers.Dense(3, activation="softmax", name="topic")(x),
+        "tags": layers.Dense(4, activation="sigmoid", name="tags")(x),
+        "price": layers.Dense(1, name="price")(x),
+        "next": layers.Dense(5, name="next")(x),
+    })  # fmt: skip
+
+
+@pytest.mark.parametrize("labels", [0.0, 0.5])
+def test_outputs_of_every_kind_are_learned(keras, labels):
+    teacher, student = answers(keras, 32), answers(keras, 16, seed=1)
+    rng = np.random.default_rng(0)
+    inputs = tuple(rng.standard_normal((256, n)).astype(np.float32) for n in (6, 4))
+    wanted = {name: np.asarray(value) for name, value in teacher(list(inputs)).items()}
+    told = {
+        "topic": wanted["topic"].argmax(1), "tags": wanted["tags"] > 0.5, "price": wanted["price"],
+        "next": wanted["next"].argmax(1),
+    }  # fmt: skip
+    distiller = tfopt.Distiller(student, teacher, labels=labels, temperature=2.0)
+    distiller.compile(keras.optimizers.Adam(0.02))
+    data = tf.data.Dataset.from_tensor_slices((inputs, told) if labels else inputs).batch(32)
+    before = {name: np.asarray(value) for name, value in student(list(inputs)).items()}
+    distiller.model.fit(distiller.teach(data), epochs=30, verbose=0)
+    after = {name: np.asarray(value) for name, value in distiller.finish()(list(inputs)).items()}
+    for name, value in wanted.items():
+        if name == "next":  # logits are the same for classes when all of them move together
+            value, *others = (x - x.mean(1, keepdims=True) for x in (value, before[name], after[name]))
+        else:
+            others = [before[name], after[name]]
+        errors = [np.square(other - value).mean() for other in others]
+        assert errors[1] < (0.5 if labels else 0.25) * errors[0], name
+
+
+def test_probabilities_teach_logits(keras):
+    """Log-probabilities are logits: a student before its softmax learns from a teacher behind it."""
+    keras.utils.set_random_seed(0)
+    inputs = keras.layers.Input((4,))
+    plain = keras.Model(inputs, keras.layers.Dense(3)(inputs))
+    teacher = keras.Model(inputs, keras.layers.Softmax()(plain(inputs)))
+    student = keras.models.clone_model(plain)
+    student.set_weights(plain.get_weights())
+    distiller = tfopt.Distiller(student, teacher)
+    distiller.compile("sgd")
+    x = np.random.default_rng(0).standard_normal((8, 4)).astype(np.float32)
+    loss = distiller.model.evaluate(distiller.teach(tf.data.Dataset.from_tensor_slices(x).batch(4)), verbose=0)
+    assert loss == pytest.approx(0, abs=1e-5)
+
+
+def test_labels_of_other_outputs_are_refused(keras):
+    model = answers(keras)
+    distiller = tfopt.Distiller(answers(keras, seed=1), model, labels=1.0)
+    x = (np.ones((2, 6), np.float32), np.ones((2, 4), np.float32))
+    with pytest.raises(InputError, match="labels must be given for next, price, tags, topic, got topic"):
+        distiller.teach(tf.data.Dataset.from_tensor_slices((x, {"topic": [0, 1]})).batch(2))

@@ -198,7 +198,8 @@ def _readers(source: Any) -> Iterator[Any]:
         tensors = getattr(layer, "inputs", None) if keras_api.is_model(layer) else None
         if isinstance(tensors, list) and len(tensors) == 1:
             inner = getattr(tensors[0], "_keras_history", (None,))[0]
-            yield from _readers(inner) if inner is not None else ()
+            # The model may have been built on this very input.
+            yield from _readers(inner) if inner not in (None, source) else ()
 
 
 def _answers(model: Any, inputs: Inputs, values: dict[str, Any]) -> dict[str, np.ndarray] | None:

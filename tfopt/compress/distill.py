@@ -9,7 +9,6 @@ inside, so pruning, quantization and callbacks work on it as on any other.
 
 import dataclasses
 import hashlib
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,13 +21,21 @@ from tfopt._keras.keras_io import Inputs, inputs_of
 from tfopt.compress.base import Option, Prepared, attach, attached, detach
 from tfopt.data.cache import cached
 from tfopt.errors import InputError
-from tfopt.numerics.distillation import divergence, hidden_error, relation_divergence, soft_cross_entropy
+from tfopt.numerics.distillation import Kind, divergence, hidden_error, relation_divergence
 from tfopt.structure.features import Features, features_of
-from tfopt.structure.nodes import flat, functional, nodes, struct_of
+from tfopt.structure.nodes import functional, struct_of
+from tfopt.structure.outputs import (
+    kinds_of,
+    labels_by_loss,
+    loss_of_answers,
+    loss_of_labels,
+    outputs_by_name,
+    outputs_of,
+    title,
+)
 
 _NAME = "distill"
 _KINDS = ("logits", "labels", "hidden", "attention", "embeddings", "relations")
-_NO_WORD = re.compile(r"\W")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,14 +43,16 @@ class DistillConfig:
     """What counts how much; what counts nothing is not computed.
 
     Attributes:
-        logits: divergence from the teacher's logits, of every output where there are several.
-        labels: cross-entropy with the labels of the data.
+        logits: divergence from what the teacher answers, by the kind of every output.
+        labels: the loss that fits an output, with the labels of the data.
         hidden: squared error of hidden states, through a learned projection where widths differ.
         attention: divergence of attention maps; both need as many heads.
         embeddings: squared error of what the first layer takes.
         relations: divergence of MiniLM's relations between the values of the last mapped layer.
         temperature: softens logits, above 0.
         layers: student's layer -> teacher's; by default spread evenly, the last one from the last one.
+        outputs: output -> what it holds, where that is not what its last activation says: "logits" or
+            "probabilities" of classes, "independent" probabilities, or "values"; the only one is called "logits".
         teacher: the model to learn from, for `prepare`.
     """
 
@@ -55,6 +64,7 @@ class DistillConfig:
     relations: float = 0.0
     temperature: float = 1.0
     layers: Mapping[int, int] | None = None
+    outputs: Mapping[str, Kind] | None = None
     teacher: Any = dataclasses.field(default=None, repr=False)
 
     def __post_init__(self) -> None:
@@ -131,8 +141,12 @@ class Distiller:
         self.config = DistillConfig(**settings)
         self.student, self.teacher = keras_api.check_model(student), keras_api.check_model(teacher)
         _check_pair(student, teacher)
-        if self.config.logits:
-            _check_classes(teacher)
+        self._kinds = kinds_of(student, self.config.outputs)
+        heat, taught = self.config.temperature, kinds_of(teacher, self.config.outputs)
+        self._losses = {
+            title("logits", name): loss_of_answers(name, taught[name], kind, temperature=heat)
+            for name, kind in (self._kinds.items() if self.config.logits else ())
+        }
         self._keras = keras_api.keras_module(keras_api.generation_of(student))
         self._inputs = inputs_of(teacher)
         self._masks = facts_of(teacher, self._inputs, size_to_try(teacher, self._inputs)).masks
@@ -149,12 +163,10 @@ class Distiller:
         # The teacher's part alone, so that students with other layers share what it answered.
         self._asked = (sorted(wanted), list(self.layers.values()), bool(self.config.labels))
         if self.config.labels:
-            if len(_outputs(student)) > 1:
-                raise InputError(
-                    f"labels count for models of one output, got {', '.join(_outputs(student))}; set labels=0"
-                )
-            (logits,) = _outputs(student).values()
-            found["labels"] = self._keras.layers.Activation("linear", name="labels")(logits)
+            for name, output in outputs_by_name(student).items():
+                own = title("labels", name)
+                found[own] = self._keras.layers.Activation("linear", name=own)(output)
+                self._losses[own] = loss_of_labels(self._keras, self._kinds[name])
         self._outputs = tuple(found)
         self.model = _model(self._keras, student, found)
         attach(self.model, _NAME, self)
@@ -162,17 +174,14 @@ class Distiller:
     def compile(self, optimizer: Any, **settings: Any) -> None:
         """Compiles `model` with the losses; further arguments go to Keras's `compile`."""
         losses = {
-            "logits": soft_cross_entropy(self.config.temperature),
-            "labels": self._keras.losses.SparseCategoricalCrossentropy(from_logits=True),
             "hidden": hidden_error, "attention": divergence, "embeddings": hidden_error,
             "relations": relation_divergence,
         }  # fmt: skip
         kinds = {name: name.partition("_")[0] for name in self._outputs}
         # Each kind counts as a whole, however many layers it has.
         weights = {n: getattr(self.config, kind) / list(kinds.values()).count(kind) for n, kind in kinds.items()}
-        self.model.compile(
-            optimizer, loss={n: losses[kind] for n, kind in kinds.items()}, loss_weights=weights, **settings
-        )
+        wanted = {name: self._losses.get(name) or losses[kind] for name, kind in kinds.items()}
+        self.model.compile(optimizer, loss=wanted, loss_weights=weights, **settings)
 
     def teach(
         self, data: tf.data.Dataset, cache: str | Path | None = None, *, epoch: Any = None
@@ -189,18 +198,26 @@ class Distiller:
             InputError: no labels where they count.
             DataError: a cache that is damaged, or of something else.
         """
-        labelled = isinstance(data.element_spec, tuple)
-        if labelled and len(data.element_spec) != 2:
+        spec = data.element_spec
+        if isinstance(spec, tuple) and len(spec) == len(self._inputs.specs) and _are_tensors(spec, self._inputs):
+            data = data.map(lambda *inputs: (inputs,))  # the inputs of a model of several, without labels
+        elif not isinstance(spec, tuple):
+            data = data.map(lambda inputs: (inputs,))
+        labelled = isinstance(spec, tuple) and len(data.element_spec) == 2
+        if len(data.element_spec) > 2:
             raise InputError(f"data must give inputs or (inputs, labels), got {len(data.element_spec)} parts")
         if self.config.labels and not labelled:
             raise InputError("labels count, but the data has none; set labels=0 or give (inputs, labels)")
+
+        if self.config.labels:
+            labels_by_loss(data.element_spec[1], list(self._kinds))  # raises here, and not in the traced function
 
         def taught(*batch: Any) -> tuple[Any, dict[str, tf.Tensor]]:
             mask = self._mask_in(batch[0])
             found = self._taught(batch[0], training=False)
             targets = {name: _without_padding(value, mask) for name, value in found.items()}
             if self.config.labels:
-                targets["labels"] = batch[1]
+                targets |= labels_by_loss(batch[1], list(self._kinds))
             return batch[0], targets
 
         lessons = data.map(taught)
@@ -252,9 +269,13 @@ class Distiller:
         return digest.hexdigest()
 
 
+def _are_tensors(spec: tuple[Any, ...], inputs: Inputs) -> bool:
+    return inputs.style == "list" and not any(isinstance(part, tuple | list | dict) for part in spec)
+
+
 def _chosen(config: DistillConfig, model: Any, features: Features | None, layers: list[int]) -> dict[str, Any]:
     """The tensors of a model that count, by name; layers of student and teacher have the same numbers in names."""
-    found = _outputs(model) if config.logits else {}
+    found = outputs_of(model) if config.logits else {}
     if features is None:
         return found
     if config.embeddings:
@@ -267,21 +288,6 @@ def _chosen(config: DistillConfig, model: Any, features: Features | None, layers
     if config.relations:
         found["relations"] = _seen(features.values[layers[-1]], model)
     return found
-
-
-def _outputs(model: Any) -> dict[str, Any]:
-    """The outputs as "logits", or as "logits_" and their names where there are several."""
-    struct = struct_of(functional(model), "outputs")
-    tensors = flat(struct)
-    if len(tensors) == 1:
-        return {"logits": tensors[0]}
-    names = sorted(struct) if isinstance(struct, dict) else list(range(len(tensors)))
-    if len(names) != len(tensors):
-        raise InputError(
-            f"model {model.name!r} has outputs within outputs; give it a flat list or dictionary of them"
-        )
-    # Keras takes no other characters in names of losses.
-    return {f"logits_{_NO_WORD.sub('_', str(name))}": t for name, t in zip(names, tensors, strict=True)}
 
 
 def _model(keras: Any, model: Any, outputs: dict[str, Any]) -> Any:
@@ -308,9 +314,7 @@ def _without_padding(value: tf.Tensor, mask: tf.Tensor | None) -> tf.Tensor:
 def _check_pair(student: Any, teacher: Any) -> None:
     if keras_api.generation_of(student) != keras_api.generation_of(teacher):
         raise InputError("student and teacher must be of one Keras generation")
-    for model in (student, teacher):
-        _check_logits(model)
-    ours, theirs = ({n: tuple(t.shape) for n, t in _outputs(model).items()} for model in (student, teacher))
+    ours, theirs = ({n: tuple(t.shape) for n, t in outputs_of(model).items()} for model in (student, teacher))
     if ours != theirs:
         told = (", ".join(f"{name} {shape}" for name, shape in some.items()) for some in (ours, theirs))
         raise InputError(f"student and teacher must have the same outputs and classes, got {' and '.join(told)}")
@@ -321,27 +325,6 @@ def _check_pair(student: Any, teacher: Any) -> None:
     for name in extras.TOKENIZERS:
         if name in members[0] and name in members[1] and members[0][name] != members[1][name]:
             raise InputError("student and teacher have different tokenizers, so the same ids mean different texts")
-
-
-def _check_logits(model: Any) -> None:
-    """Refuses outputs that are probabilities."""
-    for output in map(id, _outputs(model).values()):
-        maker = next(node.operation for node in nodes(model) if output in node.outputs)
-        activation = getattr(getattr(maker, "activation", None), "__name__", None)
-        if activation in ("softmax", "sigmoid") or type(maker).__name__ in ("Softmax", "Sigmoid"):
-            raise InputError(
-                f"model {model.name!r} gives probabilities; distillation needs logits, before the softmax"
-            )
-
-
-def _check_classes(model: Any) -> None:
-    """Refuses outputs of one value each: their softmax is 1 whatever they are."""
-    for name, output in _outputs(model).items():
-        if output.shape[-1] == 1:
-            raise InputError(
-                f"{name} of model {model.name!r} has one value, from which no classes can be learned; give it two "
-                "logits, or set logits=0 and learn from labels or hidden states"
-            )
 
 
 def _told_apart(inputs: Inputs) -> list[str]:

@@ -4,26 +4,49 @@ Tokens at which the teacher's features are all zero are padding and count nothin
 """
 
 from collections.abc import Callable
+from typing import Literal
 
 import tensorflow as tf
 
 Loss = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
+# What an output holds: logits or probabilities of classes, a probability in each value, or any values.
+Kind = Literal["logits", "probabilities", "independent", "values"]
+_LEAST = 1e-7  # of a probability
 
 
-def soft_cross_entropy(temperature: float) -> Loss:
+def soft_cross_entropy(temperature: float, taught_as: Kind = "logits", found_as: Kind = "logits") -> Loss:
     """Kullback-Leibler divergence of softened logits, times the squared temperature.
 
-    Hinton et al., "Distilling the Knowledge in a Neural Network", https://arxiv.org/abs/1503.02531. Logits are of
-    shape (batch, classes) or (batch, length, classes).
+    Hinton et al., "Distilling the Knowledge in a Neural Network", https://arxiv.org/abs/1503.02531. Logits, or the
+    probabilities of classes, are of shape (batch, classes) or (batch, length, classes).
     """
 
     def loss(taught: tf.Tensor, found: tf.Tensor) -> tf.Tensor:
-        wanted = tf.nn.log_softmax(tf.cast(taught, tf.float32) / temperature)
-        have = tf.nn.log_softmax(tf.cast(found, tf.float32) / temperature)
+        wanted = tf.nn.log_softmax(_as_logits(taught, taught_as) / temperature)
+        have = tf.nn.log_softmax(_as_logits(found, found_as) / temperature)
         each = temperature**2 * tf.reduce_sum(tf.exp(wanted) * (wanted - have), -1)
         return each if len(taught.shape) < 3 else _mean_of_tokens(each, _is_token(taught))
 
     return loss
+
+
+def soft_binary_cross_entropy(temperature: float) -> Loss:
+    """The same for values that are each the probability of something of its own, of shape (batch, ...)."""
+
+    def loss(taught: tf.Tensor, found: tf.Tensor) -> tf.Tensor:
+        wanted = tf.nn.sigmoid(_logit(taught) / temperature)
+        have = _logit(found) / temperature
+        cross = tf.nn.sigmoid_cross_entropy_with_logits(wanted, have)
+        least = tf.nn.sigmoid_cross_entropy_with_logits(wanted, _logit(taught) / temperature)
+        return temperature**2 * _mean_of_values(cross - least, taught)
+
+    return loss
+
+
+def squared_error(taught: tf.Tensor, found: tf.Tensor) -> tf.Tensor:
+    """Mean squared difference of values of any shape (batch, ...)."""
+    wanted = tf.cast(taught, tf.float32)
+    return _mean_of_values(tf.square(wanted - tf.cast(found, tf.float32)), wanted)
 
 
 def hidden_error(taught: tf.Tensor, found: tf.Tensor) -> tf.Tensor:
@@ -60,6 +83,23 @@ def relations(values: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
     size = tf.cast(tf.shape(values)[-1], values.dtype)
     products = tf.matmul(values, values, transpose_b=True) / tf.sqrt(size)
     return tf.nn.softmax(products + (1.0 - mask[:, :, None]) * -1e4) * mask[..., None]
+
+
+def _as_logits(x: tf.Tensor, kind: Kind) -> tf.Tensor:
+    x = tf.cast(x, tf.float32)
+    return tf.math.log(tf.maximum(x, _LEAST)) if kind == "probabilities" else x
+
+
+def _logit(p: tf.Tensor) -> tf.Tensor:
+    p = tf.clip_by_value(tf.cast(p, tf.float32), _LEAST, 1.0 - _LEAST)
+    return tf.math.log(p) - tf.math.log1p(-p)
+
+
+def _mean_of_values(each: tf.Tensor, taught: tf.Tensor) -> tf.Tensor:
+    """(batch, ...) -> (batch,), over tokens where the shape is one of texts."""
+    if len(taught.shape) == 3:
+        return _mean_of_tokens(tf.reduce_mean(each, -1), _is_token(taught))
+    return tf.reduce_mean(tf.reshape(each, (tf.shape(each)[0], -1)), -1)
 
 
 def _is_token(features: tf.Tensor) -> tf.Tensor:
