@@ -149,7 +149,7 @@ def test_recurrent_layers_start_anew_at_every_call(keras, tmp_path, kind, quanti
 
 
 def test_a_file_that_keeps_state_between_calls_is_caught(tmp_path, monkeypatch):
-    monkeypatch.setattr(converting, "unfused", lambda model: contextlib.nullcontext())
+    monkeypatch.setattr(converting, "unfused", lambda *_: contextlib.nullcontext())
     layers = [tf_keras.layers.Input((6, 8)), tf_keras.layers.LSTM(16), tf_keras.layers.Dense(3)]
     for quantization in (None, "dynamic_int8"):
         with pytest.raises(VerificationError, match="'state' failed: .* keeps its value from call to call"):

@@ -135,7 +135,7 @@ def test_measures_of_agreement():
 
 def test_state_that_survives_is_found_by_running_twice(tmp_path, monkeypatch):
     """Also where nobody looked for a variable in the file: the file of tf_keras' fused LSTM."""
-    monkeypatch.setattr(converting, "unfused", lambda model: contextlib.nullcontext())
+    monkeypatch.setattr(converting, "unfused", lambda *_: contextlib.nullcontext())
     monkeypatch.setattr(export_tflite, "check", lambda *_, **__: [])
     layers = [tf_keras.layers.Input((6, 8)), tf_keras.layers.LSTM(16), tf_keras.layers.Dense(3)]
     with pytest.raises(VerificationError, match="'(repeats|max_abs_error)' failed"):
