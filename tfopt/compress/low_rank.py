@@ -19,7 +19,7 @@ from tfopt.errors import InputError
 from tfopt.numerics.low_rank import Decomposition, decompose
 from tfopt.quantization.simulation import watched_inputs
 from tfopt.structure.factors import Factorable, factorable, two_layers
-from tfopt.structure.nodes import is_functional, nodes
+from tfopt.structure.nodes import called_layers, is_functional
 from tfopt.structure.rebuild import Changes, rebuild
 
 _log = logging.getLogger(__name__)
@@ -119,7 +119,7 @@ def factorize(
             f"model {model.name!r} has no matrix to split" + (f" ({skipped[0].reason})" if skipped else "")
         )
     moments = {} if representative is None else _moments(model, found, representative)
-    parts = {f.path: decompose(f.matrix, moments.get(f.layer.name)) for f in found}
+    parts = {f.path: decompose(f.matrix, moments.get(f.path)) for f in found}
     if rank is not None:
         ranks = _given(found, rank)
     elif energy is not None:
@@ -127,16 +127,16 @@ def factorize(
     else:
         ranks = _within(model, found, parts, budget=max_bytes or 0)
     if not ranks:
-        raise InputError(f"energy {energy} makes no matrix smaller; the least that one loses is above 1 - energy")
+        _log.warning("energy %s makes no matrix of model %r smaller: the new model is as large", energy, model.name)
     return _split(model, [f for f in found if f.path in ranks], parts, ranks=ranks)
 
 
 def splittable(
     model: Any, include: Patterns = None, exclude: Patterns = None
 ) -> tuple[list[Factorable], list[Skipped]]:
-    """Matrices of layers that are nodes of the graph, and the others with the reason why they stay whole."""
+    """Matrices of layers that are nodes of a graph, and the others with the reason why they stay whole."""
     selection = Selection(model, include, exclude)
-    in_graph = {id(node.operation) for node in nodes(model)}
+    in_graph = set(map(id, called_layers(model)))
     generates = extras.CONFIG in extras.of(model)
     layers = {w.layer_path: w for w in selection.weights if len(w.variable.shape) > 1}
     taken = {path for path, _ in keras_api.walk(model)}
@@ -144,7 +144,7 @@ def splittable(
     for path, weight in layers.items():
         reason = selection.reason_to_skip(weight)
         if reason is None and id(weight.layer) not in in_graph:
-            reason = "it lies inside another layer or model"
+            reason = f"it lies inside {_holder(model, path)}, which makes its layers itself"
         if reason is None and generates and (weight.name == "embeddings" or path == "logits"):
             reason = "models that generate look up and multiply by whole tables"
         one = factorable(path, weight.layer) if reason is None else reason
@@ -159,18 +159,28 @@ def splittable(
     return found, skipped
 
 
+def _holder(model: Any, path: str) -> str:
+    """The outermost layer with sublayers of its own on the way to a layer, and its class."""
+    layers, parts = dict(keras_api.walk(model)), path.split("/")
+    for depth in range(1, len(parts)):
+        around = layers.get("/".join(parts[:depth]))
+        if around is not None and not (keras_api.is_model(around) and is_functional(around)):
+            return f"{parts[depth - 1]!r} of class {type(around).__name__}"
+    return repr(parts[0])
+
+
 def _moments(
     model: Any, found: list[Factorable], representative: Mapping[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
-    """Second moments of what Dense and EinsumDense layers are fed, by name."""
-    sizes = {f.layer.name: len(f.matrix) for f in found if f.weight == "kernel"}
+    """Second moments of what Dense and EinsumDense layers are fed, by path of the weight."""
+    sizes = {id(f.layer): (f.path, len(f.matrix)) for f in found if f.weight == "kernel"}
     sums: dict[str, np.ndarray] = {}
 
     def watch(layer: Any, x: Any) -> None:
-        size = sizes.get(layer.name)
+        path, size = sizes.get(id(layer), ("", None))
         if size is not None and x.shape[-1] == size:  # a convolution sees patches, not rows
             rows = np.asarray(x, np.float64).reshape(-1, size)
-            sums[layer.name] = sums.get(layer.name, 0) + rows.T @ rows
+            sums[path] = sums.get(path, 0) + rows.T @ rows
 
     inputs = inputs_of(model)
     samples = check_samples(inputs, dict(representative))
@@ -234,7 +244,7 @@ def _split(
     replaced = {}
     for one in found:
         values |= one.values(*parts[one.path].of_rank(ranks[one.path]))
-        replaced[one.layer.name] = lambda one=one: two_layers(one, ranks[one.path])
+        replaced[one.path.rpartition("/")[0]] = lambda one=one: two_layers(one, ranks[one.path])
     made = rebuild(model, Changes(values, replaced=replaced))
     members = extras.of(model)
     if members:

@@ -59,6 +59,15 @@ def nodes(model: Any) -> Iterator[Node]:
             yield _of_keras3(node) if keras3 else _of_tf_keras(node)
 
 
+def called_layers(model: Any) -> Iterator[Any]:
+    """The layers that a functional model calls, and those of functional models inside it."""
+    for node in nodes(model):
+        if node.operation is not None:
+            yield node.operation
+            if keras_api.is_model(node.operation) and is_functional(node.operation):
+                yield from called_layers(node.operation)
+
+
 def _of_keras3(node: Any) -> Node:
     def fill(values: Mapping[int, Any]) -> tuple[Any, Any]:
         return node.arguments.fill_in(values)

@@ -96,11 +96,17 @@ def _variables(layer: Any) -> list[Any]:
 class _Maker:
     """Runs the nodes of a model with new layers on new symbolic tensors."""
 
-    def __init__(self, model: Any, changes: Changes, values: Mapping[str, np.ndarray], prefix: str = "") -> None:
+    def __init__(
+        self, model: Any, changes: Changes, values: Mapping[str, np.ndarray], around: "_Maker | None" = None
+    ) -> None:
         self._model, self._root, self._changes = model, functional(model), changes
-        self._values, self._prefix = values, prefix
+        self._values, self._is_inner = values, around is not None
         self._keras = keras_api.keras_module(keras_api.generation_of(model))
-        self._layers: dict[int, Any] = {}
+        # Layers may be shared between a model and those inside it.
+        self._layers: dict[int, Any] = {} if around is None else around._layers
+        self._paths: dict[int, str] = (
+            {id(layer): path for path, layer in keras_api.walk(model)} if around is None else around._paths
+        )
         # Path of a layer, the layer, and the one that was made from its configuration.
         self.pairs: list[tuple[str, Any, Any]] = []
 
@@ -120,7 +126,7 @@ class _Maker:
             result = flat(self._new(node.operation)(*arguments, **keywords))
             tensors.update(zip(node.outputs, result, strict=True))
         outputs = _mapped(struct_of(self._root, "outputs"), _Resolved(tensors, self._changes.skipped))
-        name = self._changes.rename(self._model.name) if self._prefix else self._model.name
+        name = self._changes.rename(self._model.name) if self._is_inner else self._model.name
         return self._keras.Model(_mapped(struct, inputs), outputs, name=name)
 
     def _pooled_early(self, change: EarlyPooling, last: Any, tensors: Mapping[int, Any]) -> Any:
@@ -166,11 +172,11 @@ class _Maker:
         return self._layers[id(operation)]
 
     def _made(self, old: Any) -> Any:
-        path = f"{self._prefix}{old.name}"
+        path = self._paths.get(id(old), old.name)  # operations of Keras 3 are no layers
         if path in self._changes.replaced:
             return self._changes.replaced[path]()
         if keras_api.is_model(old) and keras_api.sublayers(old) and getattr(old, "get_config", None):
-            inner = _Maker(old, self._changes, self._values, prefix=f"{path}/")
+            inner = _Maker(old, self._changes, self._values, around=self)
             made = inner.make()
             self.pairs += inner.pairs
             return made
@@ -269,7 +275,9 @@ def _told_as_input(layer: Any, path: str) -> Iterator[None]:
     """What a layer of somebody's own raises for its configuration, which is not enough to make it anew."""
     try:
         yield
-    except (TypeError, NotImplementedError) as error:
+    except (TypeError, NotImplementedError, ValueError) as error:  # Keras 3 refuses a Lambda by ValueError
+        if isinstance(error, InputError):
+            raise
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(
             f"layer {path!r} of class {type(layer).__name__} cannot be made anew from its get_config(): {reason}"
