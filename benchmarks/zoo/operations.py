@@ -80,7 +80,8 @@ def _train(model: Any, values: Values) -> None:
     losses: Any = dict.fromkeys(targets, "mse") if isinstance(targets, dict) else ["mse"] * len(targets)
     if isinstance(targets, list) and len(targets) == 1:
         targets, losses = targets[0], "mse"
-    model.compile(_keras_of(model).optimizers.Adam(1e-4), loss=losses)
+    # KerasHub's tasks have metrics of their own, for labels.
+    model.compile(_keras_of(model).optimizers.Adam(1e-4), loss=losses, metrics=[], weighted_metrics=[])
     model.fit(_given(model, values), targets, batch_size=ROWS // 2, epochs=1, verbose=0)
 
 

@@ -1,5 +1,6 @@
 """Converts to TFLite through a SavedModel: float32 or float16."""
 
+import re
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from tfopt._keras.keras_io import Inputs
 from tfopt._keras.sizes import Size
 from tfopt.errors import WorkFailedError
 from tfopt.export.layer_norm import few_passes
+from tfopt.export.lowering import lower
 from tfopt.export.recurrent import unfused
 from tfopt.export.saved_model import DEFAULT_SIGNATURE, length_signature, write_saved_model
 from tfopt.export.scopes import scopes
@@ -50,6 +52,7 @@ def convert(
         saved = Path(folder, "model")
         with few_passes(model), unfused(model, unrolled), scopes(model, owners or Owners.of(())):
             write_saved_model(model, saved, inputs, lengths=lengths, batch=batch)
+        lower(saved)
         return convert_saved_model(saved, [signature_of(n) for n in lengths or (None,)], float16)
 
 
@@ -81,5 +84,9 @@ def _converted(saved: str, keys: list[str], float16: bool) -> bytes:
 
 
 def _reason(error: Exception) -> str:
+    lacking = re.search(r"(?:TF Select|Flex) ops: (.*)", str(error))
+    if lacking:
+        names = lacking[1].strip().replace("Flex", "")
+        return f"the format has no operator {names}; build the model without it, or export a SavedModel"
     lines = [line.strip() for line in str(error).splitlines() if "error:" in line] or str(error).splitlines()
     return lines[0] if lines else type(error).__name__

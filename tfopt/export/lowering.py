@@ -1,0 +1,70 @@
+"""Operators that TFLite lacks, written with those that it has, in a SavedModel that is to be converted.
+
+The other way, "Flex" operators of TensorFlow inside the file, cannot be checked here: the interpreters of LiteRT, and
+of TensorFlow from 2.20 on, come without them (https://github.com/google-ai-edge/LiteRT/issues/6458).
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+_PATCHES = "ExtractImagePatches"
+
+
+def lower(folder: Path) -> None:
+    """Rewrites what cannot be converted in the functions of a SavedModel, in place; the rest stays as it is."""
+    from tensorflow.core.protobuf import saved_model_pb2
+
+    file = folder / "saved_model.pb"
+    proto = saved_model_pb2.SavedModel.FromString(file.read_bytes())
+    changed = False
+    for graph in proto.meta_graphs:
+        for function in graph.graph_def.library.function:
+            for node in [n for n in function.node_def if n.op == _PATCHES]:
+                changed |= _lower_patches(function, node)
+    if changed:
+        file.write_bytes(proto.SerializeToString())
+
+
+def _lower_patches(function: Any, node: Any) -> bool:
+    """Patches of an image: blocks that do not overlap move to the depth, others are a convolution that copies."""
+    rows, columns = node.attr["ksizes"].list.i[1:3]
+    strides, rates = list(node.attr["strides"].list.i), list(node.attr["rates"].list.i)
+    padding, kind = node.attr["padding"].s.decode(), node.attr["T"].type
+    shapes = node.attr["_output_shapes"].list.shape
+    depth = shapes[0].dim[3].size if shapes and len(shapes[0].dim) == 4 else -1
+    if depth < 1 or kind != tf.float32.as_datatype_enum:
+        return False
+    channels = depth // (rows * columns)
+    kernel = np.eye(depth, dtype=np.float32).reshape(rows, columns, channels, depth)
+    constant = function.node_def.add(name=f"{node.name}/kernel", op="Const")
+    constant.attr["dtype"].type = kind
+    constant.attr["value"].tensor.CopyFrom(tf.make_tensor_proto(kernel))
+    images = node.input[0]
+    kept = {name: node.attr[name] for name in ("T", "padding", "_output_shapes") if name in node.attr}
+    new = type(node)(name=node.name, op="Conv2D", input=[images, f"{constant.name}:output:0"])
+    for name, value in kept.items():
+        new.attr[name].CopyFrom(value)
+    new.attr["strides"].list.i.extend(strides)
+    new.attr["dilations"].list.i.extend(rates)
+    new.attr["padding"].s = padding.encode()
+    new.attr["data_format"].s = b"NHWC"
+    new.attr["explicit_paddings"].list.SetInParent()
+    new.attr["use_cudnn_on_gpu"].b = True
+    old = f"{node.name}:patches:"
+    node.CopyFrom(new)
+    _rename(function, old, f"{node.name}:output:")
+    return True
+
+
+def _rename(function: Any, old: str, new: str) -> None:
+    """Outputs have names of their own by kind of operator."""
+    for node in function.node_def:
+        for place, name in enumerate(node.input):
+            if name.startswith(old):
+                node.input[place] = new + name.removeprefix(old)
+    for key, name in function.ret.items():
+        if name.startswith(old):
+            function.ret[key] = new + name.removeprefix(old)
