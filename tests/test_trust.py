@@ -462,12 +462,12 @@ def test_the_operations_of_the_list_exist_and_none_reads_or_writes_files():
     assert TRUSTED_OPERATIONS.isdisjoint(harmful)
 
 
-def greedy(path, length):
+def greedy(path, length, *_):
     """A parser that a file makes take everything."""
     return np.ones(2**36, np.uint8)
 
 
-def crashing(path, length):
+def crashing(path, length, *_):
     os.kill(os.getpid(), signal.SIGSEGV)
 
 

@@ -69,6 +69,7 @@ def refuse_code(config: Any, path: Path, *, generation: str) -> None:
     if reason is not None:
         raise ModelFileError(
             f"{path} holds {reason}, which may run code or read files while loading: rebuild the model without it, "
+            "import the module that defines a class of your own (imports=[...], or --import on the command line), "
             "load it yourself and pass the model object, or give trust=True where you trust whoever made it"
         )
 

@@ -9,7 +9,7 @@ import typer
 from tfopt._base import children
 from tfopt._base.formats import WRITTEN
 from tfopt.cli import generate
-from tfopt.cli.output import Json, Threads, Trust, figure, progress, show, show_report
+from tfopt.cli.output import Imports, Json, Threads, Trust, figure, progress, show, show_report
 from tfopt.errors import InputError
 
 _FORMATS = ", ".join(format.name for format in WRITTEN)
@@ -20,6 +20,7 @@ def inspect(
     model: Annotated[Path, typer.Argument(help="A Keras file, a Hugging Face folder, or an artifact.")],
     length: Annotated[int, typer.Option(min=1, help="Sequence length, where the model takes any.")] = 128,
     trust: Trust = False,
+    imports: Imports = None,
     as_json: Json = False,
 ) -> None:
     """Shows what is inside a model, and what each technique would do to it."""
@@ -27,7 +28,8 @@ def inspect(
         children.warm_up()  # loads TensorFlow for the child that opens the file while this process loads it to show
     from tfopt.run.inspection import inspect_apart, inspect_path
 
-    inspection = inspect_path(model, length=length, trust=True) if trust else inspect_apart(model, length=length)
+    look = inspect_path if trust else inspect_apart
+    inspection = look(model, length=length, trust=trust, imports=imports or ())
 
     def shown() -> None:
         from rich.console import Console
@@ -64,6 +66,7 @@ def export(
         list[str] | None, typer.Option(help="A check that may fail, such as agreement; repeatable.")
     ] = None,
     trust: Trust = False,
+    imports: Imports = None,
     as_json: Json = False,
 ) -> None:
     """Converts a model and verifies what was written."""
@@ -71,7 +74,7 @@ def export(
     from tfopt.export import export as export_model
     from tfopt.models.source import load_any
 
-    loaded = load_any(model, trust=trust)
+    loaded = load_any(model, trust=trust, imports=imports or ())
     data = None if representative is None else _calibration_samples(representative, samples)
     chosen: Any = quantization
     if rounding != "nearest" or any(value is not None for value in (smooth, max_bytes, max_loss)):
@@ -151,6 +154,7 @@ def bench(
     rounds: Annotated[int, typer.Option(min=1, help="Timed calls of each artifact.")] = 50,
     threads: Threads = None,
     trust: Trust = False,
+    imports: Imports = None,
     as_json: Json = False,
 ) -> None:
     """Measures artifacts in turns in one process; models that generate by their answers."""
@@ -165,6 +169,7 @@ def bench(
         return
 
     report = benchmark.bench(
-        artifacts, length=length, data=data, rounds=rounds, threads=threads, trust=trust, log=progress
-    )
+        artifacts, length=length, data=data, rounds=rounds, threads=threads, trust=trust, imports=imports or (),
+        log=progress,
+    )  # fmt: skip
     show(as_json, report.to_dict(), lambda: show_report(report))

@@ -11,6 +11,10 @@ import typer
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output, nothing else there.")]
 Trust = Annotated[bool, typer.Option("--trust", help="Run code that a model holds or names; says what that is.")]
+Imports = Annotated[
+    list[str] | None,
+    typer.Option("--import", help="Module or .py file with the classes of a model; it is run. Repeatable."),
+]
 _SECONDS_BETWEEN_LINES = 15.0
 Threads = Annotated[int | None, typer.Option("--threads", help="Threads of each runtime; all cores if not given.")]
 

@@ -1,7 +1,7 @@
 """Operators that TFLite lacks, written with those that it has, in a SavedModel that is to be converted.
 
-The other way, "Flex" operators of TensorFlow inside the file, cannot be checked here: the interpreters of LiteRT, and
-of TensorFlow from 2.20 on, come without them (https://github.com/google-ai-edge/LiteRT/issues/6458).
+The other way, "Flex" operators of TensorFlow inside the file, cannot be checked here: the interpreters of LiteRT,
+and of TensorFlow from 2.20 on, come without them (https://github.com/google-ai-edge/LiteRT/issues/6458).
 """
 
 from pathlib import Path

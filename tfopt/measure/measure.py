@@ -151,7 +151,8 @@ def _add_memory(
     """Two processes at a time: most of their time they load a runtime on one core."""
     with ThreadPoolExecutor(2) as pool:
         runs = pool.map(
-            lambda p: try_in_child(p.path, one, threads, alone=True, trust=p.trust), predictors.values()
+            lambda p: try_in_child(p.path, one, threads, alone=True, trust=p.trust, imports=p.imports),
+            predictors.values(),
         )
         for name, run in zip(predictors, runs, strict=True):
             found[name] = dataclasses.replace(found[name], peak_memory_bytes=run.peak_memory_bytes)

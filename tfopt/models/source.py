@@ -1,9 +1,11 @@
 """Loads a model from whatever a user points at."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from tfopt._base.formats import kind_of, llama2c_models
+from tfopt._keras.custom import register_classes
 from tfopt._keras.loading import load_model
 from tfopt.errors import ModelFileError
 from tfopt.models.checkpoints import PICKLE_ADVICE
@@ -12,7 +14,7 @@ from tfopt.models.pretrained import from_pretrained
 
 
 def load_any(path: str | Path, *, generation: str = "tf_keras", dropout: float | None = None,
-             trust: bool = False) -> Any:  # fmt: skip
+             trust: bool = False, imports: Sequence[str] = ()) -> Any:  # fmt: skip
     """A Keras model from a `.keras` or `.h5` file, a Hugging Face folder, or what llama2.c writes.
 
     A tokenizer that lies beside a causal language model stays with it.
@@ -22,12 +24,14 @@ def load_any(path: str | Path, *, generation: str = "tf_keras", dropout: float |
         generation: "tf_keras" or "keras"; a Keras file has its own.
         dropout: while training, of models that are built from a checkpoint.
         trust: run code that a Keras file holds or names; checkpoints hold none.
+        imports: modules or files that define classes of a Keras file; they are run.
 
     Raises:
         MissingFileError: nothing is there.
         ModelFileError: it is neither.
     """
     path, kind = Path(path), kind_of(path)
+    register_classes(imports)
     if kind == "pickle":
         raise ModelFileError(f"{path} is a pickle, which runs code when it is read; {PICKLE_ADVICE}")
     if kind == "hugging_face":

@@ -27,6 +27,7 @@ def bench(
     rounds: int = 50,
     threads: int | None = None,
     trust: bool = False,
+    imports: Sequence[str] = (),
     log: Log = lambda line: None,
 ) -> Report:
     """Measures artifacts against the first one.
@@ -38,13 +39,16 @@ def bench(
         rounds: timed calls of each artifact.
         threads: threads of each runtime.
         trust: run code that they hold or name.
+        imports: modules or files that define their classes.
         log: told what is being measured.
 
     Raises:
         InputError: an artifact that takes no inputs of the first one's kind.
     """
     names = _names([_resolve(path) for path in artifacts])
-    predictors = {name: Predictor.load(path, threads=threads, trust=trust) for name, path in names.items()}
+    predictors = {
+        name: Predictor.load(path, threads=threads, trust=trust, imports=imports) for name, path in names.items()
+    }
     first = next(iter(predictors.values()))
     inputs = common_inputs(list(predictors.values()), length)
     taken = {value.shape[1] for value in inputs.values() if value.ndim > 1}

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import math
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -108,13 +109,16 @@ def inspect(model: Any, *, length: int = 128) -> Inspection:
     )  # fmt: skip
 
 
-def inspect_path(path: str | Path, *, length: int = 128, trust: bool = False) -> Inspection:
+def inspect_path(
+    path: str | Path, *, length: int = 128, trust: bool = False, imports: Sequence[str] = ()
+) -> Inspection:
     """Looks into a Keras file, a Hugging Face folder, a SavedModel or a TFLite file.
 
     Args:
         path: of any of them.
         length: sequence length, where the model takes any.
         trust: run code that it holds or names.
+        imports: modules or files that define its classes.
     """
     path, kind = Path(path), kind_of(path)
     if kind == "tflite":
@@ -123,10 +127,12 @@ def inspect_path(path: str | Path, *, length: int = 128, trust: bool = False) ->
         return _inspect_saved_model(path, trust=trust)
     if path.is_dir() and kind not in ("hugging_face", "llama2c"):
         raise InputError(f"{path} is neither a model nor an artifact")
-    return inspect(load_any(path, trust=trust), length=length)
+    return inspect(load_any(path, trust=trust, imports=imports), length=length)
 
 
-def inspect_apart(path: str | Path, *, length: int = 128) -> Inspection:
+def inspect_apart(
+    path: str | Path, *, length: int = 128, trust: bool = False, imports: Sequence[str] = ()
+) -> Inspection:
     """As `inspect_path`, in a process of its own with limits on memory and time.
 
     HDF5, TensorFlow, LiteRT and tokenizers parse their formats there: what a made-up file does to one of them ends
@@ -141,6 +147,8 @@ def inspect_apart(path: str | Path, *, length: int = 128) -> Inspection:
             _inspect_alone,
             str(path),
             length,
+            trust,
+            tuple(imports),
             memory=PARSING_BYTES + PARSING_RATIO * size,
             timeout_s=PARSING_SECONDS,
         )
@@ -149,8 +157,8 @@ def inspect_apart(path: str | Path, *, length: int = 128) -> Inspection:
     return found
 
 
-def _inspect_alone(path: str, length: int) -> Inspection:
-    return inspect_path(path, length=length)
+def _inspect_alone(path: str, length: int, trust: bool, imports: tuple[str, ...]) -> Inspection:
+    return inspect_path(path, length=length, trust=trust, imports=imports)
 
 
 def _inspect_saved_model(path: Path, trust: bool) -> Inspection:

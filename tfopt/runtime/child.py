@@ -1,6 +1,7 @@
 """Runs an artifact in a process of its own."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +42,7 @@ def try_in_child(
     again: bool = False,
     timeout_s: float = 600,
     trust: bool = False,
+    imports: Sequence[str] = (),
 ) -> ChildRun:
     """Loads `path` with `Predictor` in a process of its own and runs it on `inputs`.
 
@@ -52,21 +54,30 @@ def try_in_child(
         again: run it once more on the rows in the other order, and in a second runtime.
         timeout_s: seconds until the process is ended.
         trust: as of `Predictor.load`.
+        imports: likewise.
 
     Raises:
         ChildFailedError: the process crashed, failed or took longer.
     """
     try:
         found: ChildRun = run_in_child(
-            _try, str(path), inputs, threads, trust, again, preload=LIGHT if alone else WARM, timeout_s=timeout_s
-        )
+            _try, str(path), inputs, threads, trust, again, tuple(imports), preload=LIGHT if alone else WARM,
+            timeout_s=timeout_s,
+        )  # fmt: skip
     except TfoptError as error:
         raise ChildFailedError(f"running {path} in a child process failed: {error}") from error
     return found
 
 
-def _try(path: str, inputs: dict[str, np.ndarray], threads: int | None, trust: bool, again: bool) -> ChildRun:
-    predictor = Predictor.load(path, threads=threads, trust=trust)
+def _try(
+    path: str,
+    inputs: dict[str, np.ndarray],
+    threads: int | None,
+    trust: bool,
+    again: bool,
+    imports: tuple[str, ...],
+) -> ChildRun:
+    predictor = Predictor.load(path, threads=threads, trust=trust, imports=imports)
     outputs = predictor.try_out(inputs)
     if not again:
         return ChildRun(outputs, peak_memory_bytes())

@@ -7,6 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfopt._keras import keras_api
+from tfopt._keras.custom import register_classes
 from tfopt._keras.input_facts import rows_of_tables
 from tfopt._keras.keras_io import inputs_of, output_names
 from tfopt._keras.loading import load_model
@@ -25,6 +26,7 @@ class KerasPredictor(Predictor):
 
     def _open(self, threads: int | None) -> list[Signature]:
         set_threads(threads)
+        register_classes(self.imports)
         self.model = load_model(self.path, trust=self.trust)
         self._inputs = inputs_of(self.model)
         # Keras 3 counts an id below zero from the end of its table.

@@ -88,10 +88,12 @@ class Predictor(abc.ABC):
     _refusals: tuple[type[Exception], ...] = ()  # what the runtime raises for values that the model does not take
     _in_parallel = False  # whether the runtime itself may be called by several threads at once
 
-    def __init__(self, path: str | Path, threads: int | None = None, *, trust: bool = False) -> None:
+    def __init__(
+        self, path: str | Path, threads: int | None = None, *, trust: bool = False, imports: Sequence[str] = ()
+    ) -> None:
         if threads is not None and threads < 1:
             raise InputError(f"threads must be 1 or more, got {threads}")
-        self.path, self.trust = existing(path, "artifact"), trust
+        self.path, self.trust, self.imports = existing(path, "artifact"), trust, tuple(imports)
         self._turn: contextlib.AbstractContextManager[Any] = (
             contextlib.nullcontext() if self._in_parallel else threading.Lock()
         )
@@ -101,7 +103,9 @@ class Predictor(abc.ABC):
             self.described = Described(masks=masks_by_name(self.signatures[0].inputs))
 
     @staticmethod
-    def load(path: str | Path, *, threads: int | None = None, trust: bool = False) -> "Predictor":
+    def load(
+        path: str | Path, *, threads: int | None = None, trust: bool = False, imports: Sequence[str] = ()
+    ) -> "Predictor":
         """Loads a `.keras` or `.h5` file, a SavedModel folder or a `.tflite` file.
 
         Args:
@@ -110,6 +114,7 @@ class Predictor(abc.ABC):
                 it can only be set before TensorFlow runs its first operation in this process; later there is a
                 warning, and TensorFlow goes on with those it has.
             trust: run code that the artifact holds or names, beyond computing; what that is, is logged.
+            imports: modules or files that define classes of a Keras file; they are run.
 
         Raises:
             MissingFileError: nothing is there.
@@ -119,7 +124,7 @@ class Predictor(abc.ABC):
         """
         format = format_of(path)
         chosen: type[Predictor] = format.runtime_module().predictor_of(Path(path))
-        return chosen(path, threads, trust=trust)
+        return chosen(path, threads, trust=trust, imports=imports)
 
     @property
     def lengths(self) -> tuple[int, ...]:
