@@ -318,3 +318,29 @@ def test_tables_of_an_odd_width_are_looked_up_right(keras, tmp_path):
         model, tmp_path / "m.tflite", format="tflite", quantization="dynamic_int4", representative=samples
     )
     assert {layer.path: layer.bits for layer in artifact.layers}["table/embeddings"] == 4  # of the grid
+
+
+def test_a_table_that_is_looked_up_and_multiplied_is_stored_once(tmp_path):
+    """As the tied tables of KerasHub's models; static integers refused them (`axis 1 is out of bounds`)."""
+    import keras
+
+    class Tied(keras.layers.Embedding):
+        def call(self, x, reverse=False):
+            return keras.ops.matmul(x, keras.ops.transpose(self.embeddings)) if reverse else super().call(x)
+
+        def compute_output_spec(self, x, reverse=False):
+            width = self.input_dim if reverse else self.output_dim
+            shape = (*x.shape[:-1], width) if reverse else (*x.shape, width)
+            return keras.KerasTensor(shape, "float32")
+
+    keras.utils.set_random_seed(0)
+    table = Tied(200, 32, name="table", embeddings_initializer=keras.initializers.RandomNormal(stddev=1.0))
+    inputs = keras.layers.Input((6,), dtype="int32", name="ids")
+    x = keras.layers.Dense(32, activation="relu", name="dense")(keras.layers.Flatten()(table(inputs)))
+    model = keras.Model(inputs, table(x, reverse=True))
+    ids = {"ids": np.random.default_rng(0).integers(0, 200, (32, 6))}
+    artifact = tfopt.export(model, tmp_path / "m.tflite", quantization="int8", representative=ids)
+    (found,) = tfopt.Predictor.load(artifact.path).predict(ids).values()
+    assert np.corrcoef(found.ravel(), np.asarray(model(ids["ids"])).ravel())[0, 1] > 0.98
+    assert {layer.path: layer.bits for layer in artifact.layers}["table/embeddings"] == 8
+    assert artifact.path.stat().st_size < 200 * 32 + 6 * 32 * 32 + 8000  # in bytes, each table once

@@ -103,7 +103,11 @@ HUB: list[tuple[str, dict[str, Any], str | None]] = [
     ("Albert", {**_BERT, "embedding_dim": 16, "num_groups": 1, "num_inner_repetitions": 1}, None),
     ("DebertaV3", {**_BERT, "bucket_size": 8}, None),
     ("XLMRoberta", _BERT, None),
-    ("Electra", {**_BERT, "embedding_dim": 16}, None),
+    (
+        "Electra",
+        {**{k: v for k, v in _BERT.items() if k != "vocabulary_size"}, "vocab_size": 120, "embedding_dim": 16},
+        None,
+    ),
     ("FNet", {k: v for k, v in _BERT.items() if k != "num_heads"}, None),
     ("GPT2", _BERT, None),
     ("GPT2", _BERT, "CausalLM"),

@@ -54,7 +54,7 @@ def float32_copy(model: Any) -> Any | None:
     try:
         with _default_policy(keras):
             made = type(model).from_config(_as_float32(model.get_config()))
-    except (ValueError, TypeError, RuntimeError, NotImplementedError):
+    except Exception:  # noqa: BLE001 - whatever somebody's own configuration raises; who calls says so
         return None
     ours, theirs = keras_api.weights(model), keras_api.weights(made)
     if [_shape(w) for w in ours] != [_shape(w) for w in theirs] or stores_narrow(made):

@@ -15,7 +15,7 @@ from tfopt.errors import InputError, WorkFailedError
 from tfopt.export.observed import Samples, observe
 from tfopt.quantization.config import QuantizeConfig
 from tfopt.tflite import flatbuffer as fb
-from tfopt.tflite.matching import Matched, Origins, Unmatched, match
+from tfopt.tflite.matching import Matched, Origins, Unmatched, match, products_apart
 from tfopt.tflite.ranges import Range, strip_ranges
 
 # Outputs are values of the input on the input's grid; the input that counts.
@@ -50,6 +50,7 @@ def write_static(
     model = fb.read(content)
     ranges, wide = strip_ranges(model)
     matched, others = match(model, origins)
+    matched = products_apart(model, matched)
     for item in matched:
         if item.found.operator == fb.Op.GATHER:  # what is looked up lies on the table's grid
             scale = float(item.grid.scale.max())
@@ -80,6 +81,7 @@ def write_static(
     written = fb.read(bytes(result.quantized_model))
     _narrow_unread(written)
     _settle_ties(written, matched)
+    matched = _store_once(written, matched)
     return fb.write(written), matched
 
 
@@ -108,6 +110,23 @@ def _settle_ties(model: Any, matched: list[Matched]) -> None:
         stored = np.ascontiguousarray(integers, types[tensor.type])
         if stored.nbytes == len(model.buffers[tensor.buffer].data):
             model.buffers[tensor.buffer].data = stored.view(np.uint8).ravel()
+
+
+def _store_once(model: Any, matched: list[Matched]) -> list[Matched]:
+    """Gives tensors of one grid, of which `products_apart` made two, one buffer again; returns what is left."""
+    items = {name: item for item in matched for name in item.found.names}
+    kept: dict[int, int] = {}
+    merged = []
+    for tensor in (t for graph in model.subgraphs for t in graph.tensors):
+        item = items.get(fb.name(tensor))
+        data = None if item is None else model.buffers[tensor.buffer].data
+        if item is None or data is None:
+            continue
+        first = kept.setdefault(id(item.grid), tensor.buffer)
+        if first != tensor.buffer and np.array_equal(data, model.buffers[first].data):
+            model.buffers[tensor.buffer].data, tensor.buffer = None, first
+            merged.append(item)
+    return [item for item in matched if not any(item is other for other in merged)]
 
 
 def _quantizer(content: bytes, config: QuantizeConfig, wide: list[str], floats: list[str]) -> Any:

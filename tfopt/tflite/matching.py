@@ -10,7 +10,7 @@ import numpy as np
 from tfopt.quantization.record import Grid
 from tfopt.tflite import flatbuffer as fb
 from tfopt.tflite.owners import Owners
-from tfopt.tflite.weights import Found, Reader, find_weights
+from tfopt.tflite.weights import LOOKUPS, Found, Reader, find_weights
 
 _TOLERANCE = 1e-5
 
@@ -81,6 +81,23 @@ def match(model: Any, origins: Origins) -> tuple[list[Matched], list[Unmatched]]
             else:
                 others.append(Unmatched(part, path))
     return matched, others
+
+
+def products_apart(model: Any, matched: list[Matched]) -> list[Matched]:
+    """Tables that are also multiplied by, stored again for their products: the two need scales in other shapes."""
+    found = []
+    for item in matched:
+        codes = [fb.code(model, model.subgraphs[r.graph].operators[r.operator]) for r in item.found.readers]
+        products = [r for r, code in zip(item.found.readers, codes, strict=True) if code not in LOOKUPS]
+        if not products or len(products) == len(codes):
+            found.append(item)
+            continue
+        lookups = tuple(reader for reader in item.found.readers if reader not in products)
+        code = next(code for code in codes if code not in LOOKUPS)
+        part = dataclasses.replace(_stored_again(model, item.found, products, path="product"), operator=code)
+        found.append(Matched(dataclasses.replace(item.found, operator=fb.Op.GATHER, readers=lookups), item.grid))
+        found.append(Matched(part, item.grid))
+    return found
 
 
 def _told(weight: Found, reader: Reader, owners: Owners) -> tuple[str, ...]:
