@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from tfopt._keras import keras_api
+from tfopt.cli.words import in_words_of_the_shell
 from tfopt.data.records.framing import scan_records
 
 
@@ -251,3 +252,47 @@ def test_the_numbers_in_a_report_are_those_of_the_artifact(finished_run):
     share = float((scores.argmax(1) == held_out["label"]).mean())
     assert report.artifact("half_tflite_dynamic_int8").quality["accuracy"] == pytest.approx(share)
     assert np.isfinite(scores).all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (
+            ["export", "{model}", "-o", "m.tflite", "--format", "onnx"],
+            "--format must be one of saved_model, tflite",
+        ),
+        (
+            ["export", "{model}", "-o", "m.tflite", "--quantization", "int3"],
+            "--quantization must be float16, dynamic",
+        ),
+        (
+            ["export", "{model}", "-o", "m", "--quantization", "int8"],
+            "--quantization must be left out: a SavedModel",
+        ),
+        (["export", "{model}", "-o", "m.tflite", "--jit-compile"], "--jit-compile is for SavedModels"),
+        (["export", "{model}", "-o", "m.tflite", "--accept", "loads"], "--accept must be one of max_abs_error"),
+        (["export", "nothing.keras", "-o", "m.tflite"], "model not found: nothing.keras"),
+        (["inspect", "nothing.keras"], "model not found: nothing.keras"),
+        (["bench", "{model}", "nothing.tflite"], "artifact not found: nothing.tflite"),
+    ],
+)
+def test_arguments_are_checked_before_tensorflow_is_loaded(tmp_path, arguments, says):
+    """A wrong `--format` once took eight seconds."""
+    (tmp_path / "m.keras").touch()
+    code = (
+        "import sys\nfrom tfopt.cli.app import main\ntry:\n    main()\nexcept SystemExit as end:\n"
+        "    print(end.code, 'tensorflow' in sys.modules)\n"
+    )
+    given = [a.format(model=tmp_path / "m.keras") for a in arguments]
+    done = subprocess.run([sys.executable, "-c", code, *given], capture_output=True, text=True, cwd=tmp_path)
+    assert done.stdout.split() == ["2", "False"], done.stderr
+    assert f"tfopt: error: {says}" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_messages_speak_of_options():
+    words = in_words_of_the_shell(
+        "static quantization needs representative data: pass representative={name: array}, or train the model with "
+        "quantize_aware(...)"
+    )
+    assert words == "static quantization needs representative data: give --representative DIR"
+    assert in_words_of_the_shell("load it yourself and pass the model object, or give trust=True") == "or --trust"

@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import pytest
 import tfopt
 from tfopt._base.children import LIGHT, ChildFailedError, run_in_child
 from tfopt.errors import DataError, InputError
+from tfopt.export.artifact import Artifact, Check
 from tfopt.measure import findings, latency, size
 from tfopt.measure.results import Latency, Measurement
 from tfopt.report import Report, Step, html, machine_info
@@ -159,6 +161,35 @@ def test_findings_say_where_a_technique_brought_nothing():
     slow = findings.findings([measurement("a"), measurement("x", format="saved_model", speedup=0.9)])
     assert slow == ["x: no faster than a here (0.90 times)."]
     assert any("busy" in n for n in findings.findings([measurement("a", latency_spread=0.3)]))
+
+
+def test_findings_say_what_became_of_the_accuracy():
+    """A variant that fell from 79.75 to 58.75 % and a baseline that learned nothing once went unsaid."""
+    base = measurement("base", quality={"accuracy": 0.7975})
+    lost, same, more = (
+        measurement(name, quality={"accuracy": value})
+        for name, value in (("lost", 0.5875), ("same", 0.79), ("more", 0.85))
+    )
+    notes = findings.findings([base, lost, same, more], rows=10_000, majority=0.5)
+    assert "lost: 58.75% accuracy, 21.0 points below base." in notes
+    assert any(note.startswith("more: 5.2 points above base; what gains is mostly more training") for note in notes)
+    assert not any("same" in note or "learned little" in note for note in notes)
+    assert not any("more" in n for n in findings.findings([base, more], rows=100))  # within two standard errors
+    flat = findings.findings([measurement("flat", quality={"accuracy": 0.213})], rows=500, majority=0.2)
+    assert any(
+        "its accuracy of 21.30% is about what always naming the most frequent class gives" in n for n in flat
+    )
+
+
+def test_results_are_short_where_they_are_shown():
+    """A notebook shows a report and an artifact as tables, and a console in a line."""
+    report = Report({}, {"name": "mine"}, [measurement("a"), measurement("b")], steps=[])
+    assert repr(report) == "Report('mine', 2 artifacts: a, b)"
+    checks = tuple(Check(f"check {i}", 0.5, 1.0, accepted=i == 2) for i in range(40))
+    artifact = Artifact(Path("m.tflite"), "tflite", None, False, (), 0.25, 1.0, checks)
+    assert len(repr(artifact)) < 200 and "m.tflite" in repr(artifact)
+    page = artifact._repr_html_()
+    assert page.count("<tr>") == 41 and "accepted" in page and "check 39" in page
 
 
 def test_reports_survive_json_and_leave_out_what_was_not_measured(tmp_path):

@@ -15,6 +15,7 @@ import typer.core
 import tfopt
 from tfopt._base.native_log import native_log_aside, quiet_exit
 from tfopt.cli import archive, data, generate, model, run, search
+from tfopt.cli.words import in_words_of_the_shell
 from tfopt.errors import InputError, TfoptError
 
 DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 75
@@ -94,9 +95,9 @@ def main() -> None:
                 _fail("interrupted", FAILED)
             _fail("interrupted; the same command with --resume goes on from the last finished step", INTERRUPTED)
         except InputError as error:
-            _fail(str(error), USAGE)
+            _fail(in_words_of_the_shell(str(error)), USAGE)
         except TfoptError as error:
-            _fail(f"{error}{native_log.kept()}", FAILED)
+            _fail(f"{in_words_of_the_shell(str(error))}{native_log.kept()}", FAILED)
         except OSError as error:  # a full disk, a folder that may not be written
             _fail(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", FAILED)
 

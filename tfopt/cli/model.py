@@ -7,10 +7,12 @@ from typing import Annotated, Any
 import typer
 
 from tfopt._base import children
-from tfopt._base.formats import WRITTEN
+from tfopt._base.files import existing
+from tfopt._base.formats import WRITTEN, format_for, format_named
 from tfopt.cli import generate
 from tfopt.cli.output import Imports, Json, Threads, Trust, figure, progress, show, show_report
 from tfopt.errors import InputError
+from tfopt.numerics.agreement import MEASURES
 
 _FORMATS = ", ".join(format.name for format in WRITTEN)
 _QUANTIZATIONS = " ".join(f"For {f.name}: {', '.join(f.quantizations)}." for f in WRITTEN if f.quantizations)
@@ -24,6 +26,7 @@ def inspect(
     as_json: Json = False,
 ) -> None:
     """Shows what is inside a model, and what each technique would do to it."""
+    existing(model, "model")
     if not trust:
         children.warm_up()  # loads TensorFlow for the child that opens the file while this process loads it to show
     from tfopt.run.inspection import inspect_apart, inspect_path
@@ -70,6 +73,7 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Converts a model and verifies what was written."""
+    _check_wanted(model, out, format, quantization=quantization, jit_compile=jit_compile, accept=accept or [])
     children.warm_up()  # loads TensorFlow for the verification while this process loads it for the conversion
     from tfopt.export import export as export_model
     from tfopt.models.source import load_any
@@ -108,6 +112,22 @@ def export(
             typer.echo(f"  {layer.path}: {layer.bits} bits{grain}{why}")
 
     show(as_json, values, shown)
+
+
+def _check_wanted(
+    model: Path, out: Path, format: str | None, quantization: str | None, jit_compile: bool, accept: list[str]
+) -> None:
+    """What can be said before TensorFlow is loaded, which takes seconds."""
+    existing(model, "model")
+    kind = format_for(out) if format is None else format_named(format)
+    known = ", ".join(kind.quantizations) or f"left out: a {kind.title} keeps float weights"
+    if quantization is not None and quantization not in kind.quantizations:
+        raise InputError(f"quantization must be {known}; got {quantization!r}")
+    if jit_compile and not kind.compiles:
+        raise InputError(f"jit_compile is for SavedModels; a {kind.title} is not compiled by XLA")
+    for name in accept:
+        if name not in MEASURES:
+            raise InputError(f"accept must be a list out of {', '.join(MEASURES)}, got {name!r}")
 
 
 def _calibration_samples(folder: Path, count: int) -> dict[str, Any]:
@@ -158,6 +178,8 @@ def bench(
     as_json: Json = False,
 ) -> None:
     """Measures artifacts in turns in one process; models that generate by their answers."""
+    for path in artifacts:
+        existing(path, "artifact")
     from tfopt.engine.generator import generates
     from tfopt.run import bench as benchmark
 

@@ -1,6 +1,7 @@
 """What an export gives back."""
 
 import dataclasses
+import html
 from pathlib import Path
 
 from tfopt.tflite.layer_bits import LayerBits
@@ -48,5 +49,18 @@ class Artifact:
     lengths: tuple[int | dict[str, tuple[int, ...]], ...]
     max_abs_error: float
     agreement: float | None
-    checks: tuple[Check, ...]
-    layers: tuple[LayerBits, ...] = ()
+    checks: tuple[Check, ...] = dataclasses.field(repr=False)
+    layers: tuple[LayerBits, ...] = dataclasses.field(default=(), repr=False)
+
+    def _repr_html_(self) -> str:
+        head = "<tr><th>check</th><th>found</th><th>limit</th></tr>"
+        rows = [
+            f"<tr><td>{html.escape(check.name)}</td><td>{html.escape(_shown(check.found))}</td>"
+            f"<td>{html.escape(_shown(check.limit))}{' (accepted)' if check.accepted else ''}</td></tr>"
+            for check in self.checks
+        ]
+        return f"<p>{html.escape(str(self.path))}</p><table>{head}{''.join(rows)}</table>"
+
+
+def _shown(value: float | str) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else value

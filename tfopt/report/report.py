@@ -20,7 +20,7 @@ class Step:
     seconds: float
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Report:
     """Everything a run found.
 
@@ -39,6 +39,10 @@ class Report:
     steps: list[Step]
     data: dict[str, Any] = dataclasses.field(default_factory=dict)
     notes: list[str] = dataclasses.field(default_factory=list)
+
+    def __repr__(self) -> str:
+        names, more = ", ".join(m.name for m in self.artifacts[:6]), ", ..." if len(self.artifacts) > 6 else ""
+        return f"Report({self.recipe.get('name', 'comparison')!r}, {len(self.artifacts)} artifacts: {names}{more})"
 
     @property
     def baseline(self) -> Measurement:

@@ -263,7 +263,8 @@ class _Run:
             for a in recipe.artifacts()
             if any(v.name == a.owner and v.prune for v in recipe.variants)
         }
-        notes = [*self.task.notes(data), *findings(found, pruned)]
+        held_out = {"rows": data.get("validation_records"), "majority": data.get("validation_majority")}
+        notes = [*self.task.notes(data), *findings(found, pruned, **held_out)]
         report = Report(machine_info(), recipe.to_dict(), found, steps=self.folder.steps, data=data, notes=notes)
         pictures = plots(report)
         with replacing(self.path / "plots") as folder:

@@ -1,0 +1,33 @@
+"""Messages in the language of the command line: its options instead of arguments of Python."""
+
+import re
+
+_WORDS = (
+    (
+        r"pass representative=\{name: array\}, or train the model with quantize_aware\(\.\.\.\)",
+        "give --representative DIR",
+    ),
+    (r"imports=\[\.\.\.\], or --import on the command line", "--import FILE"),
+    (r"load it yourself and pass the model object, ", ""),
+    (r"give trust=True|trust=True", "--trust"),
+    (r"(pass )?lengths=\[\.\.\.\]", "give --length N"),
+    (r"\blengths=\[([\d, ]*)\]", r"--length \1"),
+    (r"^lengths must", "--length must"),
+    (r"\baccept must be a list out of", "--accept must be one of"),
+    (r"\bjit_compile=True|\bjit_compile\b", "--jit-compile"),
+    (r"\b(format|quantization|cache|rounding)='([\w]+)'", r"--\1 \2"),
+    (r"^(format|quantization|cache|rounding|smooth) must", r"--\1 must"),
+    (r"max_bytes", "--max-bytes"),
+    (r"max_loss", "--max-loss"),
+)
+
+
+def in_words_of_the_shell(message: str) -> str:
+    """A message with the names that options have on the command line.
+
+    >>> in_words_of_the_shell("trust=True where you trust it; pass lengths=[...]")
+    '--trust where you trust it; give --length N'
+    """
+    for pattern, words in _WORDS:
+        message = re.sub(pattern, words, message)
+    return message
