@@ -192,3 +192,17 @@ def test_what_was_built_upon_a_model_is_no_longer_it(keras, generation):
     cut = tfopt.shrink(next(every_builder(generation)), neurons=0.5)
     assert json.loads(extras.of(cut)[extras.CONFIG])["intermediate_size"] == 16
     assert extras.of(keras.models.clone_model(cut)) == extras.of(cut)
+
+
+def test_the_folder_of_llama2c_as_any_other(generation, shared_data):
+    model = from_pretrained(shared_data / "tinystories260k", generation)
+    assert extras.TOKENIZERS[1] in extras.of(model) and extras.CONFIG in extras.of(model)
+    with pytest.raises(InputError, match="labels and heads are for encoders"):
+        from_pretrained(shared_data / "tinystories260k", generation, num_labels=2)
+
+
+def test_the_name_of_a_repository_says_how_to_fetch_it():
+    with pytest.raises(
+        MissingFileError, match="hf download sentence-transformers/all-MiniLM-L6-v2 --local-dir all-M"
+    ):
+        from_pretrained("sentence-transformers/all-MiniLM-L6-v2")

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from tfopt._base.foreign import read_bytes, regular
+from tfopt._base.formats import llama2c_models
 from tfopt._base.limits import MAX_MEMBER_BYTES
 from tfopt._keras import extras, keras_api
 from tfopt.data.llama2c_tokenizer import Llama2cTokenizer
@@ -126,3 +127,18 @@ def _ours(target: str, values: np.ndarray, config: CausalLMConfig) -> np.ndarray
         pairs = values.reshape(heads, config.head_size // 2, 2, config.hidden_size)
         values = pairs.transpose(0, 2, 1, 3).reshape(values.shape)
     return values.T if target.endswith("kernel") else values
+
+
+def llama2c_files(folder: Path) -> tuple[Path, Path | None]:
+    """The model of llama2.c in a folder, and its tokenizer if there is one.
+
+    Raises:
+        ModelFileError: there is no such model, or several.
+    """
+    models = llama2c_models(folder)
+    if len(models) != 1:
+        raise ModelFileError(
+            f"{folder} is no model: expected a .keras or .h5 file, a folder with config.json, or one llama2.c .bin"
+        )
+    tokenizers = sorted(folder.glob("tok*.bin"))
+    return models[0], tokenizers[0] if len(tokenizers) == 1 else None

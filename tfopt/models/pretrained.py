@@ -11,12 +11,13 @@ import numpy as np
 
 from tfopt._base.files import existing
 from tfopt._base.foreign import read_bytes, read_json
+from tfopt._base.formats import llama2c_models
 from tfopt._base.limits import MAX_MEMBER_BYTES
 from tfopt._keras import extras, keras_api
 from tfopt._keras.room import room_for
 from tfopt.decoding.config import CausalLMConfig
 from tfopt.decoding.weights import config_of, is_causal_lm
-from tfopt.errors import InputError, ModelFileError
+from tfopt.errors import InputError, MissingFileError, ModelFileError
 from tfopt.models.bert import BertConfig, Head, Pooling, bert, encoder_config
 from tfopt.models.causal_lm import causal_lm
 from tfopt.models.checkpoints import Tensors, opened, write_tensors
@@ -30,6 +31,7 @@ from tfopt.models.heads import (
     stored_entries,
     stored_labels,
 )
+from tfopt.models.llama2c import llama2c_files, read_llama2c
 
 # Masks that old GPT-2 checkpoints store, and frequencies that old LLaMA ones do.
 _BUFFERS = re.compile(r"(\.attn\.(masked_)?bias|rotary_emb\.inv_freq)$")
@@ -49,8 +51,9 @@ def from_pretrained(
     """Builds the model that a Hugging Face folder describes and gives it the stored weights.
 
     Args:
-        folder: holds `config.json` and `model.safetensors`, or several files and their index. Known are
-            BERT, DistilBERT, RoBERTa, GPT-2, LLaMA, Mistral and Qwen2.
+        folder: holds `config.json` and `model.safetensors`, or several files and their index, or what llama2.c
+            writes, a `.bin` with its tokenizer. Known are BERT, DistilBERT, RoBERTa, GPT-2, LLaMA, Mistral and
+            Qwen2.
         generation: "tf_keras" or "keras".
         num_labels: for a classifier; with `head`, by default as many as the checkpoint's has.
         pooling: for a classifier, "mean", "cls" or "pooler".
@@ -64,7 +67,12 @@ def from_pretrained(
         ModelFileError: an unknown architecture, a pickle, or a missing, extra or misshapen tensor (named).
         InputError: labels or a head for a model that generates.
     """
-    folder = existing(folder, "model folder")
+    folder = _found(folder)
+    if not (folder / "config.json").exists() and llama2c_models(folder):
+        if (num_labels, head, heads) != (None, None, None):
+            raise InputError(f"labels and heads are for encoders; {folder} holds a model that generates")
+        path, tokenizer = llama2c_files(folder)
+        return read_llama2c(path, generation=generation, tokenizer=tokenizer, dropout=dropout)
     config, architecture = _read(folder)
     model: Any
     extra: list[Entry] = []
@@ -89,6 +97,17 @@ def from_pretrained(
             model = bert(config, num_labels, pooling=pooling, generation=generation, head=head, heads=heads)
     _assign(model, config, architecture, folder=folder, heads=extra)
     return model
+
+
+def _found(folder: str | Path) -> Path:
+    """The folder, or for the name of a repository how it becomes one."""
+    name = str(folder)
+    if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) and not Path(folder).exists():
+        raise MissingFileError(
+            f"model folder not found: {name}. Models are read from folders; one of the Hugging Face hub becomes "
+            f"one by `hf download {name} --local-dir {name.rpartition('/')[2]}`"
+        )
+    return existing(folder, "model folder")
 
 
 def _checked_bytes(folder: Path, config: Config, architecture: Family) -> int:

@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tfopt._base.formats import kind_of, llama2c_models
+from tfopt._base.formats import kind_of
 from tfopt._keras.custom import register_classes
 from tfopt._keras.loading import load_model
 from tfopt.errors import ModelFileError
 from tfopt.models.checkpoints import PICKLE_ADVICE
-from tfopt.models.llama2c import read_llama2c
+from tfopt.models.llama2c import llama2c_files, read_llama2c
 from tfopt.models.pretrained import from_pretrained
 
 
@@ -42,18 +42,3 @@ def load_any(path: str | Path, *, generation: str = "tf_keras", dropout: float |
         return load_model(path, trust=trust)
     model, tokenizer = llama2c_files(path)
     return read_llama2c(model, generation=generation, tokenizer=tokenizer, dropout=dropout)
-
-
-def llama2c_files(folder: Path) -> tuple[Path, Path | None]:
-    """The model of llama2.c in a folder, and its tokenizer if there is one.
-
-    Raises:
-        ModelFileError: there is no such model, or several.
-    """
-    models = llama2c_models(folder)
-    if len(models) != 1:
-        raise ModelFileError(
-            f"{folder} is no model: expected a .keras or .h5 file, a folder with config.json, or one llama2.c .bin"
-        )
-    tokenizers = sorted(folder.glob("tok*.bin"))
-    return models[0], tokenizers[0] if len(tokenizers) == 1 else None

@@ -20,9 +20,9 @@ from tfopt.decoding.config import CausalLMConfig
 from tfopt.errors import InputError, ModelFileError
 from tfopt.models.causal_lm import causal_lm
 from tfopt.models.checkpoints import files_of
-from tfopt.models.llama2c import llama2c_config
+from tfopt.models.llama2c import llama2c_config, llama2c_files
 from tfopt.models.pretrained import check_weights, read_config
-from tfopt.models.source import llama2c_files, load_any
+from tfopt.models.source import load_any
 from tfopt.recipe.sections import ExportSection
 from tfopt.tasks.base import HeldOut, Log, Task, widened
 
