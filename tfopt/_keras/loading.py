@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tfopt._base.archives import check_members, read_member
-from tfopt._base.foreign import parse_json, regular
+from tfopt._base.foreign import parse_json, regular, to_text
 from tfopt._base.limits import MAX_MEMBER_BYTES, MAX_TEXT_BYTES
 from tfopt._base.manifests import check_if_listed
 from tfopt._keras import extras
@@ -50,8 +50,11 @@ def load_model(path: str | Path, *, trust: bool = False) -> Any:
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             names = [n for n in archive.namelist() if n.startswith(extras.PREFIX)]
-            if names:  # else somebody else saved it
-                extras.put(model, {n: read_member(archive, n, most=MAX_MEMBER_BYTES, path=path) for n in names})
+            members = {n: read_member(archive, n, most=MAX_MEMBER_BYTES, path=path) for n in names}
+        for name in {extras.CONFIG, extras.ENCODER} & members.keys():
+            to_text(members[name], f"{path}: {name}", ModelFileError)
+        if members:  # else somebody else saved it
+            extras.put(model, members)
     return model
 
 
