@@ -178,7 +178,7 @@ def test_exporting_within_a_budget(tfopt_main, finished_run, labelled_tsv, tmp_p
     assert code == 2 and "--max-loss need --representative" in err and not out.exists()
     data = ["--representative", pack, "--samples", 16]
     code, _, err = tfopt_main(*base, *data, "--max-loss", 5, "--max-bytes", 9000)
-    assert code == 2 and "give either max_bytes or max_loss, got 9000 and 5.0" in err
+    assert code == 2 and "give either --max-bytes or --max-loss, got 9000 and 5.0" in err
     code, stdout, err = tfopt_main(*base, *data, "--max-loss", 100, "--smooth", 0.5, "--json")
     assert code == 0 and "bytes" in err and (tmp_path / "x.tflite.sensitivity.json").exists()
     found = one_json(stdout)

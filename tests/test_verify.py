@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,12 +15,22 @@ from tfopt.errors import InputError, VerificationError
 from tfopt.export import convert as converting
 from tfopt.export import tflite as export_tflite
 from tfopt.export import verify as export_verify
+from tfopt.export.artifact import Artifact, Check
 from tfopt.export.verify import check_outputs, limits_for
 from tfopt.numerics.agreement import class_agreement, correlation, rank_agreement, signal_to_noise, varies
 from tfopt.quantization import NAMED
 from tfopt.runtime.child import ChildRun
 
 ROWS = np.random.default_rng(0).standard_normal((64, 5))
+
+
+def test_artifacts_are_short_where_they_are_shown():
+    """A notebook shows an artifact as a table, and a console in a line."""
+    checks = tuple(Check(f"check {i}", 0.5, 1.0, accepted=i == 2) for i in range(40))
+    artifact = Artifact(Path("m.tflite"), "tflite", None, False, (), 0.25, 1.0, checks)
+    assert len(repr(artifact)) < 200 and "m.tflite" in repr(artifact)
+    page = artifact._repr_html_()
+    assert page.count("<tr>") == 41 and "accepted" in page and "check 39" in page
 
 
 def judged(monkeypatch, found, reference, *, again=None, second=None, kind="dynamic_int8", given=True, **others):

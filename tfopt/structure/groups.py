@@ -15,7 +15,9 @@ import numpy as np
 from tfopt._keras import keras_api
 from tfopt.errors import InputError
 from tfopt.structure.axes import Axis, Factor, axis, fix, leaves
+from tfopt.structure.one_token import ATTENTION
 from tfopt.structure.rebuild import why_fixed
+from tfopt.structure.resize import Shape, custom_layers, resized_config
 from tfopt.structure.rules import apply
 from tfopt.structure.trace import Trace, trace
 from tfopt.structure.walk import Walk, fresh
@@ -114,12 +116,47 @@ def structure_of(model: Any) -> Structure:
             fix(reason, *weights[path])
         elif type(weight.layer).__name__.startswith("Depthwise") and len(weights[path]) > 2:
             fix("it multiplies channels", weights[path][-1])
-    groups = _groups(own, walk)
+    groups = _possible(_groups(own, walk), model, own)
     reasons = {
         path: [leaf.fixed for one in axes for leaf in leaves(one) if leaf.fixed] for path, axes in weights.items()
     }
     fixed = {path: list(dict.fromkeys(r)) for path, r in reasons.items() if r}
     return Structure(groups, fixed, found, axes=walk.axes, residual=_residual(weights))
+
+
+def _possible(groups: tuple[Group, ...], model: Any, own: dict[str, Any]) -> tuple[Group, ...]:
+    """The groups that all layers of somebody's own can be made without; others are fixed, and say why."""
+    customs = custom_layers(model)
+    tried: dict[Any, bool] = {}
+    found = []
+    for group in groups:
+        inside = {path for path in customs if any(s.path.startswith(f"{path}/") for s in group.slices)}
+        refused = next(
+            (p for p in sorted(inside) if not _can_lose(group, p, customs[p], own=own, tried=tried)), None
+        )
+        if refused is None:
+            found.append(group)
+        else:
+            kind = type(customs[refused].operation).__name__
+            reason = f"it lies inside {refused!r} of class {kind}, of whose arguments none changes it alone"
+            fix(reason, (group.factor,))
+    return tuple(found)
+
+
+def _can_lose(group: Group, path: str, node: Any, own: dict[str, Any], tried: dict[Any, bool]) -> bool:
+    """Whether a layer can be made with half of the units of a group."""
+    kept = max(1, group.units // 2)
+    cut = {(s.path, s.axis): s.outer * kept * s.inner for s in group.slices}
+    wanted: list[Shape] = []
+    for weight_path, weight in own.items():
+        if weight_path.startswith(f"{path}/"):
+            shape = enumerate(map(int, weight.variable.shape))
+            wanted.append(tuple(cut.get((weight_path, axis), size) for axis, size in shape))
+    config = node.operation.get_config()
+    key = (type(node.operation), repr({k: v for k, v in config.items() if k != "name"}), tuple(wanted))
+    if key not in tried:
+        tried[key] = kept < group.units and resized_config(node, wanted) is not None
+    return tried[key]
 
 
 def _residual(weights: dict[str, list[Axis]]) -> Factor | None:
@@ -138,22 +175,30 @@ _FOLLOW = {
 }  # fmt: skip
 
 
-def _is_layer(found: Trace, op: Any) -> bool:
+def _maker(found: Trace, op: Any) -> Any:
+    """The layer or Keras operation whose sizes an operation follows; inside another, the innermost."""
     owner = found.owner.get(op.name)
+    return owner if type(owner).__name__ in ATTENTION else found.inner.get(op.name, owner)
+
+
+def _is_layer(found: Trace, op: Any) -> bool:
+    owner = _maker(found, op)
     return hasattr(owner, "_flatten_layers") and getattr(owner, "symbol", None) is None
 
 
 def _may_reshape(found: Trace, op: Any) -> bool:
     """Whether a reshape takes its sizes from other tensors, or from a layer that can be made anew with others."""
-    owner = found.owner.get(op.name)
+    owner = _maker(found, op)
     if owner is None:
         return False
+    if type(owner).__name__ == "Reshape" and keras_api.is_model(found.owner[op.name]):
+        return False  # target shapes are made anew at the top only
     if not hasattr(owner, "_flatten_layers"):  # a Keras operation: only an explicit reshape has sizes of its own
         return type(owner).__name__ != "Reshape"
     symbol = getattr(owner, "symbol", None)  # likewise in tf_keras
     if symbol is not None:
         return symbol != "reshape"
-    if keras_api.is_model(owner):  # target shapes are made anew at the top only
+    if keras_api.is_model(owner):  # an operation of Keras between its layers
         inner = (type(x).__name__ for _, x in keras_api.walk(owner) if x.weights or _has_shape(x))
         return all(name in _FOLLOW - {"Reshape"} for name in inner)
     return type(owner).__name__ in _FOLLOW

@@ -18,6 +18,7 @@ class Node:
         inputs: identities of the symbolic tensors it reads.
         outputs: those it gives.
         symbolic: the symbolic tensors that it gives.
+        read: those that it reads.
         fill: values by identity -> (arguments, keyword arguments) of the call.
     """
 
@@ -25,6 +26,7 @@ class Node:
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
     symbolic: tuple[Any, ...]
+    read: tuple[Any, ...]
     fill: Callable[[Mapping[int, Any]], tuple[Any, Any]]
 
 
@@ -72,11 +74,9 @@ def _of_keras3(node: Any) -> Node:
     def fill(values: Mapping[int, Any]) -> tuple[Any, Any]:
         return node.arguments.fill_in(values)
 
-    inputs = tuple(id(t) for t in node.input_tensors)
-    outputs = tuple(node.outputs)
-    return Node(
-        None if node.is_input else node.operation, inputs, tuple(map(id, outputs)), symbolic=outputs, fill=fill
-    )
+    read, outputs = tuple(node.input_tensors), tuple(node.outputs)
+    operation = None if node.is_input else node.operation
+    return Node(operation, tuple(map(id, read)), tuple(map(id, outputs)), symbolic=outputs, read=read, fill=fill)
 
 
 def _of_tf_keras(node: Any) -> Node:
@@ -84,9 +84,11 @@ def _of_tf_keras(node: Any) -> Node:
         # It takes each value off a list of as many as there are readers.
         return node.map_arguments({str(k): [v] * 99 for k, v in values.items()})
 
+    read = () if node.is_input else tuple(node.keras_inputs)
     inputs = () if node.is_input else tuple(int(i) for i in node.flat_input_ids)
     outputs = tuple(flat(node.outputs))
-    return Node(None if node.is_input else node.layer, inputs, tuple(map(id, outputs)), symbolic=outputs, fill=fill)
+    operation = None if node.is_input else node.layer
+    return Node(operation, inputs, tuple(map(id, outputs)), symbolic=outputs, read=read, fill=fill)
 
 
 def flat(value: Any) -> list[Any]:

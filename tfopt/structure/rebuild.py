@@ -9,8 +9,9 @@ import numpy as np
 
 from tfopt._keras import keras_api
 from tfopt.errors import InputError
-from tfopt.structure.nodes import flat, free_name, functional, nodes, struct_of
+from tfopt.structure.nodes import Node, flat, free_name, functional, is_functional, nodes, struct_of
 from tfopt.structure.one_token import ATTENTION, EarlyPooling, one_token_target, without_length
+from tfopt.structure.resize import resized_config
 
 # Weight -> its axis that a layer's configuration names, and the name there.
 _SIZES: dict[str, tuple[tuple[str, int, str], ...]] = {
@@ -104,6 +105,9 @@ class _Maker:
         self._keras = keras_api.keras_module(keras_api.generation_of(model))
         # Layers may be shared between a model and those inside it.
         self._layers: dict[int, Any] = {} if around is None else around._layers
+        self._by_variable: dict[int, str] = (
+            {id(w.variable): w.path for w in keras_api.weights(model)} if around is None else around._by_variable
+        )
         self._paths: dict[int, str] = (
             {id(layer): path for path, layer in keras_api.walk(model)} if around is None else around._paths
         )
@@ -123,7 +127,7 @@ class _Maker:
                 tensors[self._changes.pooled.pooled] = self._pooled_early(self._changes.pooled, node, tensors)
                 continue
             arguments, keywords = node.fill(_Resolved(tensors, self._changes.skipped))
-            result = flat(self._new(node.operation)(*arguments, **keywords))
+            result = flat(self._new(node.operation, node)(*arguments, **keywords))
             tensors.update(zip(node.outputs, result, strict=True))
         outputs = _mapped(struct_of(self._root, "outputs"), _Resolved(tensors, self._changes.skipped))
         name = self._changes.rename(self._model.name) if self._is_inner else self._model.name
@@ -166,12 +170,12 @@ class _Maker:
                 waiting += early.needs if early is not None and one == early.pooled else makers[one].inputs
         return wanted
 
-    def _new(self, operation: Any) -> Any:
+    def _new(self, operation: Any, node: Node | None = None) -> Any:
         if id(operation) not in self._layers:
-            self._layers[id(operation)] = self._made(operation)
+            self._layers[id(operation)] = self._made(operation, node)
         return self._layers[id(operation)]
 
-    def _made(self, old: Any) -> Any:
+    def _made(self, old: Any, node: Node | None) -> Any:
         path = self._paths.get(id(old), old.name)  # operations of Keras 3 are no layers
         if path in self._changes.replaced:
             return self._changes.replaced[path]()
@@ -180,19 +184,34 @@ class _Maker:
             made = inner.make()
             self.pairs += inner.pairs
             return made
-        new = self._from_config(old, path)
+        new = self._from_config(old, path, node)
         if hasattr(old, "_flatten_layers"):  # else an operation, which has no weights
             self.pairs.append((path, old, new))
         return new
 
-    def _from_config(self, old: Any, path: str) -> Any:
+    def _from_config(self, old: Any, path: str, node: Node | None) -> Any:
         with _told_as_input(old, path):
-            config = old.get_config()
+            config = self._resized(old, path, node) or old.get_config()
         if "name" in config:
             config["name"] = self._changes.rename(config["name"])
         self._resize(old, path, config)
         with _told_as_input(old, path):
             return type(old).from_config(config)
+
+    def _resized(self, old: Any, path: str, node: Node | None) -> dict[str, Any] | None:
+        """The configuration of a layer of somebody's own, some of whose inner weights have other shapes."""
+        if node is None or not hasattr(old, "_flatten_layers") or not keras_api.sublayers(old):
+            return None
+        if type(old).__name__ in ATTENTION or not any(p.startswith(f"{path}/") for p in self._changes.values):
+            return None
+        wanted = [self._values[self._by_variable[id(variable)]].shape for variable in _variables(old)]
+        config = resized_config(node, wanted)
+        if config is None:
+            raise InputError(
+                f"layer {path!r} of class {type(old).__name__} cannot be made with weights of shapes {wanted}: no "
+                "arguments of its get_config() give just these"
+            )
+        return config
 
     def _resize(self, old: Any, path: str, config: dict[str, Any]) -> None:
         """Writes new sizes into a layer's configuration."""
@@ -219,16 +238,17 @@ _SIZELESS = {"LayerNormalization", "BatchNormalization", "DepthwiseConv2D", "Dep
 
 
 def why_fixed(layers: Mapping[str, Any], weight: keras_api.Weight) -> str | None:
-    """Why a weight cannot have other sizes in a model of these layers (by path) made anew; None if it can."""
+    """Why a weight cannot have other sizes in a model of these layers (by path) made anew; None if it can.
+
+    Of what lies in a layer of somebody's own, only trying tells (`structure.resize`).
+    """
     parts = weight.layer_path.split("/")
     for depth in range(1, len(parts)):
         around = layers.get("/".join(parts[:depth]))
-        if (
-            around is not None and type(around).__name__ in ATTENTION
-        ):  # make their inner layers from their own sizes
-            return None
-        if around is None or not getattr(around, "_nodes_by_depth", getattr(around, "_functional", None)):
+        if around is None:
             return f"it lies inside {parts[depth - 1]!r}, which cannot be made with other sizes"
+        if not (keras_api.is_model(around) and is_functional(around)):
+            return None
     name = type(weight.layer).__name__
     if name in _SIZES or name in _SIZELESS or name == "EinsumDense":
         return None

@@ -1,6 +1,8 @@
 """A functional model as a graph of TensorFlow operations, each with the layer that made it."""
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
 import tensorflow as tf
@@ -8,6 +10,7 @@ from tensorflow.python.framework.func_graph import FuncGraph  # a public name fo
 
 from tfopt._keras import keras_api
 from tfopt._keras.keras_io import inputs_of
+from tfopt._keras.layer_calls import Call, Replaced, original_call
 from tfopt.errors import InputError
 from tfopt.structure.nodes import flat, functional, inputs_in_order, nodes, struct_of
 
@@ -20,7 +23,8 @@ class Trace:
 
     Attributes:
         operations: in the order in which they ran.
-        owner: name of an operation -> the layer or Keras operation that made it.
+        owner: name of an operation -> the layer or Keras operation of the graph that made it.
+        inner: name of an operation of a layer or model that holds others -> the innermost of them that made it.
         variables: name of an operation that reads a weight -> path of the weight.
         tensors: identity of a symbolic tensor of the model -> its value in the graph.
         inputs, outputs: of the model.
@@ -29,6 +33,7 @@ class Trace:
 
     operations: list[Any]
     owner: dict[str, Any]
+    inner: dict[str, Any]
     variables: dict[str, str]
     tensors: dict[int, Any]
     inputs: list[Any]
@@ -56,6 +61,7 @@ def _traced(model: Any, root: Any, length: int) -> Trace:
     graph = FuncGraph("structure")
     specs = inputs_of(root).with_sizes(_BATCH, length)
     owner: dict[str, Any] = {}
+    inner: dict[str, Any] = {}
     with graph.as_default():
         ids = [id(tensor) for tensor in inputs_in_order(root)]
         values = dict(zip(ids, [_placeholder(spec) for spec in specs.values()], strict=True))
@@ -65,7 +71,8 @@ def _traced(model: Any, root: Any, length: int) -> Trace:
                 continue
             before = len(graph.get_operations())
             arguments, keywords = node.fill(values)
-            result = flat(node.operation(*arguments, **keywords))
+            with _told_apart(node.operation, graph, inner):
+                result = flat(node.operation(*arguments, **keywords))
             values.update(zip(node.outputs, result, strict=True))
             owner |= {op.name: node.operation for op in graph.get_operations()[before:]}
     handles = {id(handle): w.path for w in keras_api.weights(model) for handle in _handles(w.variable)}
@@ -78,8 +85,33 @@ def _traced(model: Any, root: Any, length: int) -> Trace:
     }
     outputs = [values[id(t)] for t in flat(struct_of(root, "outputs"))]
     return Trace(
-        list(graph.get_operations()), owner, reads, tensors=values, inputs=given, outputs=outputs, length=length
-    )
+        list(graph.get_operations()), owner, inner, variables=reads, tensors=values, inputs=given, outputs=outputs,
+        length=length,
+    )  # fmt: skip
+
+
+@contextlib.contextmanager
+def _told_apart(operation: Any, graph: Any, inner: dict[str, Any]) -> Iterator[None]:
+    """While entered, the operations of layers inside a layer or model are noted as theirs."""
+    layers = [layer for _, layer in keras_api.walk(operation)] if hasattr(operation, "_flatten_layers") else []
+    replaced = Replaced()
+    try:
+        for layer in layers:
+            replaced.put(layer, "call", _noting(layer, original_call(layer), graph, inner=inner))
+        yield
+    finally:
+        replaced.give_back()
+
+
+def _noting(layer: Any, original: Call, graph: Any, inner: dict[str, Any]) -> Call:
+    def call(*args: Any, **kwargs: Any) -> Any:
+        before = len(graph.get_operations())
+        result = original(*args, **kwargs)
+        for op in graph.get_operations()[before:]:
+            inner.setdefault(op.name, layer)  # the innermost ends first
+        return result
+
+    return call
 
 
 def _handles(variable: Any) -> list[Any]:
