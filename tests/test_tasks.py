@@ -14,11 +14,11 @@ from tfopt.data.features import IGNORED, Feature, feature_batches, write_feature
 from tfopt.data.records.manifest import read_manifest
 from tfopt.errors import DataError, InputError
 from tfopt.numerics.metrics import answer_scores, entities, entity_scores
+from tfopt.numerics.spans import best_span
 from tfopt.recipe import Recipe
 from tfopt.run.pipeline import run
 from tfopt.run.verification import verify_run
 from tfopt.tasks import TASKS
-from tfopt.tasks.question_answering import best_span
 
 SMALL = {
     "schema": 1, "name": "small", "seed": 3, "lengths": [16, 32],
@@ -71,6 +71,10 @@ def test_from_rows_to_a_report(task, generation, tmp_path):
     page = (tmp_path / "run" / "report.html").read_text()
     assert metric.replace("_", " ") in page
     verify_run(tmp_path / "run")
+    rows = [json.loads(line) for line in (tmp_path / "validation.jsonl").read_text().splitlines()]
+    for name in ("baseline", "baseline_keras", "baseline_tflite_dynamic_int8"):
+        path = tmp_path / "run" / report.artifact(name).path
+        assert right_answers(task, tfopt.Predictor.load(path), rows) >= least - 0.05, name
     # A head that says nothing is worth nothing: the figures do not come from the labels.
     model = load_model(tmp_path / "run" / "baseline" / "model.keras")
     for weight in keras_api.weights(model):
@@ -79,6 +83,26 @@ def test_from_rows_to_a_report(task, generation, tmp_path):
     tfopt.models.save(model, tmp_path / "dead.keras")
     score = TASKS[task](recipe_for(task, tmp_path, generation), tmp_path / "run" / "data").held_out().score
     assert score(tfopt.Predictor.load(tmp_path / "dead.keras")).metrics[metric] < 0.7
+
+
+def right_answers(task, predictor, rows):
+    """Share of texts whose answers, given as words, are those of the data."""
+    if task == "token_classification":
+        found = predictor.predict([" ".join(row["tokens"]) for row in rows])["entities"]
+        wanted = [
+            [
+                (kind, " ".join(row["tokens"][a:b]))
+                for kind, a, b in sorted(entities(row["tags"]), key=lambda e: e[1])
+            ]
+            for row in rows
+        ]
+        return np.mean([[(e.label, e.text) for e in some] == w for some, w in zip(found, wanted, strict=True)])
+    if task == "question_answering":
+        found = predictor.predict([(row["question"], row["context"]) for row in rows])
+        return np.mean(found["answer"] == [row["answer"] for row in rows])
+    found = predictor.predict([row["text"] for row in rows])
+    assert set(found) == {"topic", "topic_probability", "mood", "mood_probability"}
+    return np.mean([found["topic"][i] == row["topic"] for i, row in enumerate(rows) if row["topic"] is not None])
 
 
 def test_a_checkpoint_learns_a_task_of_its_own(tmp_path, generation):

@@ -14,7 +14,7 @@ import typer.core
 
 import tfopt
 from tfopt._base.native_log import native_log_aside, quiet_exit
-from tfopt.cli import archive, data, generate, model, run, search
+from tfopt.cli import archive, data, generate, model, predict, run, search
 from tfopt.cli.words import in_words_of_the_shell
 from tfopt.errors import InputError, TfoptError
 
@@ -23,7 +23,7 @@ DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 75
 GROUPS = {
     "Make a model smaller and faster": ("run", "demo", "search"),
     "Look, export and measure": ("inspect", "export", "bench", "verify"),
-    "Answer prompts": ("generate",),
+    "Answer texts": ("predict", "generate"),
     "Data and archives": ("data", "pack", "unpack"),
 }
 
@@ -52,8 +52,8 @@ app = typer.Typer(
 )
 app.add_typer(data.app, name="data")
 for command in (
-    run.run, run.demo, search.search, model.inspect, model.export, model.bench, run.verify, generate.generate,
-    archive.pack, archive.unpack,
+    run.run, run.demo, search.search, model.inspect, model.export, model.bench, run.verify, predict.predict,
+    generate.generate, archive.pack, archive.unpack,
 ):  # fmt: skip
     app.command()(command)
 

@@ -68,6 +68,10 @@ def export(
     accept: Annotated[
         list[str] | None, typer.Option(help="A check that may fail, such as agreement; repeatable.")
     ] = None,
+    tokenizer: Annotated[Path | None, typer.Option(help="A tokenizer.json that travels in the artifact.")] = None,
+    labels: Annotated[
+        list[str] | None, typer.Option("--label", help="Name of a class, in their order; repeatable.")
+    ] = None,
     trust: Trust = False,
     imports: Imports = None,
     as_json: Json = False,
@@ -96,6 +100,8 @@ def export(
         cache=cache,
         in_place=True,
         accept=accept or (),
+        tokenizer=tokenizer,
+        labels=labels,
     )
     values = {**dataclasses.asdict(artifact), "path": str(artifact.path)}
 

@@ -27,16 +27,16 @@ class Feature:
 
     Attributes:
         name: in the record.
-        kind: "tokens" are ids, one list; "tags" one class or `IGNORED` for each token; "class" one class or
-            `IGNORED`; "number" one number, 0 or more.
+        kind: "tokens" are ids, one list; "types" one number for each token, an input of the model; "tags" one class
+            or `IGNORED` for each token; "class" one class or `IGNORED`; "number" one number, 0 or more.
     """
 
     name: str
-    kind: Literal["tokens", "tags", "class", "number"]
+    kind: Literal["tokens", "types", "tags", "class", "number"]
 
     @property
     def is_list(self) -> bool:
-        return self.kind in ("tokens", "tags")
+        return self.kind in ("tokens", "types", "tags")
 
     @property
     def shift(self) -> int:
@@ -94,7 +94,7 @@ def feature_batches(
     epoch: int | tf.Variable | None = None,
     skip: int = 0,
 ) -> tf.data.Dataset:
-    """Batches of ``({"input_ids", "attention_mask"}, {feature: values})``, all int32.
+    """Batches of ``({"input_ids", "attention_mask"}, {feature: values})``, all int32; types are inputs too.
 
     Lists have shape (batch, bucket) and are padded, tags with `IGNORED`; classes and numbers have shape (batch,).
 
@@ -118,7 +118,9 @@ def feature_batches(
     def cut(found: dict[str, Any], rows: tf.Tensor) -> tuple[dict[str, tf.Tensor], dict[str, tf.Tensor]]:
         inputs = padded(found[_IDS], rows, limits)
         width, others = tf.shape(inputs[_IDS], tf.int64)[1], [f for f in features if f.name != _IDS]
-        return inputs, {f.name: _values(found, f, rows, width=width) for f in others}
+        values = {f.name: _values(found, f, rows, width=width) for f in others}
+        types = {f.name: values.pop(f.name) for f in others if f.kind == "types"}
+        return {**inputs, **types}, values
 
     order = Order(shuffle, seed, epoch, skip=skip, buckets=tuple(buckets))
     return read_batches(Source.open(folder, manifest, order.on_damage), batch_size, order, cut=cut)

@@ -98,7 +98,9 @@ def train_bpe(texts: Iterable[str], vocab_size: int, end_of_text: str | None = N
         return tokenizer
     start, end = tokenizer.token_to_id("[CLS]"), tokenizer.token_to_id("[SEP]")
     tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B [SEP]", special_tokens=[("[CLS]", start), ("[SEP]", end)]
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", start), ("[SEP]", end)],
     )
     return tokenizer
 
@@ -156,7 +158,7 @@ def encode(
         )
     if on_long == "truncate":
         for index in np.flatnonzero(over):
-            full[index] = _cut(encodings[index], max_length)
+            full[index] = cut_ids(encodings[index], max_length)
     kept = np.flatnonzero(~over) if on_long == "drop" else np.arange(len(full))
     if not kept.size and some:
         raise DataError(f"{source}: no text has {max_length} tokens or fewer")
@@ -165,7 +167,13 @@ def encode(
     return Encoded(tokens, np.minimum(lengths[kept], max_length), kept, too_long=int(over.sum()), longest=longest)
 
 
-def _cut(encoding: Any, max_length: int) -> list[int]:
+def types_of(encoding: Any) -> list[int]:
+    """For each token 1 if it belongs to the second text of a pair, else 0; some tokenizers tell no types."""
+    types = list(encoding.type_ids)
+    return types if any(types) else [int(which == 1) for which in encoding.sequence_ids]
+
+
+def cut_ids(encoding: Any, max_length: int) -> list[int]:
     """The first `max_length` ids, the special tokens that close the text kept at the end."""
     closing = 0
     mask = encoding.special_tokens_mask

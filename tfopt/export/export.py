@@ -24,6 +24,7 @@ from tfopt.export.job import Job, Values, Wanted, outputs_of
 from tfopt.export.recurrent import refuse_stateful
 from tfopt.export.samples import make_samples
 from tfopt.export.signatures import tried_size
+from tfopt.export.texts import members_for_texts
 from tfopt.export.verify import Verified, check_accepted, check_outputs, largest_error, limits_for
 from tfopt.quantization.config import QuantizeConfig
 from tfopt.quantization.simulation import simulation_of
@@ -45,6 +46,8 @@ def export(
     cache: str = "float32",
     in_place: bool = False,
     accept: Sequence[str] = (),
+    tokenizer: str | Path | None = None,
+    labels: Sequence[str] | None = None,
 ) -> Artifact:
     """Writes the model for another runtime and verifies what was written.
 
@@ -76,6 +79,8 @@ def export(
             others while it is exported, so nothing else may use it meanwhile. Models that cannot be copied from
             their configuration, such as subclassed ones, are always exported so; the log says it.
         accept: names of checks that may fail, out of `numerics.agreement.MEASURES`; which did is said.
+        tokenizer: a `tokenizer.json`, or its folder, with which the artifact takes texts; by default the model's.
+        labels: names of the classes in the order of their numbers, for answers; by default the model's.
 
     Returns:
         The artifact with its checks: passed, or accepted.
@@ -101,16 +106,15 @@ def export(
     )  # fmt: skip
     _check_path(path, kind)
     _check_wanted(kind, wanted)
-    check_accepted(accept)
     _check_can_be_exported(model)
+    members = members_for_texts(model, tokenizer, labels)
     children.warm_up()
     whole = _copied(model, in_place)
-    writer = kind.writer_module()
     with widened(whole), replacing(path) as temporary:
-        job = _plan(whole, kind, wanted, representative=representative, signature=input_signature)
+        job = _plan(whole, kind, wanted, data=representative, signature=input_signature, members=members)
         reference = outputs_of(dataclasses.replace(job, model=whole if computes_narrow(model) else model))
-        written = writer.write(job, temporary)
-        checks = [*written.checks, *writer.check(temporary, job.name, jit_compile)]
+        written = kind.writer_module().write(job, temporary)
+        checks = [*written.checks, *kind.writer_module().check(temporary, job.name, jit_compile)]
         found = _compared(job, temporary, reference, expected=written.expected)
     sizes = tuple(n if isinstance(n, int) else n.as_dict() for n in job.lengths)
     return Artifact(
@@ -129,7 +133,7 @@ def _compared(job: Job, path: Path, reference: Values, expected: Values | None) 
     )  # fmt: skip
 
 
-def _plan(model: Any, kind: Format, wanted: Wanted, representative: Any, signature: Any) -> Job:
+def _plan(model: Any, kind: Format, wanted: Wanted, data: Any, signature: Any, members: Mapping[str, bytes]) -> Job:
     """Everything that is decided before anything is written."""
     name, config = resolve(wanted.quantization, model)
     inputs = inputs_of(model, signature)
@@ -137,10 +141,10 @@ def _plan(model: Any, kind: Format, wanted: Wanted, representative: Any, signatu
     chosen, longest = kind.writer_module().lengths(model, inputs, wanted, masks=facts.masks)
     # A file that generates says nothing where the padding is.
     padded = not is_causal_lm(model)
-    samples = make_samples(inputs, facts, representative, longest=longest, padded=padded)
+    samples = make_samples(inputs, facts, data, longest=longest, padded=padded)
     return Job(
         model, inputs, chosen, facts=facts, wanted=wanted, name=name, config=config, samples=samples,
-        given=None if representative is None else samples,
+        given=None if data is None else samples, members=members,
     )  # fmt: skip
 
 
@@ -180,6 +184,7 @@ def _check_wanted(kind: Format, wanted: Wanted) -> None:
     if wanted.jit_compile and not kind.compiles:
         others = ", ".join(repr(f.name) for f in WRITTEN if f.compiles)
         raise InputError(f"jit_compile needs format={others}; a {kind.title} is not compiled by XLA")
+    check_accepted(wanted.accept)
     if wanted.batch_size < 1:
         raise InputError(f"batch_size must be 1 or more, got {wanted.batch_size}")
     if wanted.cache not in ("float32", "int8"):

@@ -43,6 +43,7 @@ class Job:
         config: of integer quantization, or None.
         samples: inputs that the file is compared with the model on.
         given: the same where they are the caller's, None where they were drawn at random.
+        members: what the artifact needs for texts.
     """
 
     model: Any
@@ -54,6 +55,7 @@ class Job:
     config: QuantizeConfig | None
     samples: Values
     given: Values | None
+    members: Mapping[str, bytes]
 
     @property
     def slots(self) -> tuple[int, ...]:

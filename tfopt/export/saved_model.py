@@ -13,7 +13,7 @@ from tfopt.errors import InputError, VerificationError, WorkFailedError
 from tfopt.export.artifact import Check
 from tfopt.export.job import Job, Wanted, Written
 from tfopt.export.signatures import check_lengths, tried_size
-from tfopt.runtime.described import Described, write_described
+from tfopt.runtime.described import Described, write_described, write_members
 
 DEFAULT_SIGNATURE = "serving_default"
 
@@ -30,6 +30,7 @@ def write(job: Job, path: Path) -> Written:
     """Writes the folder."""
     write_saved_model(job.model, path, job.inputs, lengths=job.lengths, jit_compile=job.wanted.jit_compile)
     write_described(path, Described(job.facts.rows, job.facts.masks))
+    write_members(path, job.members)
     return Written()
 
 

@@ -53,9 +53,11 @@ def write(job: Job, path: Path) -> Written:
 
 
 def _described(content: bytes, job: Job) -> bytes:
-    """The file with what it says of its inputs."""
+    """The file with what it says of its inputs, and of texts."""
     model = fb.read(content)
-    fb.add_metadata(model, MEMBER, Described(job.facts.rows, job.facts.masks).as_json().encode())
+    described = Described(job.facts.rows, job.facts.masks).as_json().encode()
+    for name, member in {MEMBER: described, **job.members}.items():
+        fb.add_metadata(model, name, member)
     return fb.write(model)
 
 

@@ -75,6 +75,7 @@ class BertConfig:
 
 
 Head = Literal["classification", "tokens", "masked_lm", "embedding", "span"]
+INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 Pooling = Literal["mean", "cls", "pooler"]
 
 
@@ -90,7 +91,8 @@ def bert(
     """Builds a BERT encoder, or a model with a head on top of one, with fresh weights.
 
     The model takes ``{"input_ids", "attention_mask"}``, both int32 of shape (batch, length) with length
-    at most `max_position_embeddings`; the mask is 1 on tokens and 0 on padding.
+    at most `max_position_embeddings`; the mask is 1 on tokens and 0 on padding. With the head "span" and token
+    types in the configuration it also takes "token_type_ids", 0 on the question and 1 on the context.
 
     Args:
         config: the shape of the encoder.
@@ -128,15 +130,15 @@ def bert(
     if not counted and num_labels is not None:
         raise InputError(f"num_labels={num_labels} means nothing for head {head!r}")
     builder = _Builder(config, generation)
-    ids, mask = builder.inputs()
-    hidden = builder.encode(ids, mask)
+    ids, mask, types = builder.inputs(typed=head == "span" and config.type_vocab_size > 1)
+    hidden = builder.encode(ids, mask, types)
     if heads is None:
         outputs = builder.head(head, hidden, ids, mask=mask, num_labels=num_labels or 0, pooling=pooling)
     else:
         outputs = builder.several(heads, hidden, mask, pooling=pooling)
     names = {None: "bert", "classification": "bert_classifier"}
     name = "bert_heads" if heads is not None else names.get(head, f"bert_{head}")
-    model = builder.model([ids, mask], outputs, name)
+    model = builder.model([ids, mask] + ([] if types is None else [types]), outputs, name)
     facts = {**dataclasses.asdict(config), "head": head, "pooling": pooling}
     if heads is not None:
         facts["cut"] = "it has several heads"  # as `save_pretrained` says of what no public layout holds
@@ -177,21 +179,22 @@ class _Builder:
         self._layers = self._keras.layers
         self._ops = SymbolicOps(generation)
 
-    def inputs(self) -> tuple[Any, Any]:
-        ids = self._layers.Input((None,), dtype="int32", name="input_ids")
-        return ids, self._layers.Input((None,), dtype="int32", name="attention_mask")
+    def inputs(self, typed: bool) -> tuple[Any, Any, Any]:
+        ids, mask, types = (self._layers.Input((None,), dtype="int32", name=name) for name in INPUTS)
+        return ids, mask, types if typed else None
 
     def model(self, inputs: list[Any], outputs: Any, name: str) -> Any:
-        named = dict(zip(("input_ids", "attention_mask"), inputs, strict=True))
+        named = dict(zip(INPUTS, inputs, strict=False))
         return self._keras.Model(named, outputs, name=name)
 
-    def encode(self, ids: Any, mask: Any) -> Any:
+    def encode(self, ids: Any, mask: Any, types: Any) -> Any:
         c = self._config
         self._words = self._embedding(c.vocab_size, "word_embeddings")
         words = self._words(ids)
         x = words
         if c.type_vocab_size:
-            x = x + self._embedding(c.type_vocab_size, "token_type_embeddings")(self._ops.zeros_like(ids))
+            types = self._ops.zeros_like(ids) if types is None else types
+            x = x + self._embedding(c.type_vocab_size, "token_type_embeddings")(types)
         positions = self._ops.positions(ids) + c.position_offset if c.position_offset else self._ops.positions(ids)
         x = x + self._embedding(c.max_position_embeddings, "position_embeddings")(positions)
         x = extras.carrier(self._keras, self._dropout(self._norm("embeddings_norm")(x)))

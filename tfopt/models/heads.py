@@ -3,7 +3,7 @@
 A head that a checkpoint does not have starts fresh; layers are read whole or not at all.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tfopt.errors import InputError, ModelFileError
@@ -71,9 +71,17 @@ def stored_labels(entries: list[Entry], shapes: Mapping[str, tuple[int, ...]]) -
     return None if kernel is None or kernel not in shapes else shapes[kernel][0]
 
 
-def head_config(kind: str, head: str, labels: int | None) -> dict[str, Any]:
-    """What `config.json` says of a head."""
-    names = {} if labels is None else {str(i): f"LABEL_{i}" for i in range(labels)}
+def stored_names(raw: Mapping[str, Any], classes: int) -> tuple[str, ...]:
+    """Names of a head's classes, out of `config.json`; where it has none, as public tools number them."""
+    found = raw.get("id2label")
+    names = [found.get(str(i)) for i in range(classes)] if isinstance(found, dict) else []
+    fine = len(names) == classes and all(isinstance(name, str) for name in names)
+    return tuple(map(str, names)) if fine else tuple(f"LABEL_{i}" for i in range(classes))
+
+
+def head_config(kind: str, head: str, labels: Sequence[str] | None) -> dict[str, Any]:
+    """What `config.json` says of a head with classes of such names."""
+    names = {} if labels is None else {str(i): label for i, label in enumerate(labels)}
     known = {"id2label": names, "label2id": {name: int(i) for i, name in names.items()}} if names else {}
     return {"architectures": [_PREFIX[kind] + _CLASSES[head]], **known}
 

@@ -13,8 +13,10 @@ from tfopt._base.files import existing
 from tfopt._base.foreign import read_bytes, read_json
 from tfopt._base.formats import llama2c_models
 from tfopt._base.limits import MAX_MEMBER_BYTES
+from tfopt._base.members import FACTS
 from tfopt._keras import extras, keras_api
 from tfopt._keras.room import room_for
+from tfopt.data.text_facts import ONLY, TextFacts, TextTask
 from tfopt.decoding.config import CausalLMConfig
 from tfopt.decoding.weights import config_of, is_causal_lm
 from tfopt.errors import InputError, MissingFileError, ModelFileError
@@ -30,12 +32,17 @@ from tfopt.models.heads import (
     head_entries,
     stored_entries,
     stored_labels,
+    stored_names,
 )
 from tfopt.models.llama2c import llama2c_files, read_llama2c
 
 # Masks that old GPT-2 checkpoints store, and frequencies that old LLaMA ones do.
 _BUFFERS = re.compile(r"(\.attn\.(masked_)?bias|rotary_emb\.inv_freq)$")
 _SHARD = 5_000_000_000
+# Head -> the task with texts that it is for.
+_TASKS: dict[str, TextTask] = {
+    "classification": "classification", "tokens": "token_classification", "span": "span", "embedding": "embedding",
+}  # fmt: skip
 
 
 def from_pretrained(
@@ -95,8 +102,23 @@ def from_pretrained(
             num_labels = found
         with room_for(_checked_bytes(folder, config, architecture), folder):
             model = bert(config, num_labels, pooling=pooling, generation=generation, head=head, heads=heads)
+        _keep_for_texts(model, folder, config, head=head if extra or head == "embedding" else None)
     _assign(model, config, architecture, folder=folder, heads=extra)
     return model
+
+
+def _keep_for_texts(model: Any, folder: Path, config: BertConfig, head: Head | None) -> None:
+    """What answers to texts need: the tokenizer, and the names of classes of a head that was read."""
+    if (folder / "tokenizer.json").exists():
+        extras.keep(model, extras.TOKENIZERS[0], _tokenizer(folder))
+    task = _TASKS.get(head or "")
+    if task is None:
+        return
+    raw = read_json(folder / "config.json", "model configuration", error=ModelFileError)
+    named = task.endswith("classification")
+    labels = {ONLY: stored_names(raw, int(model.output.shape[-1]))} if named else {}
+    facts = TextFacts(task, labels, max_length=config.max_position_embeddings - config.position_offset)
+    extras.keep(model, FACTS, facts.as_json())
 
 
 def _found(folder: str | Path) -> Path:
@@ -216,9 +238,17 @@ def _encoder(model: Any, weights: dict[str, np.ndarray]) -> tuple[BertConfig, di
     raw = FAMILIES[kind].write_config(config)
     entries = head_entries(kind, head, pooling)
     if entries and head is not None:
-        labels = weights["logits/bias"].size if "logits/bias" in weights else None
-        raw |= head_config(kind, head, labels)
+        raw |= head_config(kind, head, _names_of_classes(model, weights))
     return config, raw, entries
+
+
+def _names_of_classes(model: Any, weights: Mapping[str, np.ndarray]) -> tuple[str, ...] | None:
+    if "logits/bias" not in weights:
+        return None
+    content, classes = extras.of(model).get(FACTS), weights["logits/bias"].size
+    facts = None if content is None else TextFacts.from_json(content, f"model {model.name!r}")
+    names = () if facts is None else facts.labels.get(ONLY, ())
+    return names if len(names) == classes else stored_names({}, classes)
 
 
 def _read(folder: Path) -> tuple[Config, Family]:

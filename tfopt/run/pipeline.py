@@ -22,9 +22,11 @@ from tfopt.compress.base import Lessons
 from tfopt.compress.finish import finish_all
 from tfopt.compress.vocabulary import cut_rows
 from tfopt.export.export import export
+from tfopt.export.texts import keep_for_texts
 from tfopt.measure.child import measure_in_child
 from tfopt.measure.findings import findings
 from tfopt.measure.results import Measurement
+from tfopt.models.bert import INPUTS
 from tfopt.quantization import NAMED
 from tfopt.quantization.sensitivity import choose_bits
 from tfopt.recipe import BASELINE, PlannedArtifact, Recipe
@@ -125,6 +127,7 @@ class _Run:
         with scope(self._strategy):
             model, kept = self.task.build(data), self.task.kept_tokens()
             model = model if kept is None else cut_rows(model, kept)
+        self._keep_for_texts(model, data)
         history = (
             self._fit(model, self.recipe.train, data, callbacks=[], title=BASELINE)
             if self.recipe.train.epochs
@@ -133,6 +136,12 @@ class _Run:
         keras_api.save_model(model, self.path / _keras_file(BASELINE))
         remove(self.path / CHECKPOINTS)
         return history
+
+    def _keep_for_texts(self, model: Any, data: dict[str, Any]) -> None:
+        """Tokenizer, task and labels travel with the model, into every artifact that is made of it."""
+        facts = self.task.text_facts(data)
+        if facts is not None:
+            keep_for_texts(model, facts, (self.task.data / "tokenizer.json").read_bytes())
 
     def _train_variant(self, variant: VariantSection, data: dict[str, Any]) -> dict[str, Any]:
         seed_everything(self.recipe.generation, self.recipe.seed + 1)
@@ -286,7 +295,7 @@ class _Material:
 
     def samples(self) -> dict[str, Any]:
         samples = self._task.calibration()
-        return {name: samples[name] for name in ("input_ids", "attention_mask")}
+        return {name: samples[name] for name in INPUTS if name in samples}
 
     def teacher(self) -> Any:
         return load_model(self._baseline)

@@ -6,12 +6,15 @@ tells padding, only the model knew.
 
 import dataclasses
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from tfopt._base.files import write_json
-from tfopt._base.foreign import parse_json, read_json
+from tfopt._base.foreign import parse_json, read_bytes, read_json
+from tfopt._base.limits import MAX_MEMBER_BYTES
+from tfopt._base.members import FACTS, PACKED
+from tfopt.data.text_facts import unpacked
 from tfopt.errors import ModelFileError
 
 _FILE = Path("assets.extra", "tfopt_inputs.json")
@@ -45,6 +48,27 @@ def write_described(folder: Path, found: Described) -> None:
     """Writes the facts into a SavedModel."""
     (folder / _FILE.parent).mkdir(exist_ok=True)
     write_json(folder / _FILE, {"schema": 1, **dataclasses.asdict(found)})
+
+
+def write_members(folder: Path, members: Mapping[str, bytes]) -> None:
+    """Writes what a SavedModel needs for texts."""
+    (folder / _FILE.parent).mkdir(exist_ok=True)
+    for name, content in members.items():
+        (folder / _FILE.parent / name).write_bytes(content)
+
+
+def read_members(folder: Path) -> dict[str, bytes]:
+    """What a SavedModel says of texts.
+
+    Raises:
+        ModelFileError: it is damaged.
+    """
+    paths = [folder / _FILE.parent / name for name in (FACTS, PACKED)]
+    found = {
+        path.name: read_bytes(path, "what travels with a model", most=MAX_MEMBER_BYTES, error=ModelFileError)
+        for path in paths if path.exists()
+    }  # fmt: skip
+    return unpacked(found, str(folder))
 
 
 def read_described(folder: Path) -> Described | None:

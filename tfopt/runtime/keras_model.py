@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfopt._keras import keras_api
+from tfopt._keras import extras, keras_api
 from tfopt._keras.custom import register_classes
 from tfopt._keras.input_facts import rows_of_tables
 from tfopt._keras.keras_io import inputs_of, output_names
@@ -28,7 +28,7 @@ class KerasPredictor(Predictor):
         set_threads(threads)
         register_classes(self.imports)
         self.model = load_model(self.path, trust=self.trust)
-        self._inputs = inputs_of(self.model)
+        self._inputs, self.members = inputs_of(self.model), extras.of(self.model)
         # Keras 3 counts an id below zero from the end of its table.
         rows = rows_of_tables(self.model, self._inputs)
         specs = {n: (tuple(s.shape), np.dtype(s.dtype.as_numpy_dtype)) for n, s in self._inputs.specs.items()}

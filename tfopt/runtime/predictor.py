@@ -16,7 +16,9 @@ import numpy as np
 
 from tfopt._base.files import existing
 from tfopt._base.formats import format_of
+from tfopt.data.tokenizers import OnLong
 from tfopt.errors import InputError
+from tfopt.runtime.answers import Reader, is_texts
 from tfopt.runtime.described import Described, masks_by_name
 from tfopt.runtime.inputs import check_masks, checked
 
@@ -82,6 +84,7 @@ class Predictor(abc.ABC):
         format: "keras", "saved_model" or "tflite".
         signatures: every way to call it, shortest length first.
         described: what is known of the inputs: rows of the tables in which ids are looked up, and masks.
+        members: what travels with it for texts: tokenizer, task and labels.
     """
 
     format: str
@@ -98,6 +101,8 @@ class Predictor(abc.ABC):
             contextlib.nullcontext() if self._in_parallel else threading.Lock()
         )
         self.described: Described | None = None
+        self.members: Mapping[str, bytes] = {}
+        self._reader: Reader | None = None
         self.signatures = sorted(self._open(threads), key=lambda s: s.volume)
         if self.described is None:
             self.described = Described(masks=masks_by_name(self.signatures[0].inputs))
@@ -137,22 +142,33 @@ class Predictor(abc.ABC):
         return tuple(self.signatures[0].inputs)
 
     def predict(
-        self, inputs: Mapping[str, Any] | np.ndarray | Sequence[Any], *, batch_size: int | None = None
+        self,
+        inputs: Mapping[str, Any] | np.ndarray | Sequence[Any],
+        *,
+        batch_size: int | None = None,
+        on_long: OnLong | None = None,
     ) -> dict[str, np.ndarray]:
         """Runs the artifact.
 
         Args:
-            inputs: name -> array with the batch axis first, or one array for a model with one input.
+            inputs: name -> array with the batch axis first, or one array for a model with one input. Or texts, or
+                pairs of them such as (question, context), where a tokenizer lies in the artifact.
             batch_size: most rows per run; by default all rows at once where the artifact can.
+            on_long: of texts with more tokens than it takes: "error", or "truncate" to leave out what is beyond; by
+                default as the model was trained.
 
         Returns:
             Outputs by name. Rows are those of the inputs; padding that was needed to reach an exported
-            length is cut off again.
+            length is cut off again. For texts, what the outputs say: "label" and "probability" of a classifier, or
+            one of each for every head ("topic", "topic_probability"); "entities", a tuple of `Entity` for each
+            text; "answer" and "probability" of a question; the outputs as they are where there are no labels.
 
         Raises:
             InputError: a missing or unknown input, rows that differ, a shape, number, token id or mask that the
                 artifact does not take, or a sequence longer than the longest exported length.
         """
+        if is_texts(inputs):
+            return self._answers(list(inputs), batch_size, on_long)
         if batch_size is not None and batch_size < 1:
             raise InputError(f"batch_size must be 1 or more, got {batch_size}")
         named = self._named(inputs)
@@ -169,6 +185,17 @@ class Predictor(abc.ABC):
             parts.append(self._answer(signature, part))
         joined = {name: np.concatenate([p[name] for p in parts])[:rows] for name in parts[0]}
         return self._cut(joined, signature, named)
+
+    def _answers(self, texts: Any, batch_size: int | None, on_long: OnLong | None) -> dict[str, np.ndarray]:
+        """What the artifact says of texts."""
+        if self._reader is None:
+            self._reader = Reader(self.members, str(self.path))
+        assert self.described is not None
+        masks, longest = self.described.masks, self.signatures[-1]
+        encoded = self._reader.encoded(
+            texts, self.input_names, masks, length=longest.length, exact=not masks, on_long=on_long
+        )
+        return self._reader.answers(encoded, self.predict(encoded.inputs, batch_size=batch_size))
 
     def _answer(self, signature: Signature, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         try:

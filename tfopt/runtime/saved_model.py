@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from tfopt._base.manifests import check_if_listed
 from tfopt.errors import ModelFileError
-from tfopt.runtime.described import read_described
+from tfopt.runtime.described import read_described, read_members
 from tfopt.runtime.predictor import Predictor, Signature, StoredWeight
 from tfopt.runtime.saved_graph import check_operations
 
@@ -53,7 +53,7 @@ class SavedModelPredictor(Predictor):
         if not functions:
             raise ModelFileError(f"{self.path} has no signatures")
         self._functions: dict[str, Any] = functions
-        self.described = read_described(self.path)
+        self.described, self.members = read_described(self.path), read_members(self.path)
         found = [_signature(key, function) for key, function in functions.items()]
         fixed = [s for s in found if s.is_fixed]
         # An XLA artifact has one signature per size; its flexible one would compile for every new shape.

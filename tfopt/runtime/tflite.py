@@ -11,6 +11,7 @@ import numpy as np
 
 from tfopt._base.cores import usable_cores
 from tfopt._base.manifests import check_if_listed
+from tfopt.data.text_facts import unpacked
 from tfopt.errors import ModelFileError
 from tfopt.runtime.decoder_predictor import DecoderPredictor
 from tfopt.runtime.described import described_in
@@ -27,7 +28,8 @@ class TFLitePredictor(Predictor):
 
     def _open(self, threads: int | None) -> list[Signature]:
         check_if_listed(self.path)
-        self.described = described_in(read_metadata(self.path), self.path)
+        members = read_metadata(self.path)
+        self.described, self.members = described_in(members, self.path), unpacked(members, str(self.path))
         try:
             self._interpreter = self._make_interpreter(threads or usable_cores())
             keys = list(self._interpreter.get_signature_list())

@@ -131,9 +131,9 @@ def _renumbering(model: Any, removed: tuple[Block, ...]) -> dict[int, int]:
 
 
 def _keep_members(model: Any, made: Any) -> None:
-    """What travels with a model: the tokenizer, and the shape of one that generates, brought up to date."""
+    """What travels with a model: tokenizer, task and labels, and its shape, brought up to date."""
     members = extras.of(model)
-    kept = {name: content for name, content in members.items() if name in extras.TOKENIZERS}
+    kept = {name: content for name, content in members.items() if name in extras.FOR_TEXTS}
     if extras.CONFIG in members:
         kept[extras.CONFIG] = _generating(json.loads(members[extras.CONFIG]), made)
     if extras.ENCODER in members:

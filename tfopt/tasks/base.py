@@ -12,6 +12,7 @@ import tensorflow as tf
 from tfopt._keras import keras_api
 from tfopt.data import batches as batching
 from tfopt.data.features import Feature
+from tfopt.data.text_facts import TextFacts
 from tfopt.numerics.metrics import Scored
 from tfopt.recipe import Recipe
 from tfopt.recipe.sections import ExportSection
@@ -76,6 +77,10 @@ class Task(abc.ABC):
             optimizer=optimizer, loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
             metrics=[keras.metrics.SparseCategoricalAccuracy(name="accuracy")], jit_compile=jit_compile,
         )  # fmt: skip
+
+    def text_facts(self, facts: dict[str, Any]) -> TextFacts | None:
+        """What answers to texts stand for, once data was packed; None where the model answers none."""
+        return None
 
     def kept_tokens(self) -> np.ndarray | None:
         """Ids of the tokens that stay where the vocabulary is cut to the training texts, once data was packed."""

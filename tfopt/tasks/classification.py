@@ -17,6 +17,7 @@ from tfopt.data.pack import write_pack
 from tfopt.data.readers.texts import Texts, label_names, read_texts
 from tfopt.data.records.manifest import Manifest, check_shards, manifest_name, read_manifest
 from tfopt.data.stdlib_docs import read_stdlib_docs
+from tfopt.data.text_facts import ONLY, TextFacts
 from tfopt.data.tokenizers import load_tokenizer, parse_tokenizer, save_tokenizer, train_bpe
 from tfopt.data.vocabulary import cut_tokenizer
 from tfopt.errors import DataError, InputError
@@ -133,6 +134,9 @@ class ClassificationTask(EncoderTask):
             raise InputError(f"{path} is a model of {keras_api.generation_of(model)}, the recipe says {generation}")
         check_fits(model, self.data, self.recipe.data.max_length)
         return model
+
+    def text_facts(self, facts: dict[str, Any]) -> TextFacts:
+        return self.facts_of_text(facts, "classification", {ONLY: facts["labels"]})
 
     def kept_tokens(self) -> np.ndarray | None:
         path = self.data / _KEPT

@@ -1,5 +1,6 @@
 """What the tasks of encoders share: where texts and models come from, lengths, and inputs for timing."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -8,9 +9,10 @@ import numpy as np
 from tfopt._base.files import existing
 from tfopt._base.formats import format_named
 from tfopt._keras.loading import check_model_file
-from tfopt.data.tokenizers import load_tokenizer
+from tfopt.data.text_facts import TextFacts, TextTask
+from tfopt.data.tokenizers import OnLong, load_tokenizer
 from tfopt.errors import InputError, ModelFileError
-from tfopt.models.bert import BertConfig
+from tfopt.models.bert import INPUTS, BertConfig
 from tfopt.models.checkpoints import files_of
 from tfopt.models.pretrained import check_weights, read_config
 from tfopt.recipe.sections import ExportSection
@@ -90,6 +92,15 @@ class EncoderTask(Task):
             max_position_embeddings=self.recipe.data.max_length, hidden_dropout_prob=section.dropout,
         )  # fmt: skip
 
+    def facts_of_text(
+        self, facts: dict[str, Any], task: TextTask, labels: Mapping[str, Sequence[str]]
+    ) -> TextFacts:
+        """`text_facts` of a task with such labels."""
+        named = {key: tuple(names) for key, names in labels.items()}
+        # Dropping is for training data; a text that is asked about has an answer or an error.
+        on_long: OnLong = "truncate" if facts["on_long"] == "truncate" else "error"
+        return TextFacts(task, named, max_length=self.recipe.data.max_length, on_long=on_long)
+
     def lengths(self, section: ExportSection) -> list[int] | None:
         if not (section.jit_compile or format_named(section.format).fixed_lengths):
             return None
@@ -99,7 +110,7 @@ class EncoderTask(Task):
     def timed_inputs(self) -> dict[str, np.ndarray]:
         """Held-out texts of one length, one row and several."""
         length, samples = self.recipe.measure.length or self.recipe.data.max_length, self.samples()
-        return {name: widened(samples[name], length) for name in ("input_ids", "attention_mask")}
+        return {name: widened(samples[name], length) for name in INPUTS if name in samples}
 
     def notes(self, facts: dict[str, Any]) -> list[str]:
         """What happened to texts that were too long."""

@@ -7,6 +7,7 @@ from typing import Any
 
 from tfopt.data.features import IGNORED, Feature
 from tfopt.data.records.manifest import read_manifest
+from tfopt.data.text_facts import TextFacts
 from tfopt.errors import DataError, InputError
 from tfopt.numerics.metrics import Scored
 from tfopt.recipe import Recipe
@@ -76,6 +77,9 @@ class MultiTask(LabelledTask):
     def head(self, heads: Mapping[str, list[str]]) -> dict[str, Any]:
         return {"heads": {column: len(classes) for column, classes in heads.items()},
                 "pooling": self.recipe.model.pooling}  # fmt: skip
+
+    def text_facts(self, facts: dict[str, Any]) -> TextFacts:
+        return self.facts_of_text(facts, "classification", facts["heads"])
 
     def outputs(self) -> Sequence[str]:
         return self._columns

@@ -2,18 +2,19 @@
 
 import functools
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from tfopt.data.features import Feature
-from tfopt.data.tokenizers import load_tokenizer
+from tfopt.data.text_facts import TextFacts
+from tfopt.data.tokenizers import load_tokenizer, types_of
 from tfopt.errors import DataError
+from tfopt.models.pretrained import read_config
 from tfopt.numerics.metrics import Scored, answer_scores
-from tfopt.tasks.base import HeldOut
+from tfopt.numerics.spans import best_span
+from tfopt.tasks.base import HeldOut, Log
 from tfopt.tasks.labelled import LabelledTask, Row, answered, read_examples, text_of
 
-_LONGEST = 30  # tokens of an answer
 _START, _END = "start_logits", "end_logits"
 
 
@@ -25,11 +26,17 @@ class QuestionAnsweringTask(LabelledTask):
     answer the question; the model then points to its first token.
     """
 
-    features = (
-        Feature("input_ids", "tokens"), Feature("start", "number"), Feature("end", "number"),
-        Feature("example", "number"),
+    features: tuple[Feature, ...] = (  # type: ignore[misc]
+        Feature("input_ids", "tokens"), Feature("token_type_ids", "types"), Feature("start", "number"),
+        Feature("end", "number"), Feature("example", "number"),
     )  # fmt: skip
     metrics = ("f1", "exact_match")
+
+    def pack(self, log: Log) -> dict[str, Any]:
+        folder = self.recipe.model.folder
+        if folder is not None and getattr(read_config(Path(folder)), "type_vocab_size", 0) < 2:
+            self.features = tuple(f for f in self.features if f.kind != "types")  # the model has no such input
+        return super().pack(log)
 
     def read(self, rows: list[Row], source: str) -> list[Row]:
         found = []
@@ -63,15 +70,20 @@ class QuestionAnsweringTask(LabelledTask):
             if example["answer"] and begin < last and end > first
         ]
         start, end = (inside[0], inside[-1]) if inside else (0, 0)
-        return {"input_ids": list(encoding.ids), "start": start, "end": end}
+        ids, types = list(encoding.ids), types_of(encoding)
+        return {"input_ids": ids, "token_type_ids": types, "start": start, "end": end}
 
     def cut(self, record: Row, length: int) -> Row:
         whole = record["end"] < length
         answer = {"start": record["start"], "end": record["end"]} if whole else {"start": 0, "end": 0}
-        return {**record, "input_ids": record["input_ids"][:length], **answer}
+        lists = {name: record[name][:length] for name in ("input_ids", "token_type_ids")}
+        return {**record, **lists, **answer}
 
     def head(self, heads: Mapping[str, list[str]]) -> dict[str, Any]:
         return {"head": "span"}
+
+    def text_facts(self, facts: dict[str, Any]) -> TextFacts:
+        return self.facts_of_text(facts, "span", {})
 
     def targets(self, labels: Any) -> Any:
         return {_START: labels["start"], _END: labels["end"]}
@@ -87,22 +99,6 @@ def _context_offsets(encoding: Any) -> list[tuple[int, tuple[int, int]]]:
     """Places of the tokens of the context, with the characters that they stand for."""
     pairs = zip(encoding.sequence_ids, encoding.offsets, strict=True)
     return [(place, offsets) for place, (which, offsets) in enumerate(pairs) if which == 1]
-
-
-def best_span(start: np.ndarray, end: np.ndarray, places: Sequence[int]) -> tuple[int, int] | None:
-    """First and last token of the likeliest answer, or None where no answer is likelier.
-
-    Args:
-        start, end: logits (length,).
-        places: tokens that may belong to an answer.
-    """
-    best, found = float(start[0] + end[0]), None
-    for first in places:
-        for last in range(first, min(first + _LONGEST, places[-1] + 1)):
-            total = float(start[first] + end[last])
-            if total > best:
-                best, found = total, (first, last)
-    return found
 
 
 def score(folder: str, predictor: Any) -> Scored:

@@ -8,6 +8,7 @@ import numpy as np
 
 from tfopt.data.features import IGNORED, Feature
 from tfopt.data.records.manifest import read_manifest
+from tfopt.data.text_facts import ONLY, TextFacts
 from tfopt.errors import DataError
 from tfopt.numerics.metrics import Scored, entity_scores
 from tfopt.tasks.base import HeldOut
@@ -62,6 +63,9 @@ class TokenClassificationTask(LabelledTask):
 
     def head(self, heads: Mapping[str, list[str]]) -> dict[str, Any]:
         return {"head": "tokens", "num_labels": len(heads["tags"])}
+
+    def text_facts(self, facts: dict[str, Any]) -> TextFacts:
+        return self.facts_of_text(facts, "token_classification", {ONLY: facts["heads"]["tags"]})
 
     def targets(self, labels: Any) -> Any:
         return labels["tags"]

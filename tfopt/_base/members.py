@@ -1,0 +1,5 @@
+"""Names of what travels with a model for texts: in its `.keras` archive and in exported files."""
+
+FACTS = "tfopt_text.json"  # the task and the names of classes; `data.text_facts`
+TOKENIZER = "tfopt_tokenizer.json"
+PACKED = TOKENIZER + ".zlib"  # in exported files, where every byte counts
