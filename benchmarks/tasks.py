@@ -36,7 +36,7 @@ def recipe_of(task: str, folder: Path) -> Recipe:
         "variants": [{"name": "half", "prune": {"sparsity": 0.5, "frequency": 4},
                       "train": {"epochs": 2, "batch_size": 32, "learning_rate": 1e-3}}],
         "exports": [{"format": "tflite"}, {"format": "tflite", "quantization": "dynamic_int8"}],
-        "measure": {"rounds": 20},
+        "measure": {"rounds": 20, "length": 32},
     })  # fmt: skip
 
 

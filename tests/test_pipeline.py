@@ -13,6 +13,7 @@ from tfopt._base.children import WARM, ChildFailedError, run_in_child
 from tfopt._base.files import sha256, tree_digest
 from tfopt._keras import keras_api
 from tfopt.errors import DataError, InputError, VerificationError
+from tfopt.recipe import Recipe
 from tfopt.report import Report
 from tfopt.run.folder import RunFolder
 from tfopt.run.pipeline import run
@@ -210,3 +211,22 @@ def test_a_finished_run_is_not_done_again_and_never_overwritten_by_accident(run_
     (tmp_path / "other" / "precious").write_text("x")
     with pytest.raises(InputError, match="holds no run"):
         run(tiny_recipe(), tmp_path / "other", overwrite=True)
+
+
+def test_a_recipe_of_ones_own_learns_without_a_rate_and_takes_lengths_from_its_texts(labelled_tsv, tmp_path):
+    train, validation = map(str, labelled_tsv)
+    values = {
+        "schema": 1, "name": "own", "data": {"train": train, "validation": validation, "vocab_size": 400},
+        "model": {"hidden_size": 48, "intermediate_size": 96},
+        "exports": [{"format": "tflite", "quantization": "int8"}],
+        "measure": {"rounds": 3, "seconds": 0.05, "memory": False},
+    }  # fmt: skip
+    report = run(Recipe.model_validate(values), tmp_path / "run")
+    assert report.recipe["train"]["learning_rate"] == 1e-3
+    assert report.artifact("baseline").quality["accuracy"] > 0.85  # 30 steps; 5e-5 leaves it at chance
+    # Texts of 5 to 13 tokens are not computed on 32, and any up to data.max_length are taken.
+    assert report.recipe["lengths"] == [16, 128] or report.recipe["lengths"] == [8, 16, 128]
+    predictor = tfopt.Predictor.load(tmp_path / "run" / report.artifact("baseline_tflite_int8").path)
+    assert list(predictor.lengths) == report.recipe["lengths"]
+    pretrained = Recipe.load("minilm-sst2").with_changes({"train.learning_rate": None})
+    assert pretrained.rate(pretrained.train) == 5e-5 and pretrained.rate(pretrained.variants[0].train) == 4e-5

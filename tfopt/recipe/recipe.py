@@ -20,6 +20,7 @@ from tfopt._base.formats import format_named
 from tfopt.errors import InputError, MissingFileError
 from tfopt.quantization import NAMED
 from tfopt.recipe.sections import (
+    LEARNING_RATES,
     Count,
     DataSection,
     ExportSection,
@@ -246,6 +247,10 @@ class Recipe(Section):
             return type(self).model_validate(values)
         except pydantic.ValidationError as error:
             raise InputError(_explain(error, type(self))) from None
+
+    def rate(self, section: TrainSection) -> float:
+        """The learning rate of a training, as it is given or fits the kind of model."""
+        return section.learning_rate or LEARNING_RATES[self.model.kind]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values; what is unset is absent."""

@@ -13,6 +13,9 @@ from tfopt.quantization import NAMED
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
+# Kind of model -> the peak of the schedule: what was trained for long is changed with care, as BERT's authors tell
+# (https://arxiv.org/abs/1810.04805, appendix A.3); of somebody's own model it is not known.
+LEARNING_RATES = {"fresh": 1e-3, "pretrained": 5e-5, "keras": 2e-4}
 
 
 class Section(BaseModel):
@@ -81,11 +84,14 @@ class ModelSection(Section):
 
 
 class TrainSection(Section):
-    """One training; see `tfopt.train.TrainConfig`. With 0 epochs nothing is trained."""
+    """One training; see `tfopt.train.TrainConfig`. With 0 epochs nothing is trained.
+
+    Without `learning_rate` it is that of the kind of model, `LEARNING_RATES`.
+    """
 
     epochs: Annotated[int, Field(ge=0)] = 3
     batch_size: Count = 32
-    learning_rate: Annotated[float, Field(gt=0)] = 5e-5
+    learning_rate: Annotated[float, Field(gt=0)] | None = None
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.06
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     clip_norm: Annotated[float, Field(ge=0)] = 1.0
@@ -163,6 +169,7 @@ class MeasureSection(Section):
     """How artifacts are timed: `rounds` calls of each in turns, and `seconds` of each for the throughput.
 
     Without `memory` no process is started for each artifact to find its peak memory, which takes some seconds.
+    Without `length`, encoders are timed on the exported length that holds nine of ten texts.
     `text_tokens` of the held-out text give a causal language model's perplexity.
     """
 

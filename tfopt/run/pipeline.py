@@ -146,7 +146,7 @@ class _Run:
     def _train_variant(self, variant: VariantSection, data: dict[str, Any]) -> dict[str, Any]:
         seed_everything(self.recipe.generation, self.recipe.seed + 1)
         config, epochs = variant.train, variant.train.epochs
-        steps = total_steps(data["train_records"], _train_config(config, self.recipe.seed)) if epochs else 0
+        steps = total_steps(data["train_records"], self._train_config(config)) if epochs else 0
         material = _Material(steps, self.task, self.path / _keras_file(BASELINE))
         with scope(self._strategy):
             model = load_model(self.path / _keras_file(variant.start))
@@ -188,7 +188,7 @@ class _Run:
         cache: bool = False,
         state: list[Any] | None = None,
     ) -> dict[str, Any]:
-        config = _train_config(section, self.recipe.seed)
+        config = self._train_config(section)
         compile_with = functools.partial(self.task.compile, model) if lessons is None else lessons.compile
         validation = self.task.batches(_VALIDATION_BATCH, "validation")
         checkpoints = None
@@ -204,6 +204,10 @@ class _Run:
                 strategy=self._strategy, title=title, checkpoints=checkpoints, compile_with=compile_with,
             )  # fmt: skip
         return history
+
+    def _train_config(self, section: TrainSection) -> TrainConfig:
+        values = {**section.model_dump(), "learning_rate": self.recipe.rate(section)}
+        return TrainConfig(**values, seed=self.recipe.seed)
 
     def _batches(
         self, batch_size: int, lessons: Lessons | None, cache: Path | None, epoch: Any, skip: int
@@ -274,7 +278,7 @@ class _Run:
         }
         held_out = {"rows": data.get("validation_records"), "majority": data.get("validation_majority")}
         notes = [*self.task.notes(data), *findings(found, pruned, **held_out)]
-        report = Report(machine_info(), recipe.to_dict(), found, steps=self.folder.steps, data=data, notes=notes)
+        report = Report(machine_info(), self._as_run(), found, steps=self.folder.steps, data=data, notes=notes)
         pictures = plots(report)
         with replacing(self.path / "plots") as folder:
             folder.mkdir()
@@ -282,6 +286,16 @@ class _Run:
                 write_bytes(folder / f"{name}.png", picture)
         write_text(self.path / "report.html", page(report, pictures, recipe.to_toml()))
         report.save(self.path / "report.json")
+
+    def _as_run(self) -> dict[str, Any]:
+        """The recipe with what the run chose itself."""
+        values = self.recipe.to_dict()
+        trainings = [self.recipe.train, *(v.train for v in self.recipe.variants)]
+        for section, train in zip([values, *values["variants"]], trainings, strict=True):
+            section["train"]["learning_rate"] = self.recipe.rate(train)
+        chosen = [self.task.lengths(export) for export in self.recipe.exports]
+        lengths = next((found for found in chosen if found), None)
+        return values if lengths is None else {**values, "lengths": lengths}
 
 
 class _Material:
@@ -306,10 +320,6 @@ def _without(section: Any, layers: list[str]) -> Any:
     if not layers or "exclude" not in type(section).model_fields:
         return section
     return section.model_copy(update={"exclude": [*(section.exclude or []), *layers]})
-
-
-def _train_config(section: TrainSection, seed: int) -> TrainConfig:
-    return TrainConfig(**section.model_dump(), seed=seed)
 
 
 def _keras_file(owner: str) -> str:

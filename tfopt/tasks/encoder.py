@@ -1,5 +1,6 @@
 """What the tasks of encoders share: where texts and models come from, lengths, and inputs for timing."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -9,6 +10,8 @@ import numpy as np
 from tfopt._base.files import existing
 from tfopt._base.formats import format_named
 from tfopt._keras.loading import check_model_file
+from tfopt.data.batches import record_lengths
+from tfopt.data.records.manifest import read_manifest
 from tfopt.data.text_facts import TextFacts, TextTask
 from tfopt.data.tokenizers import OnLong, load_tokenizer
 from tfopt.errors import InputError, ModelFileError
@@ -17,6 +20,9 @@ from tfopt.models.checkpoints import files_of
 from tfopt.models.pretrained import check_weights, read_config
 from tfopt.recipe.sections import ExportSection
 from tfopt.tasks.base import Task, widened
+
+_SHARES = (0.5, 0.9, 1.0)  # of the texts, for each of which a length is exported
+_STEP = 8  # lengths are multiples, as rows of matrices are computed
 
 
 class EncoderTask(Task):
@@ -104,13 +110,25 @@ class EncoderTask(Task):
     def lengths(self, section: ExportSection) -> list[int] | None:
         if not (section.jit_compile or format_named(section.format).fixed_lengths):
             return None
-        longest = self.recipe.data.max_length
-        return self.recipe.lengths or sorted({n for n in (32, 64, 128) if n < longest} | {longest})
+        return self.recipe.lengths or self._lengths_of_data()
+
+    def _lengths_of_data(self) -> list[int]:
+        """Those that hold half, nine tenths and all of the training texts, and the longest that is allowed."""
+        tokens = record_lengths(self.data, read_manifest(self.data, "train"))
+        most = self.recipe.data.max_length
+        wanted = {math.ceil(np.quantile(tokens, share) / _STEP) * _STEP for share in _SHARES}
+        return sorted({min(n, most) for n in wanted} | {most})
 
     def timed_inputs(self) -> dict[str, np.ndarray]:
         """Held-out texts of one length, one row and several."""
-        length, samples = self.recipe.measure.length or self.recipe.data.max_length, self.samples()
+        length, samples = self.recipe.measure.length or self._usual_length(), self.samples()
         return {name: widened(samples[name], length) for name in INPUTS if name in samples}
+
+    def _usual_length(self) -> int:
+        """The exported length that holds nine of ten texts."""
+        tokens = record_lengths(self.data, read_manifest(self.data, "train"))
+        lengths = self.recipe.lengths or self._lengths_of_data()
+        return next(n for n in sorted(lengths) if n >= np.quantile(tokens, _SHARES[1]))
 
     def notes(self, facts: dict[str, Any]) -> list[str]:
         """What happened to texts that were too long."""
