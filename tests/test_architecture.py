@@ -32,7 +32,7 @@ ALLOWED = {
     "models": BELOW | {"numerics", "decoding", "data"},
     "compress": BELOW | {"schedules", "numerics", "quantization", "structure", "data"},
     "recipe": {"errors", "_base", "schedules", "numerics", "quantization", "compress"},
-    "tasks": BELOW | {"recipe", "data", "decoding", "models", "numerics"},
+    "tasks": BELOW | {"recipe", "data", "decoding", "models", "numerics", "structure"},
     "train": BELOW | {"store"},
     "export": BELOW | {"data", "decoding", "numerics", "quantization", "tflite", "runtime", "structure"},
     "runtime": BELOW | {"data", "decoding", "numerics", "tflite"},

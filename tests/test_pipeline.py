@@ -230,3 +230,35 @@ def test_a_recipe_of_ones_own_learns_without_a_rate_and_takes_lengths_from_its_t
     assert list(predictor.lengths) == report.recipe["lengths"]
     pretrained = Recipe.load("minilm-sst2").with_changes({"train.learning_rate": None})
     assert pretrained.rate(pretrained.train) == 5e-5 and pretrained.rate(pretrained.variants[0].train) == 4e-5
+
+
+def test_a_model_of_somebody_whose_inputs_have_other_names(labelled_tsv, tmp_path, generation):
+    """Of one length, without a mask, and with probabilities at its end, as tutorials have them."""
+    keras = keras_api.keras_module(generation)
+    keras.utils.set_random_seed(0)
+    ids = keras.layers.Input((24,), dtype="int32", name="tokens")
+    x = keras.layers.GlobalAveragePooling1D()(keras.layers.Embedding(400, 16)(ids))
+    keras_api.save_model(keras.Model(ids, keras.layers.Dense(2, "softmax")(x)), tmp_path / "m.keras")
+    train, validation = map(str, labelled_tsv)
+    values = {
+        "schema": 1, "name": "own", "generation": generation,
+        "data": {"train": train, "validation": validation, "vocab_size": 400, "max_length": 24},
+        "model": {"kind": "keras", "file": str(tmp_path / "m.keras")},
+        "train": {"epochs": 8, "learning_rate": 0.02},
+        "variants": [{"name": "sparse", "prune": {"sparsity": 0.5}, "train": {"epochs": 1}}],
+        "exports": [{"format": "tflite"}],
+        "measure": {"rounds": 3, "seconds": 0.05, "memory": False},
+    }  # fmt: skip
+    with pytest.raises(
+        InputError, match=r"takes tokens, the recipe gives none of them; .*\{input_ids = \"tokens\"\}"
+    ):
+        run(Recipe.model_validate(values), tmp_path / "refused")
+    values["model"]["inputs"] = {"input_ids": "tokens"}
+    report = run(Recipe.model_validate(values), tmp_path / "run")
+    for artifact in report.artifacts:
+        assert artifact.quality["accuracy"] > 0.95, artifact.name
+    predictor = tfopt.Predictor.load(tmp_path / "run" / report.artifact("sparse_tflite").path)
+    assert predictor.predict(["a small plum", "an old zinc place"])["label"].tolist() == ["fruit", "metal"]
+    values["model"] = {"inputs": {"input_ids": "tokens"}}
+    with pytest.raises(InputError, match="inputs name those of a model of kind 'keras'"):
+        Recipe.load("demo").with_changes({"model.inputs": {"input_ids": "tokens"}})

@@ -51,6 +51,7 @@ class DataSection(Section):
 class ModelSection(Section):
     """The model: read from a folder, a Keras model from a `file`, or built fresh from these sizes.
 
+    `inputs` are what a Keras model calls its inputs, by our names, `{input_ids = "tokens", attention_mask = "m"}`.
     `pooling` is for classifiers; `architecture`, `num_key_value_heads` and `tie_word_embeddings` are for causal
     language models.
     """
@@ -58,6 +59,7 @@ class ModelSection(Section):
     kind: Literal["fresh", "pretrained", "keras"] = "fresh"
     folder: str | None = None
     file: str | None = None
+    inputs: dict[Literal["input_ids", "attention_mask"], str] | None = None
     hidden_size: Count = 128
     num_hidden_layers: Count = 2
     num_attention_heads: Count = 4
@@ -67,6 +69,12 @@ class ModelSection(Section):
     architecture: Literal["llama", "gpt2"] = "llama"
     num_key_value_heads: Count | None = None
     tie_word_embeddings: bool = True
+
+    @pydantic.model_validator(mode="after")
+    def _check_inputs(self) -> "ModelSection":
+        if self.inputs is not None and (self.kind != "keras" or "input_ids" not in self.inputs):
+            raise ValueError(f"inputs name those of a model of kind 'keras', input_ids too, got {self.inputs}")
+        return self
 
     @pydantic.model_validator(mode="after")
     def _check_sizes(self) -> "ModelSection":

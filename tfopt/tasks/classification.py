@@ -1,6 +1,8 @@
 """Texts with labels, an encoder with a classifier on top, accuracy."""
 
+import functools
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +25,13 @@ from tfopt.data.vocabulary import cut_tokenizer
 from tfopt.errors import DataError, InputError
 from tfopt.models.bert import bert
 from tfopt.models.pretrained import from_pretrained
+from tfopt.numerics.metrics import Scored
+from tfopt.recipe.sections import ExportSection
+from tfopt.structure.outputs import kinds_of_outputs
 from tfopt.tasks.base import HeldOut, Log
 from tfopt.tasks.encoder import EncoderTask
 
+PACKED = ("input_ids", "attention_mask")  # names of inputs in packed data
 _SPLITS, _KEPT = ("train", "validation"), "kept_tokens.npy"
 
 
@@ -132,8 +138,30 @@ class ClassificationTask(EncoderTask):
         model = load_model(path)
         if keras_api.generation_of(model) != generation:
             raise InputError(f"{path} is a model of {keras_api.generation_of(model)}, the recipe says {generation}")
-        check_fits(model, self.data, self.recipe.data.max_length)
+        check_fits(model, self.data, self.recipe.data.max_length, names=self._own[0])
         return model
+
+    @functools.cached_property
+    def _own(self) -> tuple[dict[str, str], list[int] | None]:
+        """What the model calls its inputs, by our names, and the only length that one of somebody's takes."""
+        section = self.recipe.model
+        if section.kind != "keras":
+            return {name: name for name in PACKED}, None
+        specs = inputs_of(load_model(self.model_file())).specs
+        given: Mapping[Any, str] = section.inputs or {name: name for name in PACKED if name in specs}
+        names = dict(given)
+        spec = specs.get(names.get(PACKED[0], ""))
+        length = None if spec is None or len(spec.shape) < 2 else spec.shape[1]
+        return names, None if length is None else [int(length)]
+
+    def compile(self, model: Any, optimizer: Any, jit_compile: bool) -> None:
+        keras = keras_api.keras_module(keras_api.generation_of(model))
+        (kind,) = kinds_of_outputs(model).values()
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=kind != "probabilities")
+        model.compile(
+            optimizer=optimizer, loss=loss,
+            metrics=[keras.metrics.SparseCategoricalAccuracy(name="accuracy")], jit_compile=jit_compile,
+        )  # fmt: skip
 
     def text_facts(self, facts: dict[str, Any]) -> TextFacts:
         return self.facts_of_text(facts, "classification", {ONLY: facts["labels"]})
@@ -143,31 +171,82 @@ class ClassificationTask(EncoderTask):
         return np.load(path) if path.exists() else None
 
     def batches(self, batch_size: int, split: str, **order: Any) -> tf.data.Dataset:
-        return batching.batches(self.data, batch_size, seed=self.recipe.seed, split=split, **order)
+        found = batching.batches(
+            self.data, batch_size, seed=self.recipe.seed, split=split, buckets=self._own[1], **order
+        )
+        names = self._own[0]
+        return found.map(lambda inputs, labels: (renamed(inputs, names), labels))
 
     def calibration(self) -> dict[str, np.ndarray]:
-        return batching.samples(self.data, self.samples_count, split="train", balanced=True)
+        return self._samples("train", balanced=True)
+
+    def samples(self) -> dict[str, np.ndarray]:
+        return self._samples("validation")
+
+    def _samples(self, split: str, *, balanced: bool = False) -> dict[str, np.ndarray]:
+        found = batching.samples(self.data, self.samples_count, split=split, balanced=balanced)
+        names, lengths = self._own
+        if lengths is not None:
+            found |= {name: _padded(found[name], lengths[0]) for name in PACKED}
+        return renamed(found, names)
+
+    def lengths(self, section: ExportSection) -> list[int] | None:
+        return super().lengths(section) if self._own[1] is None else None
+
+    def timed_inputs(self) -> dict[str, np.ndarray]:
+        if self._own[1] is not None:  # the samples have the length that there is
+            return self.samples()
+        return super().timed_inputs()
 
     def held_out(self) -> HeldOut:
-        return HeldOut(self.timed_inputs(), self.data)
+        if self.recipe.model.kind != "keras":
+            return HeldOut(self.timed_inputs(), self.data)
+        return HeldOut(self.timed_inputs(), score=functools.partial(score, str(self.data), *self._own))
 
 
-def check_fits(model: Any, folder: str | Path, max_length: int) -> None:
+def renamed(values: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    """The inputs that a model takes, under its names."""
+    return {theirs: values[ours] for ours, theirs in names.items()}
+
+
+def _padded(value: np.ndarray, length: int) -> np.ndarray:
+    return np.pad(value, [(0, 0), (0, length - value.shape[1])])
+
+
+def score(folder: str, names: Mapping[str, str], buckets: list[int] | None, predictor: Any) -> Scored:
+    """The share of right classes of the held-out texts, and the classes."""
+    predicted: list[int] = []
+    true: list[int] = []
+    for inputs, labels in batching.batches(folder, 64, split="validation", buckets=buckets):
+        given = {name: value.numpy() for name, value in renamed(inputs, names).items()}
+        (outputs,) = predictor.predict(given).values()
+        predicted, true = predicted + outputs.argmax(-1).tolist(), true + labels.numpy().tolist()
+    return Scored({"accuracy": float(np.mean(np.equal(predicted, true)))}, predicted)
+
+
+def check_fits(model: Any, folder: str | Path, max_length: int, names: Mapping[str, str] | None = None) -> None:
     """Runs a model on one row of the largest id and length of packed data.
 
     Raises:
         InputError: it does not take them, or does not give one row of logits for the labels.
     """
     manifest, inputs = read_manifest(folder, "train"), inputs_of(model)
-    row = {name: np.ones((1, max_length), np.int32) for name in ("input_ids", "attention_mask")}
-    row["input_ids"][:] = load_tokenizer(folder).get_vocab_size() - 1
+    names = {name: name for name in PACKED} if names is None else names
+    row = {name: np.ones((1, max_length), np.int32) for name in names.values()}
+    largest = load_tokenizer(folder).get_vocab_size() - 1
+    if PACKED[0] in names:
+        row[names[PACKED[0]]][:] = largest
     if set(inputs.specs) - set(row):
-        raise InputError(f"model {model.name!r} takes {sorted(inputs.specs)}, packed data holds {sorted(row)}")
+        raise InputError(
+            f"model {model.name!r} takes {', '.join(inputs.specs)}, the recipe gives "
+            f"{', '.join(row) or 'none of them'}; say in "
+            'model.inputs which is which, such as {input_ids = "' + next(iter(inputs.specs)) + '"}'
+        )
     try:
         found = call(model, inputs, {name: row[name] for name in inputs.specs})
     except (tf.errors.InvalidArgumentError, ValueError) as error:
         raise InputError(
-            f"model {model.name!r} does not take {max_length} tokens with ids up to {int(row['input_ids'].max())}, "
+            f"model {model.name!r} does not take {max_length} tokens with ids up to {largest}, "
             f"as {folder} has them: {' '.join(str(error).split())[:300]}"
         ) from error
     shapes = {name: tuple(value.shape) for name, value in found.items()}

@@ -15,7 +15,7 @@ from tfopt.data.records.manifest import read_manifest
 from tfopt.data.text_facts import TextFacts, TextTask
 from tfopt.data.tokenizers import OnLong, load_tokenizer
 from tfopt.errors import InputError, ModelFileError
-from tfopt.models.bert import INPUTS, BertConfig
+from tfopt.models.bert import BertConfig
 from tfopt.models.checkpoints import files_of
 from tfopt.models.pretrained import check_weights, read_config
 from tfopt.recipe.sections import ExportSection
@@ -122,7 +122,7 @@ class EncoderTask(Task):
     def timed_inputs(self) -> dict[str, np.ndarray]:
         """Held-out texts of one length, one row and several."""
         length, samples = self.recipe.measure.length or self._usual_length(), self.samples()
-        return {name: widened(samples[name], length) for name in INPUTS if name in samples}
+        return {name: widened(samples[name], length) for name in samples if name != "label"}
 
     def _usual_length(self) -> int:
         """The exported length that holds nine of ten texts."""
