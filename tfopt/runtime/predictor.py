@@ -167,7 +167,7 @@ class Predictor(abc.ABC):
             InputError: a missing or unknown input, rows that differ, a shape, number, token id or mask that the
                 artifact does not take, or a sequence longer than the longest exported length.
         """
-        if is_texts(inputs):
+        if is_texts(inputs) and not self._takes_strings:
             return self._answers(list(inputs), batch_size, on_long)
         if batch_size is not None and batch_size < 1:
             raise InputError(f"batch_size must be 1 or more, got {batch_size}")
@@ -185,6 +185,11 @@ class Predictor(abc.ABC):
             parts.append(self._answer(signature, part))
         joined = {name: np.concatenate([p[name] for p in parts])[:rows] for name in parts[0]}
         return self._cut(joined, signature, named)
+
+    @property
+    def _takes_strings(self) -> bool:
+        """Whether texts are what the model itself takes."""
+        return any(dtype.kind in "OSU" for _, dtype in self.signatures[0].inputs.values())
 
     def _answers(self, texts: Any, batch_size: int | None, on_long: OnLong | None) -> dict[str, np.ndarray]:
         """What the artifact says of texts."""
