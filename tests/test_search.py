@@ -1,4 +1,5 @@
 import dataclasses
+import html
 import json
 
 import numpy as np
@@ -179,6 +180,11 @@ def test_a_search_ends_with_a_point_within_the_budget(found, finished_run, tmp_p
     assert 100 * (full - result.chosen.accuracy) <= 5.0
     assert result.chosen.packed_bytes <= plain.packed_bytes and result.chosen in result.points
     assert set(result.front) <= set(result.points) and (out / "front.png").read_bytes()[:4] == b"\x89PNG"
+    page = (out / "report.html").read_text()
+    assert f"Chosen is {result.chosen.name}: {html.escape(result.chosen.choices)}" in page and "front" in page
+    assert {p.name for p in result.points if p.recipe} <= {
+        a.name.split("_")[0] for a in tfopt.Report.load(out / "report.json").artifacts
+    }
     assert (
         "accuracy" in result.text() and json.loads((out / "front.json").read_text())["chosen"] == result.chosen.name
     )

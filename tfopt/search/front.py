@@ -2,8 +2,10 @@
 
 import dataclasses
 import io
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from tfopt.errors import InputError
 from tfopt.measure.results import Measurement
@@ -65,31 +67,55 @@ class SearchResult:
         widths = [max(len(row[i]) for row in rows) for i in range(6)]
         return "\n".join("  ".join([*(c.ljust(w) for c, w in zip(r, widths, strict=False)), r[6]]) for r in rows)
 
+    def sentences(self) -> list[str]:
+        """What was done at each point, the chosen one first."""
+        lines = [f"{p.name}: {p.choices}." for p in self.points if p != self.chosen]
+        return ([] if self.chosen is None else [f"Chosen is {self.chosen.name}: {self.chosen.choices}."]) + lines
+
     def picture(self) -> bytes:
         """The front as a PNG: accuracy against packed bytes and against latency."""
         from matplotlib.figure import Figure  # pyplot would keep global state and choose a display
+        from matplotlib.ticker import LogLocator, NullFormatter
 
-        figure = Figure(figsize=(9, 4), dpi=110, layout="constrained")
+        figure = Figure(figsize=(11, 4.4), dpi=110, layout="constrained")
         columns = (
             ("packed size [MB]", [p.packed_bytes / 1e6 for p in self.points]),
             ("latency, one row, median [ms]", [p.latency_ms for p in self.points]),
         )
         for axes, (label, values) in zip(figure.subplots(1, 2, sharey=True), columns, strict=True):
-            for point, x in zip(self.points, values, strict=True):
-                kept, taken = point in self.front, point == self.chosen
-                axes.scatter(
-                    [x], [100 * point.accuracy], s=80 if taken else 40, zorder=3, marker="*" if taken else "o",
-                    color="#d62728" if taken else "#1f77b4" if kept else "#bbbbbb",
-                )  # fmt: skip
-                axes.annotate(point.name, (x, 100 * point.accuracy), xytext=(4, 4), textcoords="offset points",
-                              fontsize=7)  # fmt: skip
+            self._draw(axes, values)
             axes.set_xscale("log")
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.xaxis.set_major_formatter(lambda value, position: f"{value:g}")
+            axes.xaxis.set_minor_formatter(NullFormatter())
             axes.set_xlabel(f"{label}, log scale")
+            axes.margins(x=0.12, y=0.12)
             axes.grid(alpha=0.3)
+            for side in ("top", "right"):
+                axes.spines[side].set_visible(False)
         figure.axes[0].set_ylabel("accuracy on held-out data [%]")
+        handles, labels = figure.axes[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside right upper", fontsize=8, frameon=False, handletextpad=0.2)
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png")
         return buffer.getvalue()
+
+    def _draw(self, axes: Any, values: Sequence[float]) -> None:
+        """The points by number, as names would cover each other, and what each size or time can reach."""
+        placed = sorted(zip(values, self.points, range(1, len(values) + 1), strict=True), key=lambda row: row[0])
+        best = list(itertools.accumulate((100 * point.accuracy for _, point, _ in placed), max))
+        axes.step([x for x, _, _ in placed], best, where="post", color="#888888", lw=1, zorder=2)
+        for x, point, number in sorted(placed, key=lambda row: row[2]):
+            taken, kept = point == self.chosen, point in self.front
+            axes.scatter(
+                [x], [100 * point.accuracy], s=110 if taken else 40, marker="*" if taken else "o", zorder=3,
+                color="#d62728" if taken else "#1f77b4" if kept else "#bbbbbb",
+                label=f"{number}  {point.name}{', chosen' if taken else ''}",
+            )  # fmt: skip
+            axes.annotate(
+                str(number), (x, 100 * point.accuracy), xytext=(5, 6 if number % 2 else -12),
+                textcoords="offset points", fontsize=8,
+            )  # fmt: skip
 
 
 def front_of(points: Sequence[Point]) -> tuple[Point, ...]:

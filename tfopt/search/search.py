@@ -24,6 +24,8 @@ from tfopt.data.records.manifest import read_manifest
 from tfopt.errors import InputError
 from tfopt.recipe import Recipe
 from tfopt.report import Report
+from tfopt.report.html import page
+from tfopt.report.plots import plots
 from tfopt.run import pipeline
 from tfopt.search import plan as planning
 from tfopt.search.front import Point, SearchResult, choose, front_of
@@ -66,7 +68,8 @@ def search(
     Args:
         model: a trained classifier of either generation, or its `.keras` file; it is not changed.
         data: packed folder with splits "train" and "validation", such as the `data` of a run.
-        out: folder for the table, runs with every point, a recipe per point, `front.png`, `.txt` and `.json`.
+        out: folder for the table, runs with every point, a recipe per point, `front.png`, `.txt` and `.json`, and a
+            `report.html`.
         max_bytes: budget: most bytes of the artifact; the most accurate point within it is chosen.
         max_packed_bytes: budget: likewise of the packed artifact.
         max_latency_ms: budget: likewise, median milliseconds for one row.
@@ -105,16 +108,24 @@ def search(
     try:
         chosen = choose(found, full, budget, limit=limit)
     except InputError:
-        _write(out, SearchResult(found, front_of(found), None, baseline=report.artifact("baseline")), given)
+        _write(
+            out, SearchResult(found, front_of(found), None, baseline=report.artifact("baseline")), given,
+            report=report,
+        )  # fmt: skip
         raise
     result = SearchResult(found, front_of(found), chosen, baseline=report.artifact("baseline"))
-    _write(out, result, given)
+    _write(out, result, given, report=report)
     return result
 
 
-def _write(out: Path, result: SearchResult, budget: dict[str, Any]) -> None:
-    """The front as a picture, a table and JSON."""
-    write_bytes(out / "front.png", result.picture())
+def _write(out: Path, result: SearchResult, budget: dict[str, Any], report: Report) -> None:
+    """The front as a picture, a table and JSON, and the report of everything that was measured."""
+    picture = result.picture()
+    whole = dataclasses.replace(report, notes=[*result.sentences(), *report.notes])
+    whole.save(out / "report.json")
+    recipe = Recipe.model_validate(report.recipe).to_toml()
+    write_text(out / "report.html", page(whole, {"front": picture, **plots(whole)}, recipe))
+    write_bytes(out / "front.png", picture)
     write_text(out / "front.txt", result.text() + "\n")
     write_json(out / "front.json", {
         "budget": budget, "chosen": result.chosen and result.chosen.name, "front": [p.name for p in result.front],
