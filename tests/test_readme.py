@@ -8,7 +8,10 @@ import pytest
 import typer
 
 import tfopt
+from tfopt import models
 from tfopt.cli.app import app
+from tfopt.data.pack import pack
+from tfopt.data.readers.texts import Texts
 
 from .conftest import REPOSITORY
 
@@ -91,3 +94,50 @@ def test_figures_have_the_commit_they_were_measured_at():
 
 def test_no_figure_is_left_open():
     assert "@@" not in README
+
+
+def own_models(folder):
+    """What a reader has: a classifier and a model that generates, with tokenizers, and data; written into a folder."""
+    import tf_keras
+
+    from tfopt.data.tokenizers import load_tokenizer, save_tokenizer, train_bpe
+
+    texts = ["a nice film about once upon a time", "a waste of time", "nothing nice", "a nice time"] * 64
+    tf_keras.utils.set_random_seed(0)
+    encoder = models.bert(models.BertConfig(400, 32, 4, 2, 64, 128), 2, pooling="pooler")
+    models.save_pretrained(encoder, folder / "encoder")
+    save_tokenizer(train_bpe(texts, 300), folder / "encoder" / "tokenizer.json")
+    shape = models.CausalLMConfig(
+        400, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, intermediate_size=64,
+        max_position_embeddings=128,
+    )  # fmt: skip
+    generating = models.causal_lm(shape)
+    models.save_pretrained(generating, folder / "folder")
+    save_tokenizer(train_bpe(texts, 300, end_of_text="<end>"), folder / "folder" / "tokenizer.json")
+    tfopt.store.save(generating, folder / "weights-before")
+    labels = [i % 2 for i in range(len(texts))]
+    tokenizer = load_tokenizer(folder / "encoder" / "tokenizer.json")
+    named = Texts(texts, [str(label) for label in labels], "texts")
+    pack(named, tokenizer, out=folder / "packed", max_length=32, shards=4, labels=["0", "1"])
+    return models.from_pretrained(folder / "encoder", head="classification", pooling="pooler")
+
+
+def test_the_snippets_run_in_one_go_on_models_of_ones_own(tmp_path, monkeypatch):
+    import tf_keras
+
+    from tfopt.data.batches import batches
+
+    model = own_models(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    data = batches("packed", 32)
+    (inputs, _), *_ = data.take(1)
+    loss = tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile("adam", loss)
+    given = {
+        "model": model, "data": data, "ids": inputs["input_ids"].numpy(), "mask": inputs["attention_mask"].numpy(),
+        "optimizer": "adam", "loss": loss,
+    }  # fmt: skip
+    for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL):
+        exec(block, given)
+    assert type(given["generator"]).__name__ == "Generator" and given["logits"].ndim == 3
+    assert (tmp_path / "model.keras").exists() and (tmp_path / "weights").is_dir()
