@@ -118,6 +118,12 @@ def test_damaged_members(finished_run, tmp_path):
         (saved / "assets.extra" / FACTS).write_bytes(content)
         with pytest.raises(ModelFileError, match=says):
             tfopt.Predictor.load(saved).predict(["a fig"])
+    described = saved / "assets.extra" / "tfopt_inputs.json"
+    written = described.read_text()
+    described.write_text(written.replace("attention_mask", "attention_maskx"))
+    with pytest.raises(ModelFileError, match="describes an input 'attention_maskx'"):
+        tfopt.Predictor.load(saved)
+    described.write_text(written)
     (saved / "assets.extra" / PACKED).write_bytes(b"no zlib")
     with pytest.raises(ModelFileError, match="tokenizer is damaged"):
         tfopt.Predictor.load(saved)

@@ -6,6 +6,7 @@ Subclasses tell the signatures they have and run one of them; batches, padding a
 import abc
 import contextlib
 import dataclasses
+import itertools
 import math
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +18,7 @@ import numpy as np
 from tfopt._base.files import existing
 from tfopt._base.formats import format_of
 from tfopt.data.tokenizers import OnLong
-from tfopt.errors import InputError
+from tfopt.errors import InputError, ModelFileError
 from tfopt.runtime.answers import Reader, is_texts
 from tfopt.runtime.described import Described, masks_by_name
 from tfopt.runtime.inputs import check_masks, checked
@@ -106,6 +107,12 @@ class Predictor(abc.ABC):
         self.signatures = sorted(self._open(threads), key=lambda s: s.volume)
         if self.described is None:
             self.described = Described(masks=masks_by_name(self.signatures[0].inputs))
+        names = {*self.described.limits, *self.described.masks, *itertools.chain(*self.described.masks.values())}
+        if not names <= set(self.input_names):  # damaged, as it was written of these inputs
+            wrong = sorted(names - set(self.input_names))[0]
+            raise ModelFileError(
+                f"{self.path} describes an input {wrong!r}, it takes {', '.join(self.input_names)}"
+            )
 
     @staticmethod
     def load(
