@@ -253,6 +253,7 @@ def test_a_model_of_somebody_whose_inputs_have_other_names(labelled_tsv, tmp_pat
         InputError, match=r"takes tokens, the recipe gives none of them; .*\{input_ids = \"tokens\"\}"
     ):
         run(Recipe.model_validate(values), tmp_path / "refused")
+    assert not (tmp_path / "refused").exists()
     values["model"]["inputs"] = {"input_ids": "tokens"}
     report = run(Recipe.model_validate(values), tmp_path / "run")
     for artifact in report.artifacts:

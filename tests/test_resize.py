@@ -61,6 +61,25 @@ def test_heads_and_neurons_inside_custom_layers(keras, given):
     assert np.isfinite(outputs(smaller, given)).all()
 
 
+def test_a_layer_without_a_configuration_stays_as_it_is(keras):
+    class Silent(keras.layers.Layer):
+        def __init__(self):
+            super().__init__(name="silent")
+            self.one, self.two = keras.layers.Dense(24, activation="relu"), keras.layers.Dense(16)
+
+        def call(self, x):
+            return self.two(self.one(x))
+
+        def get_config(self):
+            raise KeyError("none")
+
+    inputs = keras.layers.Input((16,))
+    model = keras.Model(inputs, keras.layers.Dense(3)(Silent()(inputs)))
+    fixed = structure_of(model).fixed
+    reasons = [reason for path, why in fixed.items() if path.startswith("silent/") for reason in why]
+    assert any("of class Silent" in reason for reason in reasons)
+
+
 def test_one_kind_alone(keras, given):
     model = blocks(keras)
     for kinds, sizes in (({"heads": 0.25}, (3, [24, 20])), ({"neurons": 0.25}, (4, [18, 15]))):

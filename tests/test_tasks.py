@@ -164,6 +164,7 @@ def test_features_come_back_as_they_were(tmp_path):
     features = [
         Feature("input_ids", "tokens"),
         Feature("tags", "tags"),
+        Feature("types", "types"),
         Feature("kind", "class"),
         Feature("n", "number"),
     ]
@@ -171,6 +172,7 @@ def test_features_come_back_as_they_were(tmp_path):
     ids = [rng.integers(0, 1000, rng.integers(1, 20)).tolist() for _ in range(50)]
     columns = {
         "input_ids": ids, "tags": [rng.integers(IGNORED, 4, len(row)).tolist() for row in ids],
+        "types": [rng.integers(0, 2, len(row)).tolist() for row in ids],
         "kind": rng.integers(IGNORED, 3, 50).tolist(), "n": list(range(50)),
     }  # fmt: skip
     facts = {"texts": 50, "length_limit": 20, "on_long": "error", "too_long": 0, "longest": 20}
@@ -182,6 +184,8 @@ def test_features_come_back_as_they_were(tmp_path):
             length = int(inputs["attention_mask"][row].numpy().sum())
             tags = labels["tags"][row].numpy()
             assert (tags[length:] == IGNORED).all()
+            types = inputs["types"][row].numpy()  # an input, and no label
+            assert types[:length].tolist() == columns["types"][int(number)] and not types[length:].any()
             seen[int(number)] = (
                 inputs["input_ids"][row].numpy()[:length].tolist(), tags[:length].tolist(), int(labels["kind"][row]),
             )  # fmt: skip

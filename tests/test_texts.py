@@ -131,8 +131,26 @@ def test_damaged_members(finished_run, tmp_path):
     assert unpacked(packed(members), "m") == members
     with pytest.raises(ModelFileError, match="cut off"):
         unpacked({PACKED: packed(members)[PACKED][:-3]}, "m")
-    with pytest.raises(ModelFileError, match="bad 'labels'"):
-        TextFacts.from_json(TextFacts("classification", {"label": ()}).as_json(), "m")
+    for facts in (
+        TextFacts("classification", {"label": ()}),
+        TextFacts("token_classification", {"x": ("O", "B-A")}),
+    ):
+        with pytest.raises(ModelFileError, match="bad 'labels'"):
+            TextFacts.from_json(facts.as_json(), "m")
+
+
+def test_facts_that_do_not_fit_the_outputs(finished_run, tmp_path):
+    saved = tmp_path / "saved"
+    shutil.copytree(finished_run / "baseline" / "saved_model", saved)
+    for facts, says in (
+        (TextFacts("classification", {"label": ("a", "b", "c")}), "do not fit 3 labels: a, b, c"),
+        (TextFacts("token_classification", {"label": ("O", "B-A")}), "do not fit 2 labels: O, B-A"),
+        (TextFacts("span"), "an answer needs start_logits and end_logits"),
+    ):
+        (saved / "assets.extra" / FACTS).write_bytes(facts.as_json())
+        texts = [("where", "a fig")] if facts.task == "span" else ["a fig"]
+        with pytest.raises(InputError, match=says):
+            tfopt.Predictor.load(saved).predict(texts)
 
 
 def test_a_checkpoint_brings_its_labels(generation, tokenizer, tmp_path):

@@ -57,7 +57,11 @@ class TextFacts:
         labels, length = found.get("labels"), found.get("max_length")
         choices = (("task", TextTask), ("kind", OutputKind), ("on_long", OnLong))
         wrong = [key for key, known in choices if found.get(key) not in get_args(known)]
-        if not isinstance(labels, dict) or not all(_are_names(names) for names in labels.values()):
+        if (
+            not isinstance(labels, dict)
+            or not all(_are_names(names) for names in labels.values())
+            or (found.get("task") == "token_classification" and ONLY not in labels)
+        ):
             wrong.append("labels")
         if length is not None and (type(length) is not int or length < 1):
             wrong.append("max_length")

@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 
+from tfopt._base.foreign import to_text
 from tfopt._base.members import FACTS, TOKENIZER
 from tfopt.data.text_facts import ONLY, TextFacts
 from tfopt.data.tokenizers import OnLong, cut_ids, parse_tokenizer, types_of
-from tfopt.errors import InputError
+from tfopt.errors import InputError, ModelFileError
 from tfopt.numerics.metrics import entities
 from tfopt.numerics.spans import best_span
 
@@ -76,7 +77,7 @@ class Reader:
                 "labels=[...] for their names"
             )
         self._source = source
-        self._tokenizer = parse_tokenizer(members[TOKENIZER].decode("utf-8", "replace"), source)
+        self._tokenizer = parse_tokenizer(to_text(members[TOKENIZER], source, ModelFileError), source)
         given = FACTS in members
         self.facts = TextFacts.from_json(members[FACTS], source) if given else TextFacts("embedding")
         self._pad = next((i for i in map(self._tokenizer.token_to_id, _PADS) if i is not None), 0)
@@ -138,6 +139,8 @@ class Reader:
     def answers(self, encoded: "Encoded", outputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """What outputs say of texts; see `Predictor.predict`."""
         if self.facts.task == "span":
+            if not {_START, _END} <= set(outputs):
+                raise InputError(f"{self._source} gives {', '.join(outputs)}; an answer needs {_START} and {_END}")
             return _spans(encoded, outputs)
         if self.facts.task == "token_classification":
             return {"entities": self._entities(encoded, outputs)}
@@ -163,6 +166,7 @@ class Reader:
     def _entities(self, encoded: "Encoded", outputs: Mapping[str, np.ndarray]) -> np.ndarray:
         names = self.facts.labels[ONLY]
         probabilities = self._probabilities(self._output(outputs, ONLY))
+        _check_classes(probabilities, names, axes=3)
         found = np.empty(len(encoded.texts), object)
         for number, (text, row) in enumerate(zip(encoded.texts, encoded.rows, strict=True)):
             words = _words(row, encoded.lengths[number])
@@ -227,10 +231,14 @@ def _chosen(probabilities: np.ndarray, names: Sequence[str], independent: bool) 
     """The likeliest label of each row, and its probability."""
     if independent and probabilities.shape[-1] == 1 and len(names) == 2:  # one number for two classes
         probabilities = np.concatenate([1 - probabilities, probabilities], -1)
-    if probabilities.ndim != 2 or probabilities.shape[1] != len(names):
-        raise InputError(f"the outputs {probabilities.shape} do not fit {len(names)} labels: {', '.join(names)}")
+    _check_classes(probabilities, names, axes=2)
     best = probabilities.argmax(-1)
     return np.array(names)[best], probabilities[np.arange(len(best)), best]
+
+
+def _check_classes(probabilities: np.ndarray, names: Sequence[str], axes: int) -> None:
+    if probabilities.ndim != axes or probabilities.shape[-1] != len(names):
+        raise InputError(f"the outputs {probabilities.shape} do not fit {len(names)} labels: {', '.join(names)}")
 
 
 def _words(row: Any, kept: int) -> list[tuple[int, tuple[int, int]]]:

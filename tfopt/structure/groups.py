@@ -17,7 +17,7 @@ from tfopt.errors import InputError
 from tfopt.structure.axes import Axis, Factor, axis, fix, leaves
 from tfopt.structure.one_token import ATTENTION
 from tfopt.structure.rebuild import why_fixed
-from tfopt.structure.resize import Shape, custom_layers, resized_config
+from tfopt.structure.resize import Shape, config_of_layer, custom_layers, resized_config
 from tfopt.structure.rules import apply
 from tfopt.structure.trace import Trace, trace
 from tfopt.structure.walk import Walk, fresh
@@ -152,7 +152,7 @@ def _can_lose(group: Group, path: str, node: Any, own: dict[str, Any], tried: di
         if weight_path.startswith(f"{path}/"):
             shape = enumerate(map(int, weight.variable.shape))
             wanted.append(tuple(cut.get((weight_path, axis), size) for axis, size in shape))
-    config = node.operation.get_config()
+    config = config_of_layer(node.operation) or {}
     key = (type(node.operation), repr({k: v for k, v in config.items() if k != "name"}), tuple(wanted))
     if key not in tried:
         tried[key] = kept < group.units and resized_config(node, wanted) is not None

@@ -48,15 +48,23 @@ def resized_config(node: Node, wanted: list[Shape]) -> dict[str, Any] | None:
     layer = node.operation
     have = [tuple(map(int, w.variable.shape)) for w in keras_api.weights(layer)]
     sizes = {(a, b) for old, new in zip(have, wanted, strict=True) for a, b in zip(old, new, strict=True) if a != b}
-    try:
-        config = layer.get_config()
-    except Exception:  # noqa: BLE001 - whatever somebody's own layer raises: it cannot be made anew
+    config = config_of_layer(layer)
+    if config is None:
         return None
     for changes in _changes(config, sizes):
         changed = _with(config, changes)
         if _shapes(node, changed) == wanted:
             return changed
     return None
+
+
+def config_of_layer(layer: Any) -> dict[str, Any] | None:
+    """The configuration of a layer of somebody's own, None where it gives none and so cannot be made anew."""
+    try:
+        found: dict[str, Any] = layer.get_config()
+    except Exception:  # noqa: BLE001 - whatever it raises
+        return None
+    return found
 
 
 def _changes(config: Mapping[str, Any], sizes: set[tuple[int, int]]) -> list[dict[_Place, int]]:

@@ -4,7 +4,7 @@ import abc
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import tensorflow as tf
@@ -16,6 +16,7 @@ from tfopt.data.text_facts import TextFacts
 from tfopt.numerics.metrics import Scored
 from tfopt.recipe import Recipe
 from tfopt.recipe.sections import ExportSection
+from tfopt.structure.outputs import loss_of_labels
 
 Log = Callable[[str], None]
 
@@ -71,16 +72,20 @@ class Task(abc.ABC):
         """The model before its training."""
 
     def compile(self, model: Any, optimizer: Any, jit_compile: bool) -> None:
-        """Compiles a model with the losses of the task; by default cross-entropy of logits with labels."""
+        """Compiles a model with the losses of the task; by default cross-entropy with labels."""
         keras = keras_api.keras_module(keras_api.generation_of(model))
         model.compile(
-            optimizer=optimizer, loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+            optimizer=optimizer, loss=loss_of_labels(keras, self.kind_of_output(model)),
             metrics=[keras.metrics.SparseCategoricalAccuracy(name="accuracy")], jit_compile=jit_compile,
         )  # fmt: skip
 
     def text_facts(self, facts: dict[str, Any]) -> TextFacts | None:
         """What answers to texts stand for, once data was packed; None where the model answers none."""
         return None
+
+    def kind_of_output(self, model: Any) -> Literal["logits", "probabilities"]:
+        """What the output of a model of the task holds."""
+        return "logits"
 
     def kept_tokens(self) -> np.ndarray | None:
         """Ids of the tokens that stay where the vocabulary is cut to the training texts, once data was packed."""

@@ -4,7 +4,7 @@ import functools
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import tensorflow as tf
@@ -25,7 +25,7 @@ from tfopt.data.vocabulary import cut_tokenizer
 from tfopt.errors import DataError, InputError
 from tfopt.models.bert import bert
 from tfopt.models.pretrained import from_pretrained
-from tfopt.numerics.metrics import Scored
+from tfopt.numerics.metrics import Scored, agreement
 from tfopt.recipe.sections import ExportSection
 from tfopt.structure.outputs import kinds_of_outputs
 from tfopt.tasks.base import HeldOut, Log
@@ -41,6 +41,11 @@ class ClassificationTask(EncoderTask):
     features = (Feature("input_ids", "tokens"), Feature("label", "class"))
     metrics = ("accuracy",)
     sources = ("files", "stdlib_docs", "packed")
+
+    def check_inputs(self) -> list[Path]:
+        found = super().check_inputs()
+        _ = self._own  # raises for inputs that the recipe does not name
+        return found
 
     def check_packed(self) -> list[Path]:
         """The files of a packed folder that fits the recipe."""
@@ -148,20 +153,14 @@ class ClassificationTask(EncoderTask):
         if section.kind != "keras":
             return {name: name for name in PACKED}, None
         specs = inputs_of(load_model(self.model_file())).specs
-        given: Mapping[Any, str] = section.inputs or {name: name for name in PACKED if name in specs}
-        names = dict(given)
-        spec = specs.get(names.get(PACKED[0], ""))
-        length = None if spec is None or len(spec.shape) < 2 else spec.shape[1]
+        names = {**(section.inputs or _same_names(specs))}
+        check_names(self.model_file(), specs, names)
+        length = specs[names[PACKED[0]]].shape[1]
         return names, None if length is None else [int(length)]
 
-    def compile(self, model: Any, optimizer: Any, jit_compile: bool) -> None:
-        keras = keras_api.keras_module(keras_api.generation_of(model))
+    def kind_of_output(self, model: Any) -> Literal["logits", "probabilities"]:
         (kind,) = kinds_of_outputs(model).values()
-        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=kind != "probabilities")
-        model.compile(
-            optimizer=optimizer, loss=loss,
-            metrics=[keras.metrics.SparseCategoricalAccuracy(name="accuracy")], jit_compile=jit_compile,
-        )  # fmt: skip
+        return "probabilities" if kind == "probabilities" else "logits"
 
     def text_facts(self, facts: dict[str, Any]) -> TextFacts:
         return self.facts_of_text(facts, "classification", {ONLY: facts["labels"]})
@@ -204,6 +203,19 @@ class ClassificationTask(EncoderTask):
         return HeldOut(self.timed_inputs(), score=functools.partial(score, str(self.data), *self._own))
 
 
+def _same_names(specs: Mapping[str, Any]) -> dict[Any, str]:
+    return {name: name for name in PACKED if name in specs}
+
+
+def check_names(source: str, specs: Mapping[str, Any], names: Mapping[Any, str]) -> None:
+    """Raises InputError unless a model takes just the inputs of these names, token ids among them."""
+    if set(specs) != set(names.values()) or PACKED[0] not in names:
+        raise InputError(
+            f"{source} takes {', '.join(specs)}, the recipe gives {', '.join(names.values()) or 'none of them'}; "
+            'say in model.inputs which is which, such as {input_ids = "' + next(iter(specs)) + '"}'
+        )
+
+
 def renamed(values: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
     """The inputs that a model takes, under its names."""
     return {theirs: values[ours] for ours, theirs in names.items()}
@@ -221,7 +233,7 @@ def score(folder: str, names: Mapping[str, str], buckets: list[int] | None, pred
         given = {name: value.numpy() for name, value in renamed(inputs, names).items()}
         (outputs,) = predictor.predict(given).values()
         predicted, true = predicted + outputs.argmax(-1).tolist(), true + labels.numpy().tolist()
-    return Scored({"accuracy": float(np.mean(np.equal(predicted, true)))}, predicted)
+    return Scored({"accuracy": agreement(predicted, true)}, predicted)
 
 
 def check_fits(model: Any, folder: str | Path, max_length: int, names: Mapping[str, str] | None = None) -> None:
@@ -231,19 +243,13 @@ def check_fits(model: Any, folder: str | Path, max_length: int, names: Mapping[s
         InputError: it does not take them, or does not give one row of logits for the labels.
     """
     manifest, inputs = read_manifest(folder, "train"), inputs_of(model)
-    names = {name: name for name in PACKED} if names is None else names
+    names = _same_names(inputs.specs) if names is None else names
+    check_names(f"model {model.name!r}", inputs.specs, names)
     row = {name: np.ones((1, max_length), np.int32) for name in names.values()}
     largest = load_tokenizer(folder).get_vocab_size() - 1
-    if PACKED[0] in names:
-        row[names[PACKED[0]]][:] = largest
-    if set(inputs.specs) - set(row):
-        raise InputError(
-            f"model {model.name!r} takes {', '.join(inputs.specs)}, the recipe gives "
-            f"{', '.join(row) or 'none of them'}; say in "
-            'model.inputs which is which, such as {input_ids = "' + next(iter(inputs.specs)) + '"}'
-        )
+    row[names[PACKED[0]]][:] = largest
     try:
-        found = call(model, inputs, {name: row[name] for name in inputs.specs})
+        found = call(model, inputs, row)
     except (tf.errors.InvalidArgumentError, ValueError) as error:
         raise InputError(
             f"model {model.name!r} does not take {max_length} tokens with ids up to {largest}, "

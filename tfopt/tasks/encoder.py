@@ -1,5 +1,6 @@
 """What the tasks of encoders share: where texts and models come from, lengths, and inputs for timing."""
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -114,9 +115,8 @@ class EncoderTask(Task):
 
     def _lengths_of_data(self) -> list[int]:
         """Those that hold half, nine tenths and all of the training texts, and the longest that is allowed."""
-        tokens = record_lengths(self.data, read_manifest(self.data, "train"))
         most = self.recipe.data.max_length
-        wanted = {math.ceil(np.quantile(tokens, share) / _STEP) * _STEP for share in _SHARES}
+        wanted = {math.ceil(np.quantile(self._tokens, share) / _STEP) * _STEP for share in _SHARES}
         return sorted({min(n, most) for n in wanted} | {most})
 
     def timed_inputs(self) -> dict[str, np.ndarray]:
@@ -126,9 +126,13 @@ class EncoderTask(Task):
 
     def _usual_length(self) -> int:
         """The exported length that holds nine of ten texts."""
-        tokens = record_lengths(self.data, read_manifest(self.data, "train"))
         lengths = self.recipe.lengths or self._lengths_of_data()
-        return next(n for n in sorted(lengths) if n >= np.quantile(tokens, _SHARES[1]))
+        return next(n for n in sorted(lengths) if n >= np.quantile(self._tokens, _SHARES[1]))
+
+    @functools.cached_property
+    def _tokens(self) -> np.ndarray:
+        """Tokens of each training text, once data was packed."""
+        return record_lengths(self.data, read_manifest(self.data, "train"))
 
     def notes(self, facts: dict[str, Any]) -> list[str]:
         """What happened to texts that were too long."""
