@@ -20,8 +20,8 @@ SLOW = {
 }
 # Numbers of cases that once ended in something else than an error of ours.
 FOUND = {
-    "h5": (2, 25), "keras": (30, 1092), "saved_model": (12, 96), "tf_keras": (26, 1230), "hugging_face": (1015, 20580, 22401),
-    "generating_tflite": (36, 68, 20093, 21990, 23634, 24083, 28106), "run_manifest": (7, 266), "tflite": (22, 22768, 23237, 23907), "llama2c": (21390,), "dataset": (30603, 30829), "tokenizer": (24895,),
+    "h5": (2, 25), "keras": (30, 1092), "saved_model": (12, 96), "tf_keras": (26, 1230, 63364), "hugging_face": (1015, 20580, 22401),
+    "generating_tflite": (36, 68, 20093, 21990, 23634, 24083, 28106), "run_manifest": (7, 266), "tflite": (22, 22768, 23237, 23907, 40943), "llama2c": (21390,), "dataset": (30603, 30829), "tokenizer": (24895,),
     "store_hdf5": (21409, 20054, 20090, 20592, 20608, 21014),
 }  # fmt: skip
 

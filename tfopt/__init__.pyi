@@ -24,13 +24,13 @@ from .run.compare import compare
 from .run.inspection import Inspection, inspect
 from .run.pipeline import run
 from .runtime import Predictor
-from .search import search
+from .search import optimize, search
 
 __version__: str
 __all__ = [
     "Artifact", "Distiller", "GenerateConfig", "Generator", "Inspection", "LoraConfig", "Measurement",
     "Predictor", "PruneConfig", "QuantizeConfig", "Recipe", "Report", "ShrinkConfig", "TfoptError",
     "callbacks", "cluster", "compare", "compress", "cut_vocabulary", "errors", "export", "factorize",
-    "finish", "inspect", "measure", "measure_generation", "measure_sensitivity", "models", "pack",
+    "finish", "inspect", "measure", "measure_generation", "measure_sensitivity", "models", "optimize", "pack",
     "perplexity", "prune", "quantize_aware", "run", "schedules", "search", "shrink", "store", "unpack",
 ]  # fmt: skip

@@ -1,5 +1,6 @@
 """Zip archives that nobody here wrote: sizes are compared before anything is unpacked."""
 
+import errno
 import shutil
 import zipfile
 from pathlib import Path
@@ -38,7 +39,12 @@ def read_member(archive: zipfile.ZipFile, name: str, *, most: int, path: Path) -
     size = archive.getinfo(name).file_size
     if size > most:
         raise ModelFileError(f"{path} has {name} of {size:,} bytes, more than the {most:,} that are read")
-    return archive.read(name)
+    try:
+        return archive.read(name)
+    except OSError as error:
+        if error.errno == errno.EINVAL:  # its place is before the file
+            raise zipfile.BadZipFile(f"{name} lies outside of the archive") from error
+        raise
 
 
 def write_member(archive: zipfile.ZipFile, name: str, content: IO[bytes], size: int) -> None:

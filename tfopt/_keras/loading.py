@@ -1,5 +1,6 @@
 """Keras files of both generations, loaded without running code from them and without room for what they lack."""
 
+import errno
 import logging
 import tempfile
 import zipfile
@@ -72,7 +73,8 @@ def _reason(error: Exception) -> str:
 
 def _says_damaged(error: OSError) -> bool:
     """h5py reports a damaged file as an OSError, on some paths with an errno."""
-    return "file signature" in str(error) or "truncated" in str(error)
+    # A member of an archive whose place is before the file is sought there.
+    return error.errno == errno.EINVAL or "file signature" in str(error) or "truncated" in str(error)
 
 
 def _check_config(config: dict[str, Any], path: Path, *, generation: str, trust: bool) -> None:

@@ -14,14 +14,14 @@ import typer.core
 
 import tfopt
 from tfopt._base.native_log import native_log_aside, quiet_exit
-from tfopt.cli import archive, data, generate, model, predict, run, search
+from tfopt.cli import archive, data, generate, model, optimize, predict, run, search
 from tfopt.cli.words import in_words_of_the_shell
 from tfopt.errors import InputError, TfoptError
 
 DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 75
 # Commands in the order in which they are used, in groups, as `--help` shows them.
 GROUPS = {
-    "Make a model smaller and faster": ("run", "demo", "search"),
+    "Make a model smaller and faster": ("optimize", "demo", "run", "search"),
     "Look, export and measure": ("inspect", "export", "bench", "verify"),
     "Answer texts": ("predict", "generate"),
     "Data and archives": ("data", "pack", "unpack"),
@@ -52,8 +52,8 @@ app = typer.Typer(
 )
 app.add_typer(data.app, name="data")
 for command in (
-    run.run, run.demo, search.search, model.inspect, model.export, model.bench, run.verify, predict.predict,
-    generate.generate, archive.pack, archive.unpack,
+    optimize.optimize, optimize.demo, run.run, search.search, model.inspect, model.export, model.bench,
+    run.verify, predict.predict, generate.generate, archive.pack, archive.unpack,
 ):  # fmt: skip
     app.command()(command)
 
@@ -89,9 +89,9 @@ def main() -> None:
         try:
             app()
         except _InterruptedBySignal:
-            if sys.argv[1:2] == ["search"]:
+            if sys.argv[1:2] in (["search"], ["optimize"], ["demo"]):
                 _fail("interrupted; the same command goes on from the last finished step", INTERRUPTED)
-            if sys.argv[1:2] not in (["run"], ["demo"]):
+            if sys.argv[1:2] != ["run"]:
                 _fail("interrupted", FAILED)
             _fail("interrupted; the same command with --resume goes on from the last finished step", INTERRUPTED)
         except InputError as error:

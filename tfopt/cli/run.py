@@ -1,4 +1,4 @@
-"""`tfopt run`, `tfopt demo` and `tfopt verify`."""
+"""`tfopt run` and `tfopt verify`."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,11 +13,6 @@ from tfopt.cli.output import Json, print_json, progress, show, show_report
 Out = Annotated[Path | None, typer.Option("--out", help="Folder for everything that is written.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Begin anew over an earlier run.")]
-
-
-def demo(out: Out = None, resume: Resume = False, overwrite: Overwrite = False, as_json: Json = False) -> None:
-    """Trains, compresses, exports and measures a small transformer on Python's own documentation."""
-    _run("demo", {}, out or Path("saved_models", "demo"), resume=resume, overwrite=overwrite, as_json=as_json)
 
 
 def run(

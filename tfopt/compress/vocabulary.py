@@ -84,6 +84,27 @@ def cut_rows(model: Any, kept: np.ndarray) -> Any:
     return made
 
 
+def all_rows(model: Any, original: Any, kept: np.ndarray) -> Any:
+    """A new model of a cut vocabulary with the rows of the original again, where its own table has none.
+
+    Args:
+        model: was made from the other by `cut_rows`, and trained since.
+        original: has all rows.
+        kept: ids of the other whose rows the model has, ascending.
+
+    Raises:
+        InputError: a table that is split, narrower, or used in another way.
+    """
+    rows, whole = (keras_api.to_numpy(_table(one).embeddings) for one in (model, original))
+    if rows.shape != (len(kept), whole.shape[1]):
+        raise InputError(f"a table of {rows.shape} does not go with {len(kept)} tokens of one of {whole.shape}")
+    whole = whole.copy()
+    whole[kept] = rows
+    table = _table(model)
+    path = next(w.path for w in keras_api.weights(model) if w.layer is table)
+    return rebuild(model, Changes({path: whole}))
+
+
 def _content(tokenizer: str | Path | bytes) -> tuple[str, str]:
     if isinstance(tokenizer, bytes):
         return to_text(tokenizer, "the tokenizer", ModelFileError), "the tokenizer"

@@ -94,7 +94,8 @@ class ModelSection(Section):
 class TrainSection(Section):
     """One training; see `tfopt.train.TrainConfig`. With 0 epochs nothing is trained.
 
-    Without `learning_rate` it is that of the kind of model, `LEARNING_RATES`.
+    Without `learning_rate` it is that of the kind of model, `LEARNING_RATES`. With `minutes` it ends when
+    they are over.
     """
 
     epochs: Annotated[int, Field(ge=0)] = 3
@@ -105,6 +106,7 @@ class TrainSection(Section):
     clip_norm: Annotated[float, Field(ge=0)] = 1.0
     jit_compile: bool = False
     checkpoint_every: Annotated[int, Field(ge=0)] = 200
+    minutes: Annotated[float, Field(gt=0)] | None = None
 
 
 class ExportSection(Section):

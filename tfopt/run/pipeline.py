@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ from tfopt.quantization.sensitivity import choose_bits
 from tfopt.recipe import BASELINE, PlannedArtifact, Recipe
 from tfopt.recipe.sections import ExportSection, TrainSection
 from tfopt.recipe.techniques import VariantSection
-from tfopt.report import Report, machine_info
+from tfopt.report import Report, Step, machine_info
 from tfopt.report.html import page
 from tfopt.report.plots import plots
 from tfopt.run.folder import CHECKPOINTS, RunFolder
@@ -86,6 +86,41 @@ def run(
         return _Run(recipe, folder, log).all()
 
 
+@dataclasses.dataclass(frozen=True)
+class Built:
+    """What a run wrote before anything is measured.
+
+    Attributes:
+        folder: of the run.
+        data: facts about the data.
+        notes: sentences about it.
+        steps: that were done.
+    """
+
+    folder: Path
+    data: dict[str, Any]
+    notes: list[str]
+    steps: list[Step]
+
+
+def build(recipe: Recipe, out: Path, *, of: Collection[str] | None = None, log: Log = to_stderr) -> Built:
+    """A run up to its artifacts, or the rest of one that was begun in that folder; `run` would measure them too.
+
+    Args:
+        recipe: as for `run`.
+        out: the folder.
+        of: the baseline and variants whose artifacts are written; None for all.
+        log: shown what is being done.
+    """
+    folder = RunFolder(
+        out, recipe, task_of(recipe, out / _DATA).check_inputs(), resume=out.exists(), overwrite=False
+    )
+    with contextlib.closing(folder):
+        work = _Run(recipe, folder, log)
+        data, _ = work.artifacts(of)
+        return Built(out, data, work.task.notes(data), folder.steps)
+
+
 class _Run:
     def __init__(self, recipe: Recipe, folder: RunFolder, log: Log) -> None:
         self.recipe, self.folder, self.log = recipe, folder, log
@@ -94,19 +129,25 @@ class _Run:
         self.task = task_of(recipe, folder.path / _DATA)
         self._strategy = make_strategy(recipe.replicas)
 
-    def all(self) -> Report:
+    def artifacts(self, of: Collection[str] | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Trains and writes; returns facts about the data, and by artifact what its export found."""
         r = self.recipe
         data = self._step("data", [_DATA], lambda: self.task.pack(self.log))
         self._step("train baseline", [_keras_file(BASELINE)], lambda: self._train_baseline(data))
         for variant in r.variants:
             train = functools.partial(self._train_variant, variant, data)
             self._step(f"train {variant.name}", [_keras_file(variant.name)], train)
-        targets = {BASELINE: "baseline/saved_model", "baseline_keras": _keras_file(BASELINE)}
         exported = {}
         for planned in r.artifacts():
-            targets[planned.name] = planned.path
-            work = functools.partial(self._export, planned)
-            exported[planned.name] = self._step(f"export {planned.name}", [planned.path], work)
+            if of is None or planned.owner in of:
+                work = functools.partial(self._export, planned)
+                exported[planned.name] = self._step(f"export {planned.name}", [planned.path], work)
+        return data, exported
+
+    def all(self) -> Report:
+        data, exported = self.artifacts()
+        targets = {BASELINE: "baseline/saved_model", "baseline_keras": _keras_file(BASELINE)}
+        targets |= {planned.name: planned.path for planned in self.recipe.artifacts()}
         measured = self._step("measure", [], lambda: self._measure(targets, exported))
         self._step("report", ["report.json", "report.html", "plots"], lambda: self._report(measured, data))
         report = Report.load(self.path / "report.json")

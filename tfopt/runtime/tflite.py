@@ -18,6 +18,7 @@ from tfopt.runtime.described import described_in
 from tfopt.runtime.predictor import Predictor, Signature, StoredWeight
 from tfopt.runtime.tflite_decoder import is_decoder_file
 from tfopt.tflite.file import read_metadata, read_tflite
+from tfopt.tflite.operands import check_operands
 
 
 class TFLitePredictor(Predictor):
@@ -30,6 +31,7 @@ class TFLitePredictor(Predictor):
         check_if_listed(self.path)
         members = read_metadata(self.path)
         self.described, self.members = described_in(members, self.path), unpacked(members, str(self.path))
+        check_operands(self.path)
         try:
             self._interpreter = self._make_interpreter(threads or usable_cores())
             keys = list(self._interpreter.get_signature_list())

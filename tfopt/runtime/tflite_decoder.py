@@ -23,6 +23,7 @@ from tfopt.decoding.decoder import Decoder, Session
 from tfopt.decoding.signatures import DecoderSignature, read_signature
 from tfopt.errors import InputError, ModelFileError
 from tfopt.tflite.file import read_metadata, read_tflite
+from tfopt.tflite.operands import check_operands
 
 _ALIGNMENT = 64
 # What comes of a file whose parts do not fit each other: names that are none or not UTF-8, tensors of other sizes.
@@ -114,6 +115,7 @@ def _refuse_damage(path: Path) -> None:
     from ai_edge_litert.interpreter import Interpreter
 
     read_tflite(path)
+    check_operands(path)
     try:
         Interpreter(str(path))
     except (ValueError, RuntimeError) as error:

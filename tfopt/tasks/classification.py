@@ -32,7 +32,7 @@ from tfopt.tasks.base import HeldOut, Log
 from tfopt.tasks.encoder import EncoderTask
 
 PACKED = ("input_ids", "attention_mask")  # names of inputs in packed data
-_SPLITS, _KEPT = ("train", "validation"), "kept_tokens.npy"
+_SPLITS, KEPT = ("train", "validation"), "kept_tokens.npy"
 
 
 class ClassificationTask(EncoderTask):
@@ -87,7 +87,7 @@ class ClassificationTask(EncoderTask):
         with replacing(self.data) as folder:
             folder.mkdir()
             if kept is not None:
-                np.save(folder / _KEPT, kept)
+                np.save(folder / KEPT, kept)
             save_tokenizer(tokenizer, folder / "tokenizer.json")
             manifests = {
                 split: write_pack(
@@ -166,7 +166,7 @@ class ClassificationTask(EncoderTask):
         return self.facts_of_text(facts, "classification", {ONLY: facts["labels"]})
 
     def kept_tokens(self) -> np.ndarray | None:
-        path = self.data / _KEPT
+        path = self.data / KEPT
         return np.load(path) if path.exists() else None
 
     def batches(self, batch_size: int, split: str, **order: Any) -> tf.data.Dataset:

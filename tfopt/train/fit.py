@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import logging
 import math
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -34,6 +35,7 @@ class TrainConfig:
         seed: of initial weights, order and dropout.
         jit_compile: compile the training step with XLA.
         checkpoint_every: optimizer steps from one checkpoint to the next, or 0 for none.
+        minutes: after which the training ends, wherever it is; what was trained until then counts. None for no end.
     """
 
     epochs: int = 3
@@ -45,13 +47,15 @@ class TrainConfig:
     seed: int = 0
     jit_compile: bool = False
     checkpoint_every: int = 0
+    minutes: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be 1 or more, got {getattr(self, name)}")
-        if not self.learning_rate > 0:
-            raise InputError(f"learning_rate must be above 0, got {self.learning_rate}")
+        for name in ("learning_rate", "minutes"):
+            if getattr(self, name) is not None and not getattr(self, name) > 0:
+                raise InputError(f"{name} must be above 0, got {getattr(self, name)}")
         if not 0 <= self.warmup < 1:
             raise InputError(f"warmup must be in [0, 1), got {self.warmup}")
         if self.weight_decay < 0 or self.clip_norm < 0 or self.checkpoint_every < 0:
@@ -126,9 +130,12 @@ def fit(
             stack.callback(checkpoints.close)
         # Compression callbacks come before others, so that whatever follows sees the model as it will be.
         kept = [checkpoints] if checkpoints is not None else []
-        everything = [FiniteWeights(title), *callbacks, _Passes(number), *kept, progress]
+        deadline = _Deadline(config.minutes, title)
+        everything = [FiniteWeights(title), *callbacks, _Passes(number), *kept, progress, deadline]
         history: dict[str, list[float]] = {}
         for batches, first, last in _parts(data, number, start, epochs=config.epochs):
+            if deadline.over:
+                break
             found = model.fit(
                 batches, initial_epoch=first, epochs=last, validation_data=validation, callbacks=everything,
                 verbose=0,
@@ -163,6 +170,21 @@ class _Passes(keras_api.Callback):
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         self._number.assign(epoch + 1)
+
+
+class _Deadline(keras_api.Callback):
+    """Ends a training when its minutes are over."""
+
+    def __init__(self, minutes: float | None, title: str) -> None:
+        self._minutes, self._title = minutes, title
+        self._end = math.inf if minutes is None else time.monotonic() + 60 * minutes
+        self._supports_tf_logs = True
+        self.over = False
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        if not self.over and time.monotonic() > self._end:
+            self.over = self.model.stop_training = True
+            _log.warning("%s ends early: its %g minutes are over", self._title, self._minutes)
 
 
 def _optimizer(keras: Any, model: Any, config: TrainConfig, steps: int) -> Any:

@@ -1,0 +1,280 @@
+"""One command to the best result: an original, its students, and the one file to ship."""
+
+import functools
+import hashlib
+import math
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tfopt._base.files import sha256, tree_digest, write_json
+from tfopt._base.foreign import read_json
+from tfopt._keras import keras_api
+from tfopt._keras.loading import load_model
+from tfopt.data.readers.texts import read_texts
+from tfopt.data.records.manifest import read_manifest
+from tfopt.data.tokenizers import load_tokenizer
+from tfopt.data.vocabulary import cut_tokenizer
+from tfopt.errors import InputError, ModelFileError
+from tfopt.recipe import Recipe
+from tfopt.run import pipeline
+from tfopt.search import clock
+from tfopt.search.ladder import Rung, ladders, width_of
+from tfopt.search.original import Corpus, held_out, recipe_of
+from tfopt.search.shipping import Candidates, Optimized, ship
+from tfopt.structure.blocks import blocks_of
+from tfopt.structure.groups import structure_of
+from tfopt.tasks import task_of
+
+Log = Callable[[str], None]
+_PROBED, _BATCH = 8, 32
+_FINISH_S, _EACH_S = 30.0, 14.0  # to measure and report; to write, check and measure one student
+_LEAST, _WORTH = 2, 0.8  # tokens that occur less often go, where fewer than this share stay
+_LESSONS_BYTES = 4_000_000_000  # of a teacher's states that are kept on disk
+
+
+def optimize(
+    model: Any,
+    data: str | Path,
+    *,
+    out: str | Path,
+    validation: str | Path | None = None,
+    accuracy: float | None = None,
+    max_latency_ms: float | None = None,
+    max_bytes: int | None = None,
+    minutes: float | None = None,
+    text_column: str | None = None,
+    label_column: str = "label",
+    tokenizer: str | Path | None = None,
+    max_length: int | None = None,
+    epochs: int = 2,
+    rounds: int = 50,
+    threads: int | None = None,
+    log: Log = pipeline.to_stderr,
+) -> Optimized:
+    """Makes a classifier of texts as small and fast as a goal allows, and names the one file to ship.
+
+    Students are cut from the model (layers, heads, neurons, channels, early pooling, vocabulary, rank of tables,
+    bits) and learn from it, see `search.ladder`; all are written, checked, and measured in turns beside the model.
+    It goes on where an interrupted call stopped, and another goal reuses everything.
+
+    Args:
+        model: a Keras classifier of either generation, its `.keras` or `.h5` file, or a Hugging Face folder, which
+            is trained first if it has no head for the labels.
+        data: training texts with labels (.tsv, .csv, .jsonl, .parquet).
+        out: folder for `model.tflite`, `report.html`, `report.json`, `front.png` and the runs.
+        validation: held-out texts; by default a tenth of the others.
+        accuracy: the goal: at least this share, in (0, 1], of the model's accuracy; the point with the least
+            product of packed bytes and latency is chosen. 0.99 if no goal is given.
+        max_latency_ms: the goal instead: at most these median milliseconds for one row; the most accurate is
+            chosen.
+        max_bytes: the goal instead: at most these bytes of the file.
+        minutes: for everything; trainings are planned and ended so that they fit. None for as long as it takes.
+        text_column, label_column: of tables.
+        tokenizer: a `tokenizer.json`, where none comes with the model.
+        max_length: tokens of a text; longer ones are cut. By default what the model says, else 128.
+        epochs: of the training of a model without a head.
+        rounds: timed calls of each artifact.
+        threads: of the runtimes.
+        log: told what is being done.
+
+    Raises:
+        InputError: more than one goal, one out of range, or one that nothing reaches (the nearest is named); a
+            model without a tokenizer, or of other classes than the texts.
+        DataError: texts without labels.
+    """
+    goal = check_goal(accuracy, max_latency_ms, max_bytes, minutes=minutes)
+    folder, began = Path(out).resolve(), time.monotonic()
+    folder.mkdir(parents=True, exist_ok=True)
+    corpus = Corpus(Path(data), None if validation is None else Path(validation), text_column, label_column)
+    recipe = recipe_of(model, corpus, folder, tokenizer=tokenizer, max_length=max_length, epochs=epochs)
+    return optimize_recipe(
+        recipe, folder, goal=goal, minutes=minutes, rounds=rounds, threads=threads, log=log, began=began
+    )
+
+
+def check_goal(
+    accuracy: float | None, max_latency_ms: float | None, max_bytes: int | None, *, minutes: float | None = None
+) -> tuple[str, float]:
+    """The one goal, by its name.
+
+    Raises:
+        InputError: several, or one out of range.
+    """
+    goals = {"accuracy": accuracy, "max_latency_ms": max_latency_ms, "max_bytes": max_bytes}
+    given = {name: float(value) for name, value in goals.items() if value is not None} or {"accuracy": 0.99}
+    if len(given) > 1:
+        raise InputError(f"give one of {', '.join(goals)}, got {', '.join(given)}")
+    ((name, value),) = given.items()
+    if not value > 0 or (name == "accuracy" and value > 1):
+        raise InputError(f"{name} must be {'in (0, 1]' if name == 'accuracy' else 'above 0'}, got {value:g}")
+    if minutes is not None and not minutes > 0:
+        raise InputError(f"minutes must be above 0, got {minutes:g}")
+    return name, value
+
+
+def optimize_recipe(
+    recipe: Recipe,
+    out: Path,
+    *,
+    goal: tuple[str, float],
+    minutes: float | None = None,
+    rounds: int = 50,
+    threads: int | None = None,
+    log: Log = pipeline.to_stderr,
+    began: float | None = None,
+) -> Optimized:
+    """`optimize` for the baseline of a recipe for classification; `goal` is what `check_goal` gives."""
+    began = time.monotonic() if began is None else began
+    work = _Work(recipe, out, minutes, log=log, began=began)
+    original = work.original()
+    students, says = work.students(original.folder)
+    found = Candidates(recipe, held_out(recipe), original, students, says)
+    return ship(found, out, goal=goal, rounds=rounds, threads=threads, log=log)
+
+
+class _Work:
+    """The two runs: of the original, and of its students."""
+
+    def __init__(self, recipe: Recipe, out: Path, minutes: float | None, *, log: Log, began: float) -> None:
+        self._recipe, self._out, self._minutes, self._log = recipe, out, minutes, log
+        self._end = None if minutes is None else began + 60 * minutes
+
+    def original(self) -> pipeline.Built:
+        """Trains the original if it has to be, and writes it."""
+        values = self._recipe.to_dict()
+        exports = [{"format": "tflite"}, {"format": "tflite", "quantization": "dynamic_int8"}]
+        return self._build({**values, "name": "original", "variants": [], "exports": exports})
+
+    def students(self, original: Path) -> tuple[pipeline.Built | None, dict[str, str]]:
+        """Trains and writes the students there is time for; returns their run, and what was done to each."""
+        model = load_model(original / "baseline" / "model.keras")
+        file = self._out / "teacher.keras"
+        if not file.exists() or (self._out / "teacher.of").read_text() != sha256(original / "baseline/model.keras"):
+            keras_api.save_model(_without_dropout(model), file)
+            (self._out / "teacher.of").write_text(sha256(original / "baseline" / "model.keras"))
+        data = self._data(original)
+        plan = self._plan(model, original, data)
+        if not plan["variants"]:
+            return None, {}
+        owners = [variant["name"] for variant in plan["variants"]]
+        trained = [variant["name"] for variant in plan["variants"] if "quantize" in variant]
+        exports: list[dict[str, Any]] = [
+            {"format": "tflite", "quantization": "dynamic_int8", "of": [n for n in owners if n not in trained]}
+        ]
+        exports += [{"format": "tflite", "quantization": "trained", "of": trained}] if trained else []
+        built = self._build({
+            **self._recipe.to_dict(), "name": "students", "data": data, "train": {"epochs": 0},
+            "model": {"kind": "keras", "file": str(file), **_inputs(self._recipe)},
+            "variants": plan["variants"], "exports": exports,
+        }, of=owners)  # fmt: skip
+        return built, plan["says"]
+
+    def _build(self, values: dict[str, Any], of: list[str] | None = None) -> pipeline.Built:
+        """Runs a recipe in a folder of its own, or goes on with it; other recipes' runs stay."""
+        recipe = Recipe.model_validate(values)
+        digest = hashlib.sha256(recipe.to_toml().encode())
+        for path in task_of(recipe, self._out / "data").check_inputs():
+            digest.update(tree_digest(path).encode())
+        folder = self._out / "runs" / f"{recipe.name}-{digest.hexdigest()[:12]}"
+        return pipeline.build(recipe, folder, of=of, log=self._told)
+
+    def _told(self, line: str) -> None:
+        """Shows a line, at the beginning of a step with the time that is left."""
+        left = "" if self._end is None else f" ({max(self._end - time.monotonic(), 0) / 60:.1f} of "
+        left += "" if self._end is None else f"{self._minutes:g} minutes left)"
+        self._log(line + (left if line.startswith("[") else ""))
+
+    def _data(self, original: Path) -> dict[str, Any]:
+        """The students' data: with a vocabulary cut to the texts, where a given one has much that they lack."""
+        section = self._recipe.data
+        packed = {"source": "packed", "folder": str(original / "data"), "max_length": section.max_length}
+        if section.source != "files" or not (section.tokenizer or self._recipe.model.folder):
+            return packed
+        tokenizer = load_tokenizer(original / "data")
+        texts = self._training_texts()
+        try:
+            _, kept = cut_tokenizer(tokenizer.to_str(), "the tokenizer", texts, least=_LEAST)
+        except ModelFileError as error:
+            self._log(f"the vocabulary stays: {error}")
+            return packed
+        if len(kept) > _WORTH * tokenizer.get_vocab_size():
+            return packed
+        self._log(f"vocabulary: {len(kept):,} of {tokenizer.get_vocab_size():,} tokens occur in the texts")
+        values = section.model_dump(mode="json", exclude_none=True)
+        return {**values, "tokenizer": str(original / "data" / "tokenizer.json"), "least_count": _LEAST}
+
+    def _training_texts(self) -> list[str]:
+        section = self._recipe.data
+        return read_texts(str(section.train), section.text_column, section.label_column).texts
+
+    def _plan(self, model: Any, original: Path, data: dict[str, Any]) -> dict[str, Any]:
+        """The students' variants; made once for an original and a time: it depends on how busy the machine is."""
+        key = {"original": sha256(original / "baseline" / "model.keras"), "data": data, "minutes": self._minutes}
+        path = self._out / "plan.json"
+        if path.exists():
+            known = read_json(path, "plan")
+            if isinstance(known, dict) and known.get("key") == key:
+                return known
+        plan = {"key": key, **self._planned(model, original)}
+        write_json(path, plan)
+        return plan
+
+    def _planned(self, model: Any, original: Path) -> dict[str, Any]:
+        task = task_of(self._recipe, original / "data")
+        try:
+            choices = ladders(model)
+        except InputError as error:
+            self._log(str(error))
+            return {"variants": [], "says": {}}
+        steps = math.ceil(_records(original) / _BATCH)
+        batches = clock.batches_of_inputs(task, _BATCH, _PROBED)
+        answer = clock.answer_seconds(model, batches)
+        cached = _lessons_bytes(model, batches, steps) <= min(_LESSONS_BYTES, shutil.disk_usage(self._out).free / 3)
+        takes = functools.partial(clock.training_seconds, answer_s=answer, steps=steps, cached=cached)
+        left = None if self._end is None else self._end - time.monotonic()
+        for number, rungs in enumerate(choices, 1):
+            budget = None if left is None else left - _FINISH_S - _EACH_S * len(rungs)
+            epochs = clock.epochs_within(rungs, takes, budget, any_share=number == len(choices))
+            if epochs:
+                minutes = {rung.name: takes(rung, epochs[rung.name]) / 60 for rung in rungs}
+                return self._chosen(rungs, epochs, minutes, cached=cached)
+        self._log("there is no time for students; give more minutes")
+        return {"variants": [], "says": {}}
+
+    def _chosen(
+        self, rungs: list[Rung], epochs: dict[str, int], minutes: dict[str, float], *, cached: bool
+    ) -> dict[str, Any]:
+        variants = []
+        for rung in rungs:
+            count, about = epochs[rung.name], minutes[rung.name]
+            self._log(f"student {rung.name}: {rung.says} ({count} epochs, about {about:.1f} minutes)")
+            most = None if self._minutes is None else round(clock.OVERRUN * about, 2)
+            variants.append(rung.variant(count, cached, most))
+        return {"variants": variants, "says": {rung.name: rung.says for rung in rungs}}
+
+
+def _records(run: Path) -> int:
+    """Training records of a run's packed data."""
+    return read_manifest(run / "data", "train").records
+
+
+def _inputs(recipe: Recipe) -> dict[str, Any]:
+    return {"inputs": dict(recipe.model.inputs)} if recipe.model.inputs else {}
+
+
+def _without_dropout(model: Any) -> Any:
+    for _, layer in keras_api.walk(model):
+        if getattr(layer, "rate", None):
+            layer.rate = 0.0
+    return model
+
+
+def _lessons_bytes(model: Any, batches: list[Any], steps: int) -> float:
+    """Of hidden states of half the layers, if they were kept for an epoch."""
+    tokens = np.mean([next(iter(inputs.values())).shape[:2].num_elements() for inputs in batches])
+    return float(tokens * width_of(model) * 4 * max(len(blocks_of(model, structure_of(model))) / 2, 1) * steps)
