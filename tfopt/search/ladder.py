@@ -5,6 +5,7 @@ Jiao et al., "TinyBERT", https://arxiv.org/abs/1909.10351 (hidden states are lea
 that computes one token, a table of low rank, and 4 bits learned in training.
 """
 
+import contextlib
 import dataclasses
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 from tfopt._keras import keras_api
 from tfopt.compress.shrink import shrink
 from tfopt.errors import InputError, TfoptError
-from tfopt.search.options import matrices_of, options_of
+from tfopt.search.options import matrices_of
 from tfopt.search.plan import Candidate, costs
 from tfopt.structure.blocks import blocks_of
 from tfopt.structure.features import features_of
@@ -62,8 +63,8 @@ class Rung:
         return {"name": self.name, "start": self.start, "train": train, **self.sections, "distill": distill}
 
 
-def ladders(model: Any) -> list[list[Rung]]:
-    """The students of a classifier in the order in which they are worth their training: all, and a few in short.
+def full_ladder(model: Any) -> list[Rung]:
+    """The students of a classifier, each cut from the one before.
 
     Args:
         model: built and functional, of either generation.
@@ -71,7 +72,7 @@ def ladders(model: Any) -> list[list[Rung]]:
     Raises:
         InputError: nothing can be taken out of it.
     """
-    full, short = _Maker(model), _Maker(model)
+    full = _Maker(model)
     units = dict.fromkeys(("neurons",), 0.5) if full.has_layers else _MORE
     half = full.cut("half", "baseline", model, shares=units)
     if half is None:
@@ -81,10 +82,17 @@ def ladders(model: Any) -> list[list[Rung]]:
     small = full.cut("small", "half", half, shares=_MORE, pool=True)
     if small is not None:
         full.narrow("small", small)
+    return full.rungs
+
+
+def short_ladder(model: Any) -> list[Rung]:
+    """The smallest students only, cut from the classifier at once; arguments and errors as for `full_ladder`."""
+    short = _Maker(model)
     at_once = short.cut("small", "baseline", model, shares=_MORE, every=4, pool=True)
-    if at_once is not None:
-        short.narrow("small", at_once)
-    return [rungs for rungs in (full.rungs, short.rungs) if rungs]
+    if at_once is None:
+        raise InputError(f"nothing can be taken out of model {model.name!r}, so no student of it is smaller")
+    short.narrow("small", at_once)
+    return short.rungs
 
 
 class _Maker:
@@ -106,28 +114,19 @@ class _Maker:
         Returns:
             Its model, untrained; None if nothing can go.
         """
-        options = options_of(model)
-        found: dict[str, Any] = {}
-        count = len(blocks_of(model, structure_of(model)))
-        gone = [i for i in range(count) if (count - 1 - i) % every]
-        if gone and any(o.kind == "layer" for o in options):
-            found["layers"] = gone
-        if pool and any(o.kind == "pooling" for o in options):
-            found["pool_early"] = True
+        structure = structure_of(model)
+        blocks = blocks_of(model, structure)
+        gone = [i for i in range(len(blocks)) if (len(blocks) - 1 - i) % every]
+        whole: dict[str, Any] = {"layers": gone} if gone else {}
         for kind, share in shares.items():
-            places = sorted({o.place for o in options if o.kind == kind})
-            if kind == "neurons" and "pool_early" in found and "layers" not in found:
+            places = sorted(group.name for group in structure.groups if group.kind == kind)
+            if kind == "neurons" and pool and blocks and not gone:
                 # A last layer that computes one token costs next to nothing, so its neurons stay.
-                last = blocks_of(model, structure_of(model))[-1].names
-                places = [place for place in places if place.partition("/")[0] not in last]
-                found |= {kind: dict.fromkeys(places, share)} if places else {}
+                places = [place for place in places if place.partition("/")[0] not in blocks[-1].names]
+                whole |= {kind: dict.fromkeys(places, share)} if places else {}
             elif places:
-                found[kind] = share
-        try:
-            smaller = shrink(model, **found) if found else None
-        except TfoptError:  # not as a whole; the layers alone may go
-            found = {key: found[key] for key in ("layers", "pool_early") if key in found}
-            smaller = shrink(model, **found) if found else None
+                whole[kind] = share
+        smaller, found = _shrunk(model, {**whole, "pool_early": True} if pool else whole)
         if smaller is None:
             return None
         self._add(name, start, {"shrink": {**found, "importance": "first_order"}}, smaller, epochs=8 if pool else 5,
@@ -168,6 +167,17 @@ class _Maker:
             return bool(features_of(self._model) and features_of(model))
         except InputError:
             return False
+
+
+def _shrunk(model: Any, wanted: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The smaller model with as much of what is wanted as can go, and what that is; or None and nothing."""
+    without_pooling = {key: value for key, value in wanted.items() if key != "pool_early"}
+    alone = {key: value for key, value in wanted.items() if key == "layers"}
+    for tried in (wanted, without_pooling, alone):
+        with contextlib.suppress(TfoptError):  # no tokens are pooled, or a layer needs all of them, or its units
+            if tried:
+                return shrink(model, **tried), tried
+    return None, {}
 
 
 def _products(model: Any) -> float:

@@ -16,14 +16,13 @@ from tfopt._base.foreign import read_json
 from tfopt._keras import keras_api
 from tfopt._keras.loading import load_model
 from tfopt.data.readers.texts import read_texts
-from tfopt.data.records.manifest import read_manifest
 from tfopt.data.tokenizers import load_tokenizer
 from tfopt.data.vocabulary import cut_tokenizer
 from tfopt.errors import InputError, ModelFileError
 from tfopt.recipe import Recipe
 from tfopt.run import pipeline
 from tfopt.search import clock
-from tfopt.search.ladder import Rung, ladders, width_of
+from tfopt.search.ladder import Rung, full_ladder, short_ladder, width_of
 from tfopt.search.original import Corpus, held_out, recipe_of
 from tfopt.search.shipping import Candidates, Optimized, ship
 from tfopt.structure.blocks import blocks_of
@@ -32,7 +31,8 @@ from tfopt.tasks import task_of
 
 Log = Callable[[str], None]
 _PROBED, _BATCH = 8, 32
-_FINISH_S, _EACH_S = 30.0, 14.0  # to measure and report; to write, check and measure one student
+_FULL_S = 180.0  # with less, a full ladder is not even looked at, which takes some seconds
+_FINISH_S = 30.0  # to measure and report, beside what grows with the original as its exports do
 _LEAST, _WORTH = 2, 0.8  # tokens that occur less often go, where fewer than this share stay
 _LESSONS_BYTES = 4_000_000_000  # of a teacher's states that are kept on disk
 
@@ -132,7 +132,7 @@ def optimize_recipe(
     began = time.monotonic() if began is None else began
     work = _Work(recipe, out, minutes, log=log, began=began)
     original = work.original()
-    students, says = work.students(original.folder)
+    students, says = work.students(original)
     found = Candidates(recipe, held_out(recipe), original, students, says)
     return ship(found, out, goal=goal, rounds=rounds, threads=threads, log=log)
 
@@ -150,14 +150,11 @@ class _Work:
         exports = [{"format": "tflite"}, {"format": "tflite", "quantization": "dynamic_int8"}]
         return self._build({**values, "name": "original", "variants": [], "exports": exports})
 
-    def students(self, original: Path) -> tuple[pipeline.Built | None, dict[str, str]]:
+    def students(self, original: pipeline.Built) -> tuple[pipeline.Built | None, dict[str, str]]:
         """Trains and writes the students there is time for; returns their run, and what was done to each."""
-        model = load_model(original / "baseline" / "model.keras")
-        file = self._out / "teacher.keras"
-        if not file.exists() or (self._out / "teacher.of").read_text() != sha256(original / "baseline/model.keras"):
-            keras_api.save_model(_without_dropout(model), file)
-            (self._out / "teacher.of").write_text(sha256(original / "baseline" / "model.keras"))
-        data = self._data(original)
+        model = load_model(original.folder / "baseline" / "model.keras")
+        file = keras_api.save_model(_without_dropout(model), self._out / "teacher.keras")
+        data = self._data(original.folder)
         plan = self._plan(model, original, data)
         if not plan["variants"]:
             return None, {}
@@ -212,9 +209,10 @@ class _Work:
         section = self._recipe.data
         return read_texts(str(section.train), section.text_column, section.label_column).texts
 
-    def _plan(self, model: Any, original: Path, data: dict[str, Any]) -> dict[str, Any]:
+    def _plan(self, model: Any, original: pipeline.Built, data: dict[str, Any]) -> dict[str, Any]:
         """The students' variants; made once for an original and a time: it depends on how busy the machine is."""
-        key = {"original": sha256(original / "baseline" / "model.keras"), "data": data, "minutes": self._minutes}
+        weights = sha256(original.folder / "baseline" / "model.keras")
+        key = {"original": weights, "data": data, "minutes": self._minutes}
         path = self._out / "plan.json"
         if path.exists():
             known = read_json(path, "plan")
@@ -224,26 +222,29 @@ class _Work:
         write_json(path, plan)
         return plan
 
-    def _planned(self, model: Any, original: Path) -> dict[str, Any]:
-        task = task_of(self._recipe, original / "data")
-        try:
-            choices = ladders(model)
-        except InputError as error:
-            self._log(str(error))
-            return {"variants": [], "says": {}}
-        steps = math.ceil(_records(original) / _BATCH)
+    def _planned(self, model: Any, original: pipeline.Built) -> dict[str, Any]:
+        task = task_of(self._recipe, original.folder / "data")
+        steps = math.ceil(original.data["train_records"] / _BATCH)
         batches = clock.batches_of_inputs(task, _BATCH, _PROBED)
         answer = clock.answer_seconds(model, batches)
-        cached = _lessons_bytes(model, batches, steps) <= min(_LESSONS_BYTES, shutil.disk_usage(self._out).free / 3)
+        lessons = _lessons_bytes(model, batches, steps)
+        cached = lessons <= min(_LESSONS_BYTES, shutil.disk_usage(self._out).free / 3)
         takes = functools.partial(clock.training_seconds, answer_s=answer, steps=steps, cached=cached)
         left = None if self._end is None else self._end - time.monotonic()
-        for number, rungs in enumerate(choices, 1):
-            budget = None if left is None else left - _FINISH_S - _EACH_S * len(rungs)
-            epochs = clock.epochs_within(rungs, takes, budget, any_share=number == len(choices))
+        for ladder, any_share in ((full_ladder, False), (short_ladder, True)):
+            if not any_share and left is not None and left < _FULL_S:
+                continue
+            try:
+                rungs = ladder(model)
+            except InputError as error:
+                self._log(str(error))
+                break
+            budget = None if left is None else left - _finish_seconds(original, len(rungs))
+            epochs = clock.epochs_within(rungs, takes, budget, any_share=any_share)
             if epochs:
                 minutes = {rung.name: takes(rung, epochs[rung.name]) / 60 for rung in rungs}
                 return self._chosen(rungs, epochs, minutes, cached=cached)
-        self._log("there is no time for students; give more minutes")
+        self._log("no students are trained")
         return {"variants": [], "says": {}}
 
     def _chosen(
@@ -258,9 +259,10 @@ class _Work:
         return {"variants": variants, "says": {rung.name: rung.says for rung in rungs}}
 
 
-def _records(run: Path) -> int:
-    """Training records of a run's packed data."""
-    return read_manifest(run / "data", "train").records
+def _finish_seconds(original: pipeline.Built, students: int) -> float:
+    """For writing, checking and measuring so many students, by what writing and checking the original took."""
+    took = [step.seconds for step in original.steps if step.name.startswith("export")]
+    return _FINISH_S + sum(took) + students * took[-1]
 
 
 def _inputs(recipe: Recipe) -> dict[str, Any]:
