@@ -2,7 +2,8 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Mapping
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,14 @@ from tfopt.errors import InputError
 from tfopt.measure import latency, quality, size
 from tfopt.measure.results import Measurement
 from tfopt.measure.text import add_text_figures
-from tfopt.numerics.metrics import Scored, agreement
+from tfopt.numerics.metrics import Scored, agreement, confusion
 from tfopt.runtime import Predictor
 from tfopt.runtime.child import try_in_child
+from tfopt.runtime.operators import operator_times
+from tfopt.runtime.tflite import TFLitePredictor
 
 Log = Callable[[str], None]
+_SHOWN = 20  # rows with another answer
 
 
 def measure(
@@ -93,6 +97,9 @@ def compare_artifacts(
         log(f"timing {len(predictors)} artifacts in turns")
         one = {name: value[:1] for name, value in inputs.items()}
         _add_timing(found, predictors, one, inputs=inputs, rounds=rounds, seconds=seconds, log=log)
+        for name, predictor in predictors.items():
+            if isinstance(predictor, TFLitePredictor):
+                found[name] = dataclasses.replace(found[name], operators=_operators(predictor, one, threads))
         if memory:
             log("memory of all, each in a process of its own")
             _add_memory(found, predictors, one, threads=threads)
@@ -142,6 +149,11 @@ def _add_timing(
         )
 
 
+def _operators(predictor: Predictor, one: dict[str, np.ndarray], threads: int | None) -> list[dict[str, Any]]:
+    """Of a file that has just been run: times by kind of operator."""
+    return [dataclasses.asdict(t) for t in operator_times(predictor.path, one, threads)]
+
+
 def _add_memory(
     found: dict[str, Measurement],
     predictors: Mapping[str, Predictor],
@@ -164,11 +176,23 @@ def _add_quality(
     score: Callable[[Predictor], Scored],
     log: Log,
 ) -> None:
-    reference = None
+    reference: list[Any] | None = None
     for name, predictor in predictors.items():
         log(f"quality of {name} on held-out data")
         scored = score(predictor)
+        changed = None if reference is None else _changed(scored, reference)
         reference = scored.answers if reference is None else reference
         found[name] = dataclasses.replace(
-            found[name], quality=scored.metrics, agreement=agreement(scored.answers, reference)
-        )
+            found[name], quality=scored.metrics, agreement=agreement(scored.answers, reference), changed=changed,
+            confusion=None if scored.true is None else confusion(scored.answers, scored.true),
+        )  # fmt: skip
+
+
+def _changed(scored: Scored, reference: Sequence[Any]) -> list[dict[str, Any]]:
+    """The first rows whose answers differ."""
+    rows = (i for i, (a, b) in enumerate(zip(scored.answers, reference, strict=True)) if a != b)
+    return [
+        {"row": i, "answer": scored.answers[i], "baseline": reference[i],
+         **({} if scored.true is None else {"true": scored.true[i]})}
+        for i in itertools.islice(rows, _SHOWN)
+    ]  # fmt: skip

@@ -38,7 +38,7 @@ def classify(predictor: Predictor, data: Iterable[Any]) -> tuple[np.ndarray, np.
 def accuracy_on(data: Iterable[Any], predictor: Predictor) -> Scored:
     """The share of right classes, and the classes; arguments as for `classify`."""
     predicted, true = classify(predictor, data)
-    return Scored({"accuracy": accuracy(predicted, true)}, predicted.tolist())
+    return Scored({"accuracy": accuracy(predicted, true)}, predicted.tolist(), true.tolist())
 
 
 def accuracy(predicted: np.ndarray, true: np.ndarray) -> float:

@@ -42,6 +42,11 @@ class Measurement:
             prompts that are those of the first artifact that generates) and, where they differ, the first place
             "greedy_differs_at", by how much that artifact's best logit was above its second there,
             "greedy_margin_there", and in general, "greedy_margin_median".
+        confusion: of classes: "classes", and "counts" with a row for each true one; see `numerics.metrics`.
+        changed: some held-out rows that get another answer than from the baseline: "row", "answer", "baseline",
+            where it is a class also "true", and "text" where there is one.
+        operators: of TFLite files, the kinds of operators with "count", how many are "accelerated", and the
+            "milliseconds" of all, each timed alone.
         layers: for files with integer weights, each matrix with its bits, what one scale covers, and the
             reason where it stayed in float.
     """
@@ -67,6 +72,9 @@ class Measurement:
     shrink: float | None = None
     generation: dict[str, float] | None = None
     layers: list[dict[str, Any]] | None = None
+    confusion: dict[str, Any] | None = None
+    changed: list[dict[str, Any]] | None = None
+    operators: list[dict[str, Any]] | None = None
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Measurement":

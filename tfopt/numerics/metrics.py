@@ -18,15 +18,44 @@ class Scored:
     Attributes:
         metrics: name -> value in [0, 1]; the first one is what the task is judged by.
         answers: one answer per example, for the share that two artifacts agree on.
+        true: the right ones, where an answer is one class; else None.
     """
 
     metrics: dict[str, float]
     answers: list[Any]
+    true: list[Any] | None = None
 
 
 def agreement(answers: Sequence[Any], others: Sequence[Any]) -> float:
     """Share of equal answers."""
     return sum(a == b for a, b in zip(answers, others, strict=True)) / max(len(answers), 1)
+
+
+def confusion(answers: Sequence[Any], true: Sequence[Any]) -> dict[str, Any]:
+    """How often each class was taken for each.
+
+    Returns:
+        "classes" in order, and "counts", a row for each true class with a column for each answer.
+
+    >>> confusion(["a", "b", "b"], ["a", "a", "b"])
+    {'classes': ['a', 'b'], 'counts': [[1, 1], [0, 1]]}
+    """
+    classes = sorted({*answers, *true})
+    counted = collections.Counter(zip(true, answers, strict=True))
+    return {"classes": classes, "counts": [[counted[right, said] for said in classes] for right in classes]}
+
+
+def class_scores(counts: Sequence[Sequence[int]]) -> list[tuple[float, float, float]]:
+    """Precision, recall and F1 of each class of a confusion matrix with a row for each true class.
+
+    >>> [[round(x, 3) for x in row] for row in class_scores([[1, 1], [0, 1]])]
+    [[1.0, 0.5, 0.667], [0.5, 1.0, 0.667]]
+    """
+    found = []
+    for i, row in enumerate(counts):
+        precision, recall = row[i] / max(sum(r[i] for r in counts), 1), row[i] / max(sum(row), 1)
+        found.append((precision, recall, _f1(precision, recall)))
+    return found
 
 
 def entities(tags: Sequence[str]) -> set[tuple[str, int, int]]:

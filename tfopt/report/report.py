@@ -31,6 +31,8 @@ class Report:
         steps: the pipeline's steps in order.
         data: counts of the data, for example texts that were too long.
         notes: plain sentences, for example where a technique brought nothing.
+        shipped: name of the artifact that is the one to ship, where one was chosen; the first note says it.
+        curves: model -> name of a loss or metric -> its value after each epoch.
     """
 
     machine: dict[str, Any]
@@ -39,6 +41,8 @@ class Report:
     steps: list[Step]
     data: dict[str, Any] = dataclasses.field(default_factory=dict)
     notes: list[str] = dataclasses.field(default_factory=list)
+    shipped: str | None = None
+    curves: dict[str, dict[str, list[float]]] = dataclasses.field(default_factory=dict)
 
     def __repr__(self) -> str:
         names, more = ", ".join(m.name for m in self.artifacts[:6]), ", ..." if len(self.artifacts) > 6 else ""

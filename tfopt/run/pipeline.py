@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import sys
 import tempfile
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -95,12 +95,14 @@ class Built:
         data: facts about the data.
         notes: sentences about it.
         steps: that were done.
+        curves: of its trainings, as in a report.
     """
 
     folder: Path
     data: dict[str, Any]
     notes: list[str]
     steps: list[Step]
+    curves: dict[str, Any]
 
 
 def build(recipe: Recipe, out: Path, *, of: Collection[str] | None = None, log: Log = to_stderr) -> Built:
@@ -118,7 +120,7 @@ def build(recipe: Recipe, out: Path, *, of: Collection[str] | None = None, log: 
     with contextlib.closing(folder):
         work = _Run(recipe, folder, log)
         data, _ = work.artifacts(of)
-        return Built(out, data, work.task.notes(data), folder.steps)
+        return Built(out, data, work.task.notes(data), folder.steps, curves=work.curves)
 
 
 class _Run:
@@ -126,6 +128,7 @@ class _Run:
         self.recipe, self.folder, self.log = recipe, folder, log
         self.path = folder.path
         self._loaded: tuple[str, Any] | None = None
+        self.curves: dict[str, Any] = {}
         self.task = task_of(recipe, folder.path / _DATA)
         self._strategy = make_strategy(recipe.replicas)
 
@@ -133,10 +136,12 @@ class _Run:
         """Trains and writes; returns facts about the data, and by artifact what its export found."""
         r = self.recipe
         data = self._step("data", [_DATA], lambda: self.task.pack(self.log))
-        self._step("train baseline", [_keras_file(BASELINE)], lambda: self._train_baseline(data))
+        self.curves[BASELINE] = self._step(
+            "train baseline", [_keras_file(BASELINE)], lambda: self._train_baseline(data)
+        )
         for variant in r.variants:
             train = functools.partial(self._train_variant, variant, data)
-            self._step(f"train {variant.name}", [_keras_file(variant.name)], train)
+            self.curves[variant.name] = self._step(f"train {variant.name}", [_keras_file(variant.name)], train)
         exported = {}
         for planned in r.artifacts():
             if of is None or planned.owner in of:
@@ -310,8 +315,8 @@ class _Run:
         ]  # fmt: skip
 
     def _report(self, measured: list[dict[str, Any]], data: dict[str, Any]) -> None:
-        found = [Measurement.from_dict(values) for values in measured]
-        recipe = self.recipe
+        recipe, labels = self.recipe, data.get("labels")
+        found = [told(Measurement.from_dict(values), labels, self.task.texts_at) for values in measured]
         pruned = {
             a.name: f"{BASELINE}_{a.section.suffix}"
             for a in recipe.artifacts()
@@ -319,7 +324,10 @@ class _Run:
         }
         held_out = {"rows": data.get("validation_records"), "majority": data.get("validation_majority")}
         notes = [*self.task.notes(data), *findings(found, pruned, **held_out)]
-        report = Report(machine_info(), self._as_run(), found, steps=self.folder.steps, data=data, notes=notes)
+        report = Report(
+            machine_info(), self._as_run(), found, steps=self.folder.steps, data=data, notes=notes,
+            curves={name: curves for name, curves in self.curves.items() if curves},
+        )  # fmt: skip
         pictures = plots(report)
         with replacing(self.path / "plots") as folder:
             folder.mkdir()
@@ -337,6 +345,21 @@ class _Run:
         chosen = [self.task.lengths(export) for export in self.recipe.exports]
         lengths = next((found for found in chosen if found), None)
         return values if lengths is None else {**values, "lengths": lengths}
+
+
+def told(
+    m: Measurement, labels: Sequence[str] | None, texts_at: Callable[[Sequence[int]], Mapping[int, str]]
+) -> Measurement:
+    """A measurement whose classes have their names, and whose changed answers the texts that they are about."""
+    changed, confusion = m.changed, m.confusion
+    if changed:
+        texts = texts_at([row["row"] for row in changed])
+        changed = [{**row, "text": texts[row["row"]]} if row["row"] in texts else row for row in changed]
+    if labels and confusion:
+        confusion = {**confusion, "classes": [labels[i] for i in confusion["classes"]]}
+        named = ("answer", "baseline", "true")
+        changed = [{k: labels[v] if k in named else v for k, v in row.items()} for row in changed or []] or changed
+    return dataclasses.replace(m, changed=changed, confusion=confusion)
 
 
 class _Material:

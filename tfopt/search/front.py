@@ -1,14 +1,13 @@
 """What a search found: points, the front of those that no other beats, a table and a picture."""
 
 import dataclasses
-import io
-import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from tfopt.errors import InputError
 from tfopt.measure.results import Measurement
+from tfopt.report.plots import INK, as_png, canvas, front_line, legend, log_scale, standard_error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,12 +49,14 @@ class SearchResult:
         front: those that no other point beats in accuracy, packed bytes and latency together.
         chosen: the point that meets the budget; None in files of a search that found none.
         baseline: the float SavedModel.
+        rows: of the held-out data; None if it is not known.
     """
 
     points: tuple[Point, ...]
     front: tuple[Point, ...]
     chosen: Point | None
     baseline: Measurement
+    rows: int | None = None
 
     def text(self) -> str:
         """A table of all points; `*` marks the front, `>` the chosen one."""
@@ -74,47 +75,34 @@ class SearchResult:
 
     def picture(self) -> bytes:
         """The front as a PNG: accuracy against packed bytes and against latency."""
-        from matplotlib.figure import Figure  # pyplot would keep global state and choose a display
-        from matplotlib.ticker import LogLocator, NullFormatter
-
-        figure = Figure(figsize=(11, 4.4), dpi=110, layout="constrained")
         columns = (
             ("packed size [MB]", [p.packed_bytes / 1e6 for p in self.points]),
             ("latency, one row, median [ms]", [p.latency_ms for p in self.points]),
         )
-        for axes, (label, values) in zip(figure.subplots(1, 2, sharey=True), columns, strict=True):
+        figure, panels = canvas(2, (11, 4.4), sharey=True)
+        for axes, (label, values) in zip(panels, columns, strict=True):
             self._draw(axes, values)
-            axes.set_xscale("log")
-            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            axes.xaxis.set_major_formatter(lambda value, position: f"{value:g}")
-            axes.xaxis.set_minor_formatter(NullFormatter())
-            axes.set_xlabel(f"{label}, log scale")
-            axes.margins(x=0.12, y=0.12)
-            axes.grid(alpha=0.3)
-            for side in ("top", "right"):
-                axes.spines[side].set_visible(False)
-        figure.axes[0].set_ylabel("accuracy on held-out data [%]")
-        handles, labels = figure.axes[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside right upper", fontsize=8, frameon=False, handletextpad=0.2)
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png")
-        return buffer.getvalue()
+            log_scale(axes, label)
+        panels[0].set_ylabel("accuracy on held-out data [%]" + (", one standard error" if self.rows else ""))
+        legend(figure, panels[0])
+        return as_png(figure)
 
     def _draw(self, axes: Any, values: Sequence[float]) -> None:
         """The points by number, as names would cover each other, and what each size or time can reach."""
-        placed = sorted(zip(values, self.points, range(1, len(values) + 1), strict=True), key=lambda row: row[0])
-        best = list(itertools.accumulate((100 * point.accuracy for _, point, _ in placed), max))
-        axes.step([x for x, _, _ in placed], best, where="post", color="#888888", lw=1, zorder=2)
-        for x, point, number in sorted(placed, key=lambda row: row[2]):
+        front_line(axes, values, [100 * point.accuracy for point in self.points])
+        for number, (x, point) in enumerate(zip(values, self.points, strict=True), 1):
             taken, kept = point == self.chosen, point in self.front
             axes.scatter(
                 [x], [100 * point.accuracy], s=110 if taken else 40, marker="*" if taken else "o", zorder=3,
                 color="#d62728" if taken else "#1f77b4" if kept else "#bbbbbb",
                 label=f"{number}  {point.name}{', chosen' if taken else ''}",
             )  # fmt: skip
+            error = standard_error(point.accuracy, self.rows)
+            if error is not None:
+                axes.errorbar([x], [100 * point.accuracy], yerr=[100 * error], color=INK, lw=0.7, capsize=2)
             axes.annotate(
                 str(number), (x, 100 * point.accuracy), xytext=(5, 6 if number % 2 else -12),
-                textcoords="offset points", fontsize=8,
+                textcoords="offset points", fontsize=8, color=INK,
             )  # fmt: skip
 
 

@@ -104,16 +104,17 @@ def search(
     plans = work.plans(_MEASURES[budget], limit if budget != "max_latency_ms" else None, points, samples=samples)
     report, folder = work.run(plans, epochs, rounds, threads)
     found = work.points(plans, report, folder)
+    rows = report.data.get("validation_records")
     full = (report.artifact("baseline").quality or {"accuracy": 0.0})["accuracy"]
     try:
         chosen = choose(found, full, budget, limit=limit)
     except InputError:
         _write(
-            out, SearchResult(found, front_of(found), None, baseline=report.artifact("baseline")), given,
+            out, SearchResult(found, front_of(found), None, baseline=report.artifact("baseline"), rows=rows), given,
             report=report,
         )  # fmt: skip
         raise
-    result = SearchResult(found, front_of(found), chosen, baseline=report.artifact("baseline"))
+    result = SearchResult(found, front_of(found), chosen, baseline=report.artifact("baseline"), rows=rows)
     _write(out, result, given, report=report)
     return result
 

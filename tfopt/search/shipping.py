@@ -25,14 +25,15 @@ from tfopt.recipe import Recipe
 from tfopt.recipe.sections import ExportSection
 from tfopt.report import Report, machine_info
 from tfopt.report.html import page
-from tfopt.report.plots import plots
-from tfopt.run.pipeline import Built
+from tfopt.report.plots import curves_of
+from tfopt.run.pipeline import Built, told
 from tfopt.search.front import Point, SearchResult, choose, front_of
 from tfopt.tasks import task_of
 from tfopt.tasks.classification import KEPT, ClassificationTask
 
 Log = Callable[[str], None]
-ORIGINAL = "original"
+ORIGINAL = "baseline"
+_FLOAT, _INT8 = "baseline_tflite", "baseline_tflite_dynamic_int8"
 _FILE, _ROWS = "model.tflite", 64
 _BUDGETS = {"accuracy": "max_loss"}  # the goal's name in `choose`, where it is another
 
@@ -86,8 +87,8 @@ class Candidates:
         """Name -> artifact; the float SavedModel of the original is the first."""
         run = self.original.folder
         found = {
-            ORIGINAL: run / "baseline" / "saved_model", "original-float32": run / "baseline_tflite" / _FILE,
-            "original-int8": run / "baseline_tflite_dynamic_int8" / _FILE,
+            ORIGINAL: run / "baseline" / "saved_model", _FLOAT: run / _FLOAT / _FILE,
+            _INT8: run / _INT8 / _FILE,
         }  # fmt: skip
         if self.students is None:
             return found
@@ -140,7 +141,7 @@ class Candidates:
         """What was done, in words."""
         student = name.removesuffix("-all-words")
         if student not in self.says:
-            return "float32" if name == "original-float32" else "8 bits everywhere"
+            return "float32" if name == _FLOAT else "8 bits everywhere"
         words = [self.says[student]] + ["8 bits"] * ("bits" not in self.says[student])
         if self._kept.exists() and name == student:
             words.append("vocabulary of the texts")
@@ -168,7 +169,7 @@ def ship(
     full = (base.quality or {})["accuracy"]
     name, value = goal
     limit = 100 * full * (1 - value) if name == "accuracy" else value
-    result = SearchResult(points, front_of(points), None, baseline=base)
+    result = SearchResult(points, front_of(points), None, baseline=base, rows=len(found.texts.texts))
     try:
         chosen = choose(points, full, _BUDGETS.get(name, name), limit=limit)
     except InputError:
@@ -198,7 +199,8 @@ def score(texts: Texts, predictor: Any) -> Scored:
     for start in range(0, len(order), _ROWS):
         part = order[start : start + _ROWS]
         answers[part] = predictor.predict([texts.texts[i] for i in part])["label"]
-    return Scored({"accuracy": agreement(answers.tolist(), texts.labels or [])}, answers.tolist())
+    found, true = answers.tolist(), texts.labels or []
+    return Scored({"accuracy": agreement(found, true)}, found, true)
 
 
 def _point(m: Measurement, choices: str) -> Point:
@@ -225,20 +227,28 @@ def _write(
     runs = [run for run in (found.original, found.students) if run is not None]
     recipe = Recipe.load(runs[-1].folder / "recipe.toml")
     data = runs[0].data
-    artifacts = [dataclasses.replace(m, path=str(Path(m.path).relative_to(out))) for m in measured]
+    artifacts = [
+        dataclasses.replace(
+            told(m, None, lambda rows: {i: found.texts.texts[i] for i in rows}),
+            path=str(Path(m.path).relative_to(out)),
+        )
+        for m in measured
+    ]
     notes = [
         sentence, *result.sentences(), *runs[0].notes,
         *findings(artifacts, rows=len(found.texts.texts), majority=data.get("validation_majority")),
     ]  # fmt: skip
     steps = [step for run in runs for step in run.steps]
+    curves = {name: found for run in reversed(runs) for name, found in run.curves.items() if found}
     report = Report(
         machine_info(), {**recipe.to_dict(), "name": "optimize"}, artifacts, steps=steps, data=data,
-        notes=list(dict.fromkeys(notes)),
+        notes=list(dict.fromkeys(notes)), curves=curves,
+        shipped=None if result.chosen is None else result.chosen.name,
     )  # fmt: skip
     picture = result.picture()
     write_bytes(out / "front.png", picture)
     report.save(out / "report.json")
-    write_text(out / "report.html", page(report, {"front": picture, **plots(report)}, recipe.to_toml()))
+    write_text(out / "report.html", page(report, {"front": picture, **curves_of(report)}, recipe.to_toml()))
     write_json(out / "front.json", {
         "chosen": result.chosen and result.chosen.name, "front": [p.name for p in result.front],
         "points": [{**dataclasses.asdict(p), "artifact": str(p.artifact)} for p in result.points],

@@ -2,7 +2,7 @@
 
 import abc
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -62,6 +62,10 @@ class Task(abc.ABC):
     @abc.abstractmethod
     def check_inputs(self) -> list[Path]:
         """Checks that what the recipe reads is there and fits, before anything is written; returns those files."""
+
+    def texts_at(self, rows: Sequence[int]) -> dict[int, str]:
+        """Number of a held-out row, as `held_out` has them -> its text, where it can be told."""
+        return {}
 
     @abc.abstractmethod
     def pack(self, log: Log) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import functools
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,6 +31,7 @@ from tfopt.structure.outputs import kinds_of_outputs
 from tfopt.tasks.base import HeldOut, Log
 from tfopt.tasks.encoder import EncoderTask
 
+_SCORED = 64  # rows at once, as `measure` takes them
 PACKED = ("input_ids", "attention_mask")  # names of inputs in packed data
 _SPLITS, KEPT = ("train", "validation"), "kept_tokens.npy"
 
@@ -197,6 +198,16 @@ class ClassificationTask(EncoderTask):
             return self.samples()
         return super().timed_inputs()
 
+    def texts_at(self, rows: Sequence[int]) -> dict[int, str]:
+        wanted, found, place = set(rows), dict[int, str](), 0
+        tokenizer = load_tokenizer(self.data)
+        for inputs, _ in batching.batches(self.data, _SCORED, split="validation", buckets=self._own[1]):
+            ids = inputs[PACKED[0]].numpy()
+            for i in wanted.intersection(range(place, place + len(ids))):
+                found[i] = tokenizer.decode(ids[i - place].tolist())
+            place += len(ids)
+        return found
+
     def held_out(self) -> HeldOut:
         if self.recipe.model.kind != "keras":
             return HeldOut(self.timed_inputs(), self.data)
@@ -229,11 +240,11 @@ def score(folder: str, names: Mapping[str, str], buckets: list[int] | None, pred
     """The share of right classes of the held-out texts, and the classes."""
     predicted: list[int] = []
     true: list[int] = []
-    for inputs, labels in batching.batches(folder, 64, split="validation", buckets=buckets):
+    for inputs, labels in batching.batches(folder, _SCORED, split="validation", buckets=buckets):
         given = {name: value.numpy() for name, value in renamed(inputs, names).items()}
         (outputs,) = predictor.predict(given).values()
         predicted, true = predicted + outputs.argmax(-1).tolist(), true + labels.numpy().tolist()
-    return Scored({"accuracy": agreement(predicted, true)}, predicted)
+    return Scored({"accuracy": agreement(predicted, true)}, predicted, true)
 
 
 def check_fits(model: Any, folder: str | Path, max_length: int, names: Mapping[str, str] | None = None) -> None:
