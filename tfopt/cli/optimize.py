@@ -21,7 +21,8 @@ def optimize(
         float | None, typer.Option(help="Goal: share of the model's accuracy to keep; 0.99 without any goal.")
     ] = None,
     max_latency: Annotated[
-        float | None, typer.Option("--max-latency", help="Goal instead: median milliseconds for one text.")
+        float | None,
+        typer.Option("--max-latency", "--max-latency-ms", help="Goal instead: median milliseconds for one text."),
     ] = None,
     max_bytes: Annotated[int | None, typer.Option(help="Goal instead: bytes of the file.")] = None,
     minutes: Minutes = None,

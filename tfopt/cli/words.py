@@ -22,6 +22,8 @@ _WORDS = (
     (r"^(format|quantization|cache|rounding|smooth) must", r"--\1 must"),
     (r"max_bytes", "--max-bytes"),
     (r"max_loss", "--max-loss"),
+    (r"max_latency_ms", "--max-latency-ms"),
+    (r"tokenizer='tokenizer.json'", "--tokenizer tokenizer.json"),
 )
 
 

@@ -21,6 +21,7 @@ from tfopt._keras.loading import load_model
 from tfopt.compress.base import Lessons
 from tfopt.compress.finish import finish_all
 from tfopt.compress.vocabulary import cut_rows
+from tfopt.errors import VerificationError
 from tfopt.export.export import export
 from tfopt.export.texts import keep_for_texts
 from tfopt.measure.child import measure_in_child
@@ -96,6 +97,7 @@ class Built:
         notes: sentences about it.
         steps: that were done.
         curves: of its trainings, as in a report.
+        refused: artifact that did not pass verification -> why; it was not written.
     """
 
     folder: Path
@@ -103,6 +105,7 @@ class Built:
     notes: list[str]
     steps: list[Step]
     curves: dict[str, Any]
+    refused: dict[str, str]
 
 
 def build(recipe: Recipe, out: Path, *, of: Collection[str] | None = None, log: Log = to_stderr) -> Built:
@@ -119,8 +122,9 @@ def build(recipe: Recipe, out: Path, *, of: Collection[str] | None = None, log: 
     )
     with contextlib.closing(folder):
         work = _Run(recipe, folder, log)
-        data, _ = work.artifacts(of)
-        return Built(out, data, work.task.notes(data), folder.steps, curves=work.curves)
+        data, exported = work.artifacts(of, go_on=True)
+        refused = {name: facts["refused"] for name, facts in exported.items() if "refused" in facts}
+        return Built(out, data, work.task.notes(data), folder.steps, curves=work.curves, refused=refused)
 
 
 class _Run:
@@ -132,8 +136,15 @@ class _Run:
         self.task = task_of(recipe, folder.path / _DATA)
         self._strategy = make_strategy(recipe.replicas)
 
-    def artifacts(self, of: Collection[str] | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Trains and writes; returns facts about the data, and by artifact what its export found."""
+    def artifacts(
+        self, of: Collection[str] | None = None, go_on: bool = False
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Trains and writes; returns facts about the data, and by artifact what its export found.
+
+        Args:
+            of: see `build`.
+            go_on: after an artifact that does not pass verification; why is found then.
+        """
         r = self.recipe
         data = self._step("data", [_DATA], lambda: self.task.pack(self.log))
         self.curves[BASELINE] = self._step(
@@ -145,7 +156,7 @@ class _Run:
         exported = {}
         for planned in r.artifacts():
             if of is None or planned.owner in of:
-                work = functools.partial(self._export, planned)
+                work = functools.partial(self._export_if_right if go_on else self._export, planned)
                 exported[planned.name] = self._step(f"export {planned.name}", [planned.path], work)
         return data, exported
 
@@ -278,6 +289,13 @@ class _Run:
         )  # fmt: skip
         layers = [dataclasses.asdict(layer) for layer in artifact.layers]
         return {"max_abs_error": artifact.max_abs_error, "layers": layers}
+
+    def _export_if_right(self, planned: PlannedArtifact) -> dict[str, Any]:
+        try:
+            return self._export(planned)
+        except VerificationError as error:
+            self.log(f"{planned.name} is left out: {error}")
+            return {"refused": str(error)}
 
     def _quantization(self, section: ExportSection, model: Any, samples: dict[str, Any]) -> Any:
         if section.quantization is None or section.quantization not in NAMED:

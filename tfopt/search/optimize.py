@@ -18,8 +18,8 @@ from tfopt._keras.loading import load_model
 from tfopt.data.readers.texts import read_texts
 from tfopt.data.tokenizers import load_tokenizer
 from tfopt.data.vocabulary import cut_tokenizer
-from tfopt.errors import InputError, ModelFileError
-from tfopt.recipe import Recipe
+from tfopt.errors import InputError, ModelFileError, WorkFailedError
+from tfopt.recipe import BASELINE, Recipe
 from tfopt.run import pipeline
 from tfopt.search import clock
 from tfopt.search.ladder import Rung, full_ladder, short_ladder, width_of
@@ -132,6 +132,8 @@ def optimize_recipe(
     began = time.monotonic() if began is None else began
     work = _Work(recipe, out, minutes, log=log, began=began)
     original = work.original()
+    if BASELINE in original.refused:
+        raise WorkFailedError(f"the original could not be written: {original.refused[BASELINE]}")
     students, says = work.students(original)
     found = Candidates(recipe, held_out(recipe), original, students, says)
     return ship(found, out, goal=goal, rounds=rounds, threads=threads, log=log)

@@ -15,7 +15,7 @@ from tfopt._keras import extras
 from tfopt._keras.loading import load_model
 from tfopt.compress.vocabulary import all_rows
 from tfopt.data.readers.texts import Texts
-from tfopt.errors import InputError
+from tfopt.errors import InputError, VerificationError
 from tfopt.export.export import export
 from tfopt.measure.child import measure_in_child
 from tfopt.measure.findings import findings
@@ -86,14 +86,14 @@ class Candidates:
     def artifacts(self, folder: Path, log: Log) -> dict[str, Path]:
         """Name -> artifact; the float SavedModel of the original is the first."""
         run = self.original.folder
-        found = {
-            ORIGINAL: run / "baseline" / "saved_model", _FLOAT: run / _FLOAT / _FILE,
-            _INT8: run / _INT8 / _FILE,
-        }  # fmt: skip
+        found = {ORIGINAL: run / "baseline" / "saved_model"}
+        found |= {n: run / n / _FILE for n in (_FLOAT, _INT8) if n not in self.original.refused}
         if self.students is None:
             return found
-        for name in self.says:
-            found[name] = next(self.students.folder.glob(f"{name}_tflite_*")) / _FILE
+        for path in sorted(self.students.folder.glob(f"*_tflite_*/{_FILE}")):
+            name, artifact = path.parent.name.partition("_tflite_")[0], path.parent.name
+            if name in self.says and artifact not in self.refused:
+                found[name] = path
         return found | self._with_all_words(folder, log)
 
     def _with_all_words(self, folder: Path, log: Log) -> dict[str, Path]:
@@ -113,8 +113,17 @@ class Candidates:
                 del found[f"{name}-all-words"]
                 continue
             log(f"[export {name} with all words]")
-            self._export(model, path)
+            try:
+                self._export(model, path)
+            except VerificationError as error:
+                log(f"{name} with all words is left out: {error}")
+                del found[f"{name}-all-words"]
         return found
+
+    @property
+    def refused(self) -> dict[str, str]:
+        """Artifact that did not pass verification -> why."""
+        return self.original.refused | (self.students.refused if self.students is not None else {})
 
     @property
     def _model(self) -> Path:
@@ -172,9 +181,14 @@ def ship(
     result = SearchResult(points, front_of(points), None, baseline=base, rows=len(found.texts.texts))
     try:
         chosen = choose(points, full, _BUDGETS.get(name, name), limit=limit)
-    except InputError:
+    except InputError as error:
         _write(out, found, measured, result, sentence="No file reaches the goal.")
-        raise
+        if name != "accuracy":
+            raise
+        best = max(points, key=lambda p: p.accuracy)
+        raise InputError(
+            f"no file keeps {value:.4g} of the accuracy; the nearest keeps {best.accuracy / full:.4g} ({best.name})"
+        ) from error
     result = dataclasses.replace(result, chosen=chosen)
     with replacing(out / _FILE) as temporary:
         shutil.copyfile(chosen.artifact, temporary)
@@ -234,8 +248,9 @@ def _write(
         )
         for m in measured
     ]
+    refused = [f"{name} is left out: {why}" for name, why in found.refused.items()]
     notes = [
-        sentence, *result.sentences(), *runs[0].notes,
+        sentence, *result.sentences(), *refused, *runs[0].notes,
         *findings(artifacts, rows=len(found.texts.texts), majority=data.get("validation_majority")),
     ]  # fmt: skip
     steps = [step for run in runs for step in run.steps]
