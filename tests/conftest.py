@@ -36,7 +36,7 @@ tf.config.set_logical_device_configuration(
 LONGEST_FIRST = (
     "test_pipeline.py", "test_notebooks.py", "test_contract.py", "test_causal_recipe.py", "test_shrink.py",
     "test_quantize.py", "test_decoding.py", "test_search.py", "test_distill.py", "test_tasks.py", "test_stories.py",
-    "test_smaller_recipe.py", "test_export.py", "test_cli.py", "test_predictor.py", "test_early_pooling.py",
+    "test_optimize.py", "test_smaller_recipe.py", "test_export.py", "test_cli.py", "test_predictor.py", "test_early_pooling.py",
     "test_checkpoints.py", "test_measure.py", "test_low_rank.py", "test_lora.py",
 )  # fmt: skip
 
