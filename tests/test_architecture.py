@@ -34,7 +34,7 @@ ALLOWED = {
     "recipe": {"errors", "_base", "schedules", "numerics", "quantization", "compress"},
     "tasks": BELOW | {"recipe", "data", "decoding", "models", "numerics", "structure"},
     "train": BELOW | {"store"},
-    "export": BELOW | {"data", "decoding", "numerics", "quantization", "tflite", "runtime", "structure"},
+    "export": BELOW | {"data", "decoding", "models", "numerics", "quantization", "tflite", "runtime", "structure"},
     "runtime": BELOW | {"data", "decoding", "numerics", "tflite"},
     "engine": BELOW | {"data", "decoding", "models", "runtime", "tflite"},
     "measure": {"errors", "_base", "archive", "data", "decoding", "numerics", "runtime"},

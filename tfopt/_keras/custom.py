@@ -26,12 +26,18 @@ def register_classes(sources: Sequence[str]) -> None:
     """
     for source in sources:
         found = {name: value for name, value in vars(_module(source)).items() if _generation(value) is not None}
-        if not found:
+        if not found and not _has_registered(source):
             raise InputError(f"{source!r} defines no layers, models or other classes of Keras")
         for name, value in found.items():
             registry = keras_api.keras_module(str(_generation(value))).saving.get_custom_objects()
             if value not in registry.values():  # else it is there under a name of its own
                 registry[name] = value
+
+
+def _has_registered(package: str) -> bool:
+    """Whether classes of a package have registered themselves, as those of KerasHub do."""
+    known = (keras_api.keras_module(generation).saving.get_custom_objects() for generation in _GENERATIONS.values())
+    return any(value.__module__.partition(".")[0] == package for registry in known for value in registry.values())
 
 
 def _module(source: str) -> ModuleType:

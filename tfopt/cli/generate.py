@@ -10,7 +10,7 @@ import typer
 
 from tfopt._base.foreign import read_text
 from tfopt._base.limits import MAX_MEMBER_BYTES
-from tfopt.cli.output import Json, Trust, print_json
+from tfopt.cli.output import Imports, Json, Trust, print_json
 from tfopt.errors import InputError
 
 
@@ -36,6 +36,7 @@ def generate(
     threads: Annotated[int | None, typer.Option(help="Of a .tflite file; all cores if not given.")] = None,
     weight_cache: Annotated[Path | None, typer.Option(help="Folder that makes later starts faster.")] = None,
     trust: Trust = False,
+    imports: Imports = None,
     as_json: Json = False,
 ) -> None:
     """Continues a text."""
@@ -48,8 +49,9 @@ def generate(
     if stream and (as_json or len(prompt) > 1):
         raise InputError("--stream shows one prompt's text as it comes; leave --json and further prompts away")
     generator = Generator.load(
-        model, runtime=runtime, threads=threads, draft=draft, bits=bits, weight_cache=weight_cache, trust=trust
-    )
+        model, runtime=runtime, threads=threads, draft=draft, bits=bits, weight_cache=weight_cache, trust=trust,
+        imports=imports or (),
+    )  # fmt: skip
     if stream:
         sys.stdout.write(prompt[0])
         with contextlib.closing(generator.stream(prompt[0], config)) as pieces:

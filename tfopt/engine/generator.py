@@ -22,6 +22,7 @@ from tfopt.decoding.generate import GenerateConfig, Texts, check_prompts
 from tfopt.decoding.speculative import speculate
 from tfopt.decoding.stop_strings import StopStrings
 from tfopt.errors import InputError
+from tfopt.models.keras_hub import as_decoder
 from tfopt.tflite.file import read_metadata
 
 Prompt = str | Sequence[int]
@@ -86,24 +87,27 @@ class Generator:
         bits: int | None = None,
         weight_cache: str | Path | None = None,
         trust: bool = False,
+        imports: Sequence[str] = (),
     ) -> "Generator":
         """Loads a model to generate with.
 
         Args:
-            source: a Keras causal language model, a `.keras` file of one, a Hugging Face folder, a llama2.c `.bin`
-                file or a folder with one and its tokenizer, or a `.tflite` file that `export` wrote.
+            source: a Keras causal language model, or a `CausalLM` of KerasHub, a `.keras` file of one, a Hugging
+                Face folder, a llama2.c `.bin` file or a folder with one and its tokenizer, or a `.tflite` file that
+                `export` wrote.
             runtime: "eager" (the reference), "xla" or "tflite"; by default "tflite" for such files, else "xla".
             threads: threads of a TFLite file; by default all cores.
             draft: a smaller model likewise, for speculative decoding.
             bits: for "xla", 8 or 4 keeps weights in so few bits; None in float.
             weight_cache: for TFLite, a folder that makes later starts faster.
             trust: run code that a Keras file holds or names; what that is, is logged.
+            imports: modules or files that define classes of a Keras file, such as "keras_hub"; they are run.
 
         Raises:
             InputError: a model that does not generate, or a runtime that does not take it.
         """
         decoder, tokenizer = open_decoder(
-            source, runtime, threads, bits=bits, weight_cache=weight_cache, trust=trust
+            source, runtime, threads, bits=bits, weight_cache=weight_cache, trust=trust, imports=imports
         )
         is_file = isinstance(draft, (str, Path)) and Path(draft).suffix == ".tflite"  # has bits of its own
         helper = None
@@ -264,6 +268,7 @@ def open_decoder(
     bits: int | None,
     weight_cache: str | Path | None,
     trust: bool,
+    imports: Sequence[str] = (),
 ) -> tuple[Decoder, Tokenizer | None]:
     """The decoder and tokenizer of whatever `Generator.load` takes."""
     if runtime not in (None, *RUNTIMES):
@@ -280,7 +285,8 @@ def open_decoder(
     if isinstance(source, (str, Path)):
         from tfopt.models.source import load_any
 
-        source = load_any(source, trust=trust)
+        source = load_any(source, trust=trust, imports=imports)
+    source = as_decoder(source)
     tokenizer = tokenizer_of(extras.of(source))
     if runtime == "eager":
         from tfopt.runtime.eager_decoder import EagerDecoder

@@ -26,6 +26,7 @@ from tfopt.export.samples import make_samples
 from tfopt.export.signatures import tried_size
 from tfopt.export.texts import members_for_texts
 from tfopt.export.verify import Verified, check_accepted, check_outputs, largest_error, limits_for
+from tfopt.models.keras_hub import as_decoder
 from tfopt.quantization.config import QuantizeConfig
 from tfopt.quantization.simulation import simulation_of
 
@@ -97,7 +98,7 @@ def export(
     >>> artifact.format, [check.name for check in artifact.checks][:5]
     ('tflite', ['dtypes', 'table_lookup', 'state', 'loads', 'max_abs_error'])
     """
-    keras_api.check_model(model)
+    model = as_decoder(keras_api.check_model(model))
     path = Path(path).resolve()
     kind = format_for(path) if format is None else format_named(format)
     wanted = Wanted(

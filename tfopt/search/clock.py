@@ -60,4 +60,4 @@ def epochs_within(
 
 def batches_of_inputs(task: Any, size: int, count: int) -> list[Any]:
     """Some batches of training inputs."""
-    return [inputs for inputs, *_ in task.batches(size, "train").take(count)]
+    return [inputs for inputs, *_ in task.batches(size, "train", shuffle=True, epoch=0).take(count)]

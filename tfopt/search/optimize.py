@@ -5,7 +5,7 @@ import hashlib
 import math
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ _PROBED, _BATCH = 8, 32
 _FULL_S = 180.0  # with less, a full ladder is not even looked at, which takes some seconds
 _FINISH_S = 30.0  # to measure and report, beside what grows with the original as its exports do
 _LEAST, _WORTH = 2, 0.8  # tokens that occur less often go, where fewer than this share stay
-_LESSONS_BYTES = 4_000_000_000  # of a teacher's states that are kept on disk
+_LESSONS_BYTES = 10_000_000_000  # of a teacher's states that are kept on disk
 
 
 def optimize(
@@ -233,19 +233,15 @@ class _Work:
         cached = lessons <= min(_LESSONS_BYTES, shutil.disk_usage(self._out).free / 3)
         takes = functools.partial(clock.training_seconds, answer_s=answer, steps=steps, cached=cached)
         left = None if self._end is None else self._end - time.monotonic()
-        for ladder, any_share in ((full_ladder, False), (short_ladder, True)):
-            if not any_share and left is not None and left < _FULL_S:
-                continue
-            try:
-                rungs = ladder(model)
-            except InputError as error:
-                self._log(str(error))
-                break
-            budget = None if left is None else left - _finish_seconds(original, len(rungs))
-            epochs = clock.epochs_within(rungs, takes, budget, any_share=any_share)
-            if epochs:
-                minutes = {rung.name: takes(rung, epochs[rung.name]) / 60 for rung in rungs}
-                return self._chosen(rungs, epochs, minutes, cached=cached)
+        try:
+            for rungs in _choices(model, left):
+                budget = None if left is None else left - _finish_seconds(original, len(rungs))
+                epochs = clock.epochs_within(rungs, takes, budget, any_share=rungs[0].name == "small")
+                if epochs:
+                    minutes = {rung.name: takes(rung, epochs[rung.name]) / 60 for rung in rungs}
+                    return self._chosen(rungs, epochs, minutes, cached=cached)
+        except InputError as error:
+            self._log(str(error))
         self._log("no students are trained")
         return {"variants": [], "says": {}}
 
@@ -259,6 +255,14 @@ class _Work:
             most = None if self._minutes is None else round(clock.OVERRUN * about, 2)
             variants.append(rung.variant(count, cached, most))
         return {"variants": variants, "says": {rung.name: rung.says for rung in rungs}}
+
+
+def _choices(model: Any, left: float | None) -> Iterator[list[Rung]]:
+    """Students that could be trained, the more the better: all, the first of them, the smallest alone."""
+    if left is None or left > _FULL_S:
+        rungs = full_ladder(model)
+        yield from (rungs[:count] for count in (len(rungs), 3, 2) if count <= len(rungs))
+    yield short_ladder(model)
 
 
 def _finish_seconds(original: pipeline.Built, students: int) -> float:
