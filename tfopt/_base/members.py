@@ -2,4 +2,5 @@
 
 FACTS = "tfopt_text.json"  # the task and the names of classes; `data.text_facts`
 TOKENIZER = "tfopt_tokenizer.json"
+LOOKUPS = "tfopt_lookups.json"  # what a model was cut behind; `data.lookup`
 PACKED = TOKENIZER + ".zlib"  # in exported files, where every byte counts

@@ -12,10 +12,12 @@ import tensorflow as tf
 
 from tfopt._keras import keras_api
 from tfopt._keras.keras_io import Inputs, call, sources_of, takes_length
+from tfopt._keras.lookups import LOOKUPS, words_of
 from tfopt._keras.sizes import Size
 
 MASK = "attention_mask"  # of every model of ours
 _ROWS = 2
+_WORDS = 8  # of a text
 _TRIED = (8, 32, 67, 257)
 
 
@@ -27,11 +29,13 @@ class InputFacts:
         rows: input -> rows of the table in which its ids are looked up, where that is known.
         masks: mask -> the inputs whose padding it tells from content.
         spans: input -> least and largest of its values, where a layer that rescales them tells.
+        words: input of texts -> words that the layer which reads it knows, and how many a text has.
     """
 
     rows: dict[str, int]
     masks: dict[str, tuple[str, ...]]
     spans: dict[str, tuple[np.ndarray, np.ndarray]]
+    words: dict[str, tuple[tuple[str, ...], int]] = dataclasses.field(default_factory=dict)
 
 
 def facts_of(model: Any, inputs: Inputs, size: Size) -> InputFacts:
@@ -43,7 +47,8 @@ def facts_of(model: Any, inputs: Inputs, size: Size) -> InputFacts:
         size: of open axes, where something is tried out.
     """
     rows = id_limits(model, inputs, size)
-    return InputFacts(rows, masks_of(model, inputs, size, rows=rows), spans_of(model, inputs))
+    masks = masks_of(model, inputs, size, rows=rows)
+    return InputFacts(rows, masks, spans_of(model, inputs), words=_known_words(model, inputs))
 
 
 def size_to_try(model: Any, inputs: Inputs) -> int:
@@ -66,7 +71,9 @@ def draw(inputs: Inputs, facts: InputFacts, rows: int, size: Size, padded: bool 
 def _drawn(rng: np.random.Generator, name: str, spec: Any, facts: InputFacts, padded: bool) -> np.ndarray:
     shape = tuple(spec.shape)
     if spec.dtype == tf.string:
-        return np.full(shape, "text")
+        words, count = facts.words.get(name, (("text",), 1))
+        texts = [" ".join(rng.choice(words, rng.integers(1, count + 1))) for _ in range(int(np.prod(shape)))]
+        return np.array(texts, object).reshape(shape)
     if name in facts.masks:  # full rows and shorter ones
         kept = shape[1] - np.arange(shape[0]) % (4 if padded else 1) * shape[1] // 8
         return np.arange(shape[1]) < kept[:, None]
@@ -177,6 +184,15 @@ def spans_of(model: Any, inputs: Inputs) -> dict[str, tuple[np.ndarray, np.ndarr
             elif kind == "Normalization" and getattr(layer, "mean", None) is not None:
                 mean, deviation = np.asarray(layer.mean), np.sqrt(np.asarray(layer.variance))
                 found[name] = mean - 2 * deviation, mean + 2 * deviation
+    return found
+
+
+def _known_words(model: Any, inputs: Inputs) -> dict[str, tuple[tuple[str, ...], int]]:
+    found = {}
+    for name, source in sources_of(model, inputs).items():
+        for layer in _readers(source):
+            if type(layer).__name__ in LOOKUPS and inputs.specs[name].dtype == tf.string and words_of(layer):
+                found[name] = words_of(layer), _WORDS if type(layer).__name__ == "TextVectorization" else 1
     return found
 
 

@@ -175,7 +175,8 @@ def remove_trainable(layer: Any, variable: Any) -> None:
 def own_variables(layer: Any) -> list[Any]:
     """The variables that the layer made itself, those of its sublayers excluded."""
     if generation_of(layer) == "tf_keras":
-        return list(layer._trainable_weights) + list(layer._non_trainable_weights)
+        both = list(layer._trainable_weights) + list(layer._non_trainable_weights)
+        return [variable for variable in both if hasattr(variable, "shape")]  # not the vocabulary of a lookup
     return list(layer._trainable_variables) + list(layer._non_trainable_variables)
 
 

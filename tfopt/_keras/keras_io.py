@@ -107,7 +107,7 @@ def named_outputs(model: Any, value: Any) -> dict[str, tf.Tensor]:
 
 def takes_length(model: Any, inputs: Inputs, size: Size) -> bool:
     """Whether the model runs on one row of this size; a position table may be shorter."""
-    named = {n: _ones(spec) for n, spec in inputs.with_sizes(1, size).items()}
+    named = {n: ones(spec) for n, spec in inputs.with_sizes(1, size).items()}
     try:
         call(model, inputs, named)
     except (tf.errors.InvalidArgumentError, ValueError):
@@ -115,7 +115,8 @@ def takes_length(model: Any, inputs: Inputs, size: Size) -> bool:
     return True
 
 
-def _ones(spec: Any) -> tf.Tensor:
+def ones(spec: Any) -> tf.Tensor:
+    """Ones, or texts, of a shape."""
     return tf.fill(spec.shape, "text") if spec.dtype == tf.string else tf.ones(spec.shape, spec.dtype)
 
 

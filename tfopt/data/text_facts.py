@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 
 from tfopt._base.foreign import parse_json
 from tfopt._base.limits import MAX_MEMBER_BYTES
-from tfopt._base.members import FACTS, PACKED, TOKENIZER
+from tfopt._base.members import FACTS, LOOKUPS, PACKED, TOKENIZER
 from tfopt.data.tokenizers import OnLong
 from tfopt.errors import InputError, ModelFileError
 
@@ -88,7 +88,7 @@ def check_labels(names: Sequence[str]) -> tuple[str, ...]:
 
 def packed(members: Mapping[str, bytes]) -> dict[str, bytes]:
     """Those of a model's members that an exported file needs for texts."""
-    found = {FACTS: members[FACTS]} if FACTS in members else {}
+    found = {name: members[name] for name in (FACTS, LOOKUPS) if name in members}
     if TOKENIZER in members:
         found[PACKED] = zlib.compress(members[TOKENIZER], 9)
     return found
@@ -100,7 +100,7 @@ def unpacked(members: Mapping[str, bytes], source: str) -> dict[str, bytes]:
     Raises:
         ModelFileError: they are damaged.
     """
-    found = {name: members[name] for name in (FACTS, TOKENIZER) if name in members}
+    found = {name: members[name] for name in (FACTS, LOOKUPS, TOKENIZER) if name in members}
     if PACKED in members:
         stream = zlib.decompressobj()
         try:

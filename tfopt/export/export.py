@@ -21,6 +21,7 @@ from tfopt.errors import InputError
 from tfopt.export.artifact import Artifact
 from tfopt.export.integers import resolve
 from tfopt.export.job import Job, Values, Wanted, outputs_of
+from tfopt.export.lookups import check_cut, ids_for, without_lookups
 from tfopt.export.recurrent import refuse_stateful
 from tfopt.export.samples import make_samples
 from tfopt.export.signatures import tried_size
@@ -108,18 +109,36 @@ def export(
     _check_path(path, kind)
     _check_wanted(kind, wanted)
     _check_can_be_exported(model)
+    cut = without_lookups(model) if kind.fixed_lengths else None
+    if cut is not None:
+        artifact = export(
+            cut.model, path, format=format, quantization=quantization, representative=ids_for(cut, representative),
+            lengths=lengths, batch_size=batch_size, accept=accept, tokenizer=tokenizer, labels=labels,
+        )  # fmt: skip
+        return dataclasses.replace(artifact, checks=(check_cut(model, cut), *artifact.checks))
     members = members_for_texts(model, tokenizer, labels)
+    return _written(
+        model, path, kind, wanted=wanted, data=representative, signature=input_signature, members=members,
+        in_place=in_place,
+    )  # fmt: skip
+
+
+def _written(
+    model: Any, path: Path, kind: Format, *, wanted: Wanted, data: Any, signature: Any,
+    members: Mapping[str, bytes], in_place: bool,
+) -> Artifact:  # fmt: skip
+    """Writes, checks and compares; the file appears only if all is right."""
     children.warm_up()
     whole = _copied(model, in_place)
     with widened(whole), replacing(path) as temporary:
-        job = _plan(whole, kind, wanted, data=representative, signature=input_signature, members=members)
+        job = _plan(whole, kind, wanted, data=data, signature=signature, members=members)
         reference = outputs_of(dataclasses.replace(job, model=whole if computes_narrow(model) else model))
         written = kind.writer_module().write(job, temporary)
-        checks = [*written.checks, *kind.writer_module().check(temporary, job.name, jit_compile)]
+        checks = [*written.checks, *kind.writer_module().check(temporary, job.name, wanted.jit_compile)]
         found = _compared(job, temporary, reference, expected=written.expected)
     sizes = tuple(n if isinstance(n, int) else n.as_dict() for n in job.lengths)
     return Artifact(
-        path, kind.name, job.name, jit_compile=jit_compile, lengths=sizes,
+        path, kind.name, job.name, jit_compile=wanted.jit_compile, lengths=sizes,
         max_abs_error=largest_error(found.outputs, reference), agreement=found.agreement,
         checks=(*checks, *found.checks), layers=written.layers,
     )  # fmt: skip

@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from tfopt._keras import keras_api
 from tfopt._keras.keras_io import Inputs, call
+from tfopt._keras.lookups import tables
 from tfopt._keras.sizes import Size, label
 from tfopt.errors import InputError, VerificationError, WorkFailedError
 from tfopt.export.artifact import Check
@@ -72,6 +73,7 @@ def write_saved_model(
     # The variables are tracked one by one: of a Keras 3 model that is only an attribute, a converter
     # freezes none, and the file it writes computes NaN.
     module.model_variables = [keras_api.tf_variable(w.variable) for w in keras_api.weights(model)]
+    module.model_tables = tables(model)
     signatures = {}
     if not lengths or batch is None:
         signatures[DEFAULT_SIGNATURE] = _function(model, inputs, batch, length=None, jit_compile=jit_compile)

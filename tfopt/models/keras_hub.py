@@ -3,6 +3,7 @@
 KerasHub itself is not imported: the model that is given brings its classes.
 """
 
+import dataclasses
 import importlib
 import struct
 from collections.abc import Callable, Iterator
@@ -59,7 +60,8 @@ def as_decoder(model: Any, *, context: int | None = None) -> Any:
     settings = backbone.get_config()
     longest = context or getattr(preprocessor, "sequence_length", None) or _CONTEXT
     end = getattr(tokenizer, "end_token_id", None)
-    config = read(settings, {w.path for w in backbone.weights}, longest, () if end is None else (int(end),))
+    config = read(settings, {w.path for w in backbone.weights}, longest)
+    config = dataclasses.replace(config, end_tokens=() if end is None else (int(end),))
     made = causal_lm(config, "keras")
     stored = {_path(w): w for w in backbone.weights}
     ours = {w.path: w.variable for w in keras_api.weights(made)}
@@ -82,7 +84,7 @@ def _path(weight: Any) -> str:
     return "/".join(parts[first:])
 
 
-_Read = Callable[[dict[str, Any], set[str], int, tuple[int, ...]], CausalLMConfig]
+_Read = Callable[[dict[str, Any], set[str], int], CausalLMConfig]
 _Entries = Callable[[CausalLMConfig], Iterator[tuple[str, str]]]
 
 
@@ -121,7 +123,7 @@ def _pieces(tokenizer: Any) -> bytes | None:
     return content if same else None
 
 
-def _read_rotary(settings: dict[str, Any], paths: set[str], context: int, end: tuple[int, ...]) -> CausalLMConfig:
+def _read_rotary(settings: dict[str, Any], paths: set[str], context: int) -> CausalLMConfig:
     """LLaMA, Mistral and Qwen2."""
     for name in ("rope_position_scaling_factor", "rope_scaling_factor", "rope_frequency_adjustment_factor"):
         if settings.get(name) not in (None, 1, 1.0):
@@ -130,21 +132,24 @@ def _read_rotary(settings: dict[str, Any], paths: set[str], context: int, end: t
     if settings.get("use_sliding_window_attention"):
         window = settings["sliding_window_size"]
     return CausalLMConfig(
-        settings["vocabulary_size"], settings["hidden_dim"], settings["num_layers"], settings["num_query_heads"],
-        settings["num_key_value_heads"], settings.get("head_dim"), settings["intermediate_dim"], context,
+        settings["vocabulary_size"], settings["hidden_dim"], settings["num_layers"],
+        num_attention_heads=settings["num_query_heads"], num_key_value_heads=settings["num_key_value_heads"],
+        head_dim=settings.get("head_dim"), intermediate_size=settings["intermediate_dim"],
+        max_position_embeddings=context,
         norm_eps=settings["layer_norm_epsilon"], rope_theta=float(settings["rope_max_wavelength"]),
         attention_bias=any(path.endswith("query/bias") for path in paths), sliding_window=window,
         tie_word_embeddings=not any(path.endswith("reverse_embeddings") for path in paths),
-        dropout=settings.get("dropout") or 0.0, end_tokens=end,
+        dropout=settings.get("dropout") or 0.0,
     )  # fmt: skip
 
 
-def _read_gpt2(settings: dict[str, Any], paths: set[str], context: int, end: tuple[int, ...]) -> CausalLMConfig:
+def _read_gpt2(settings: dict[str, Any], paths: set[str], context: int) -> CausalLMConfig:
     return CausalLMConfig(
-        settings["vocabulary_size"], settings["hidden_dim"], settings["num_layers"], settings["num_heads"],
-        intermediate_size=settings["intermediate_dim"], max_position_embeddings=settings["max_sequence_length"],
+        settings["vocabulary_size"], settings["hidden_dim"], settings["num_layers"],
+        num_attention_heads=settings["num_heads"], intermediate_size=settings["intermediate_dim"],
+        max_position_embeddings=settings["max_sequence_length"],
         positions="learned", norm="layer", norm_eps=1e-5, hidden_act="gelu_tanh", gated=False, attention_bias=True,
-        output_bias=True, dropout=settings["dropout"], end_tokens=end,
+        output_bias=True, dropout=settings["dropout"],
     )  # fmt: skip
 
 

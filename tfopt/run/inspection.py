@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 
 from tfopt._base.children import ChildFailedError, run_in_child
 from tfopt._base.files import size_of
 from tfopt._base.formats import kind_of
 from tfopt._base.limits import PARSING_BYTES, PARSING_RATIO, PARSING_SECONDS
 from tfopt._keras import keras_api
-from tfopt._keras.keras_io import call, inputs_of, takes_length
+from tfopt._keras.keras_io import call, inputs_of, ones, takes_length
 from tfopt.compress.techniques import TECHNIQUES
 from tfopt.errors import InputError, ModelFileError, TfoptError
 from tfopt.models.source import load_any
@@ -221,7 +220,7 @@ def _observe(model: Any, length: int) -> dict[int, tuple[tuple[int, ...] | None,
     leaves = [layer for _, layer in keras_api.walk(model) if not keras_api.sublayers(layer)]
     while length > 1 and not takes_length(model, inputs, length):  # the first call also builds caches
         length //= 2
-    named = {name: tf.ones(spec.shape, spec.dtype) for name, spec in inputs.with_sizes(1, length).items()}
+    named = {name: ones(spec) for name, spec in inputs.with_sizes(1, length).items()}
     with _watched(leaves, seen):
         call(model, inputs, named)
     return seen

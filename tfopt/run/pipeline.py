@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import sys
 import tempfile
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ from tfopt.report import Report, Step, machine_info
 from tfopt.report.html import page
 from tfopt.report.plots import plots
 from tfopt.run.folder import CHECKPOINTS, RunFolder
+from tfopt.run.named import told
 from tfopt.tasks import task_of
 from tfopt.train import TrainConfig, fit, make_strategy
 from tfopt.train.checkpoints import Checkpoints
@@ -124,7 +125,9 @@ def build(recipe: Recipe, out: Path, *, of: Collection[str] | None = None, log: 
         work = _Run(recipe, folder, log)
         data, exported = work.artifacts(of, go_on=True)
         refused = {name: facts["refused"] for name, facts in exported.items() if "refused" in facts}
-        return Built(out, data, work.task.notes(data), folder.steps, curves=work.curves, refused=refused)
+        return Built(
+            out, data, notes=work.task.notes(data), steps=folder.steps, curves=work.curves, refused=refused
+        )
 
 
 class _Run:
@@ -363,21 +366,6 @@ class _Run:
         chosen = [self.task.lengths(export) for export in self.recipe.exports]
         lengths = next((found for found in chosen if found), None)
         return values if lengths is None else {**values, "lengths": lengths}
-
-
-def told(
-    m: Measurement, labels: Sequence[str] | None, texts_at: Callable[[Sequence[int]], Mapping[int, str]]
-) -> Measurement:
-    """A measurement whose classes have their names, and whose changed answers the texts that they are about."""
-    changed, confusion = m.changed, m.confusion
-    if changed:
-        texts = texts_at([row["row"] for row in changed])
-        changed = [{**row, "text": texts[row["row"]]} if row["row"] in texts else row for row in changed]
-    if labels and confusion:
-        confusion = {**confusion, "classes": [labels[i] for i in confusion["classes"]]}
-        named = ("answer", "baseline", "true")
-        changed = [{k: labels[v] if k in named else v for k, v in row.items()} for row in changed or []] or changed
-    return dataclasses.replace(m, changed=changed, confusion=confusion)
 
 
 class _Material:

@@ -56,13 +56,16 @@ def operator_times(
     found: dict[str, list[tuple[float, bool]]] = {}
     shapes = {id(tensor): _fixed(tensor, rows) for tensor in graph.tensors}
     for operator in graph.operators:
-        seconds, accelerated = _time(_alone(model, graph, operator, shapes), threads)
+        seconds, accelerated = _time(_alone(model, graph, operator, shapes=shapes), threads)
         name = _NAMES.get(fb.code(model, operator), "CUSTOM")
         found.setdefault(name, []).append((max(seconds - idle, 0.0), accelerated))
     times = [
-        OperatorTime(name, len(some), sum(taken for _, taken in some), 1e3 * sum(s for s, _ in some))
+        OperatorTime(
+            name, count=len(some), accelerated=sum(taken for _, taken in some),
+            milliseconds=1e3 * sum(seconds for seconds, _ in some),
+        )
         for name, some in found.items()
-    ]
+    ]  # fmt: skip
     return sorted(times, key=lambda t: -t.milliseconds)
 
 

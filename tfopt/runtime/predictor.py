@@ -6,6 +6,7 @@ Subclasses tell the signatures they have and run one of them; batches, padding a
 import abc
 import contextlib
 import dataclasses
+import functools
 import itertools
 import math
 import threading
@@ -17,6 +18,8 @@ import numpy as np
 
 from tfopt._base.files import existing
 from tfopt._base.formats import format_of
+from tfopt._base.members import LOOKUPS
+from tfopt.data.lookup import Lookup, from_json
 from tfopt.data.tokenizers import OnLong
 from tfopt.errors import InputError, ModelFileError
 from tfopt.runtime.answers import Reader, is_texts
@@ -174,8 +177,13 @@ class Predictor(abc.ABC):
             InputError: a missing or unknown input, rows that differ, a shape, number, token id or mask that the
                 artifact does not take, or a sequence longer than the longest exported length.
         """
-        if is_texts(inputs) and not self._takes_strings:
+        if self._lookups:
+            inputs = self._looked_up(inputs)
+        elif is_texts(inputs) and not self._takes_strings:
             return self._answers(list(inputs), batch_size, on_long)
+        (shape, _), *others = self.signatures[0].inputs.values()
+        if is_texts(inputs) and not others and len(shape) == 2 and shape[1] == 1:  # as older Keras declares texts
+            inputs = np.asarray(inputs, object)[:, None]
         if batch_size is not None and batch_size < 1:
             raise InputError(f"batch_size must be 1 or more, got {batch_size}")
         named = self._named(inputs)
@@ -192,6 +200,24 @@ class Predictor(abc.ABC):
             parts.append(self._answer(signature, part))
         joined = {name: np.concatenate([p[name] for p in parts])[:rows] for name in parts[0]}
         return self._cut(joined, signature, named)
+
+    @functools.cached_property
+    def _lookups(self) -> list[Lookup]:
+        """What the model was cut behind."""
+        return from_json(self.members[LOOKUPS], f"{self.path}: {LOOKUPS}") if LOOKUPS in self.members else []
+
+    def _looked_up(self, inputs: Any) -> Any:
+        """Texts as the ids that the file takes; ids that are given stay."""
+        if not isinstance(inputs, Mapping):
+            names = [*(lookup.name for lookup in self._lookups)]
+            if len(self.input_names) != 1:
+                raise InputError(f"this artifact takes its inputs by name, {', '.join(names)} among them")
+            inputs = {names[0] if is_texts(inputs) else self.input_names[0]: inputs}
+        found = dict(inputs)
+        for lookup in self._lookups:
+            if lookup.name in found:
+                found[lookup.target] = lookup.ids(found.pop(lookup.name))
+        return found
 
     @property
     def _takes_strings(self) -> bool:

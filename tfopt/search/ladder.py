@@ -156,7 +156,7 @@ class _Maker:
         lessons = {"temperature": 2.0, "hidden": 1.0 if self._has_states(model) else 0.0}
         before = next((rung.says for rung in self.rungs if rung.name == start), "")
         self.rungs.append(Rung(
-            name, start, {**sections, "distill": lessons}, epochs, rate=self._rate,
+            name, start, {**sections, "distill": lessons}, epochs=epochs, rate=self._rate,
             share=_products(model) / self._whole, weights=_weights(model) if weights is None else weights,
             says="; ".join(filter(None, (before, says))),
         ))  # fmt: skip

@@ -90,7 +90,10 @@ def optimize(
     goal = check_goal(accuracy, max_latency_ms, max_bytes, minutes=minutes)
     folder, began = Path(out).resolve(), time.monotonic()
     folder.mkdir(parents=True, exist_ok=True)
-    corpus = Corpus(Path(data), None if validation is None else Path(validation), text_column, label_column)
+    corpus = Corpus(
+        Path(data), None if validation is None else Path(validation), text_column=text_column,
+        label_column=label_column,
+    )  # fmt: skip
     recipe = recipe_of(model, corpus, folder, tokenizer=tokenizer, max_length=max_length, epochs=epochs)
     return optimize_recipe(
         recipe, folder, goal=goal, minutes=minutes, rounds=rounds, threads=threads, log=log, began=began
@@ -135,7 +138,7 @@ def optimize_recipe(
     if BASELINE in original.refused:
         raise WorkFailedError(f"the original could not be written: {original.refused[BASELINE]}")
     students, says = work.students(original)
-    found = Candidates(recipe, held_out(recipe), original, students, says)
+    found = Candidates(recipe, held_out(recipe), original, students=students, says=says)
     return ship(found, out, goal=goal, rounds=rounds, threads=threads, log=log)
 
 

@@ -26,7 +26,8 @@ from tfopt.recipe.sections import ExportSection
 from tfopt.report import Report, machine_info
 from tfopt.report.html import page
 from tfopt.report.plots import curves_of
-from tfopt.run.pipeline import Built, told
+from tfopt.run.named import told
+from tfopt.run.pipeline import Built
 from tfopt.search.front import Point, SearchResult, choose, front_of
 from tfopt.tasks import task_of
 from tfopt.tasks.classification import KEPT, ClassificationTask
@@ -182,7 +183,7 @@ def ship(
     try:
         chosen = choose(points, full, _BUDGETS.get(name, name), limit=limit)
     except InputError as error:
-        _write(out, found, measured, result, sentence="No file reaches the goal.")
+        _write(out, found, measured, result=result, sentence="No file reaches the goal.")
         if name != "accuracy":
             raise
         best = max(points, key=lambda p: p.accuracy)
@@ -194,16 +195,11 @@ def ship(
         shutil.copyfile(chosen.artifact, temporary)
     m = next(m for m in measured if m.name == chosen.name)
     sentence = _sentence(out / _FILE, m, base, rows=len(found.texts.texts))
-    report = _write(out, found, measured, result, sentence)
+    report = _write(out, found, measured, result=result, sentence=sentence)
     return Optimized(
-        out / _FILE,
-        sentence,
-        m.speedup or 1.0,
-        m.shrink or 1.0,
-        chosen.accuracy / full if full else 1.0,
-        report,
-        result,
-    )
+        out / _FILE, sentence, faster=m.speedup or 1.0, smaller=m.shrink or 1.0,
+        share=chosen.accuracy / full if full else 1.0, report=report, result=result,
+    )  # fmt: skip
 
 
 def score(texts: Texts, predictor: Any) -> Scored:

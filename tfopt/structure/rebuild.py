@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from tfopt._keras import keras_api
+from tfopt._keras.lookups import carry_vocabularies
 from tfopt.errors import InputError
 from tfopt.structure.nodes import Node, flat, free_name, functional, is_functional, nodes, struct_of
 from tfopt.structure.one_token import ATTENTION, EarlyPooling, one_token_target, without_length
@@ -79,6 +80,7 @@ def rebuild(model: Any, changes: Changes) -> Any:
             )
         for variable, value in zip(news, wanted, strict=True):
             variable.assign(value)
+        carry_vocabularies(old, new)
         filled.update(map(id, news))
     for weight in keras_api.weights(made):  # of layers that take the place of others
         if id(weight.variable) not in filled:

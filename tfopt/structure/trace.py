@@ -11,6 +11,7 @@ from tensorflow.python.framework.func_graph import FuncGraph  # a public name fo
 from tfopt._keras import keras_api
 from tfopt._keras.keras_io import inputs_of
 from tfopt._keras.layer_calls import Call, Replaced, original_call
+from tfopt._keras.lookups import LOOKUPS
 from tfopt.errors import InputError
 from tfopt.structure.nodes import flat, functional, inputs_in_order, nodes, struct_of
 
@@ -69,6 +70,11 @@ def _traced(model: Any, root: Any, length: int) -> Trace:
         for node in nodes(root):
             if node.operation is None:
                 continue
+            if (
+                type(node.operation).__name__ in LOOKUPS
+            ):  # what is looked up begins there, whatever words there were
+                values.update(zip(node.outputs, [_ids(t, length) for t in node.symbolic], strict=True))
+                continue
             before = len(graph.get_operations())
             arguments, keywords = node.fill(values)
             with _told_apart(node.operation, graph, inner):
@@ -118,6 +124,11 @@ def _handles(variable: Any) -> list[Any]:
     """The resources behind a variable, one for each replica."""
     inner = keras_api.tf_variable(variable)
     return [part.handle for part in getattr(inner, "values", None) or [inner]]
+
+
+def _ids(tensor: Any, length: int) -> tf.Tensor:
+    sizes = [length if size is None else size for size in tuple(tensor.shape)[1:]]
+    return tf.compat.v1.placeholder(tf.as_dtype(tensor.dtype), [_BATCH, *sizes])
 
 
 def _placeholder(spec: tf.TensorSpec) -> tf.Tensor:

@@ -9,9 +9,9 @@ from ai_edge_litert.tools import flatbuffer_utils
 from tfopt.tflite.file import gather_buffers
 
 Op = schema.BuiltinOperator
-FLOAT32, INT32, INT8, INT4, FLOAT16, INT16 = (
-    schema.TensorType.FLOAT32, schema.TensorType.INT32, schema.TensorType.INT8, schema.TensorType.INT4,
-    schema.TensorType.FLOAT16, schema.TensorType.INT16,
+FLOAT32, INT32, INT64, INT8, INT4, FLOAT16, INT16 = (
+    schema.TensorType.FLOAT32, schema.TensorType.INT32, schema.TensorType.INT64, schema.TensorType.INT8,
+    schema.TensorType.INT4, schema.TensorType.FLOAT16, schema.TensorType.INT16,
 )  # fmt: skip
 
 
@@ -120,6 +120,16 @@ def reshape(model: Any, graph: Any, source: int, target: int, shape: list[int]) 
     new = operator(model, Op.RESHAPE, 1, inputs=[source, constant], outputs=[target])
     new.builtinOptionsType, new.builtinOptions = schema.BuiltinOptions.ReshapeOptions, schema.ReshapeOptionsT()
     new.builtinOptions.newShape = shape
+    return new
+
+
+def cast(model: Any, graph: Any, source: int, target: int) -> Any:
+    """A new CAST operator between the types of two tensors."""
+    new = operator(model, Op.CAST, 1, inputs=[source], outputs=[target])
+    new.builtinOptionsType, new.builtinOptions = schema.BuiltinOptions.CastOptions, schema.CastOptionsT()
+    new.builtinOptions.inDataType, new.builtinOptions.outDataType = (
+        graph.tensors[source].type, graph.tensors[target].type,
+    )  # fmt: skip
     return new
 
 

@@ -54,6 +54,10 @@ def look_up_rows(model: Any) -> None:
             table, ids, result = int(op.inputs[0]), int(op.inputs[1]), int(op.outputs[0])
             count, width = int(np.prod(graph.tensors[ids].shape)), int(graph.tensors[table].shape[1])
             title = fb.name(graph.tensors[result])
+            if graph.tensors[ids].type == fb.INT64:  # the operator takes no others than int32
+                narrow = fb.add_tensor(graph, f"{title}/int32", graph.tensors[ids].shape, dtype=fb.INT32)
+                operators.append(fb.cast(model, graph, ids, target=narrow))
+                ids = narrow
             flat = fb.add_tensor(graph, f"{title}/ids", [count], dtype=fb.INT32)
             rows = fb.add_tensor(graph, f"{title}/rows", [count, width], dtype=fb.FLOAT32)
             operators += [
@@ -68,4 +72,4 @@ def _is_row_lookup(model: Any, graph: Any, op: Any) -> bool:
     if fb.code(model, op) != fb.Op.GATHER or op.builtinOptions.axis or op.builtinOptions.batchDims:
         return False
     table, ids = (graph.tensors[int(i)] for i in op.inputs[:2])
-    return len(table.shape) == 2 and ids.type == fb.INT32 and fb.floats(model, table) is not None
+    return len(table.shape) == 2 and ids.type in (fb.INT32, fb.INT64) and fb.floats(model, table) is not None

@@ -1,0 +1,35 @@
+"""Layers that look up texts or numbers in a vocabulary."""
+
+from typing import Any
+
+from tfopt._keras import keras_api
+
+LOOKUPS = ("TextVectorization", "StringLookup", "IntegerLookup")
+
+
+def lookups(model: Any) -> list[Any]:
+    """The layers that look up texts or numbers in a vocabulary, nested ones too, without what they are made of."""
+    within = [model, *(layer for _, layer in keras_api.walk(model))]
+    found = [layer for layer in within if type(layer).__name__ in LOOKUPS]
+    inside = {id(inner) for layer in found for _, inner in keras_api.walk(layer) if inner is not layer}
+    return [layer for layer in found if id(layer) not in inside]
+
+
+def carry_vocabularies(model: Any, made: Any) -> None:
+    """Gives the lookups of a copy what `adapt` taught those of the model: it is in no configuration."""
+    for old, new in zip(lookups(model), lookups(made), strict=True):
+        known = old.get_vocabulary(include_special_tokens=False)
+        if known != new.get_vocabulary(include_special_tokens=False):
+            new.set_vocabulary(known)
+
+
+def tables(model: Any) -> list[Any]:
+    """TensorFlow's tables behind them."""
+    found = (getattr(layer, "lookup_table", None) for _, layer in keras_api.walk(model))
+    return [table for table in found if table is not None]
+
+
+def words_of(layer: Any) -> tuple[str, ...]:
+    """Texts that such a layer knows, without those that stand for others."""
+    known = [str(word) for word in layer.get_vocabulary()]
+    return tuple(word for word in known if word not in ("", "[UNK]"))
