@@ -60,7 +60,7 @@ def main() -> None:
         found["demo, now / earlier"] = ratio(np.array(times["now"]), np.array(times["earlier"]))
         found["demo, seconds"] = times
         found["goals"].append(goal("demo", found["demo, now / earlier"]["median"], 0.75, at_most=True))
-        model = folder / "now_0" / "baseline" / "model.keras"
+        model = next((folder / "now_0").rglob("baseline/model.keras"))
         for kind, options in KINDS.items():
             out = folder / ("m.tflite" if "TFLite" in kind else "m")
             work = {
