@@ -10,6 +10,9 @@ import tensorflow as tf
 
 import tfopt
 from benchmarks.zoo.model import ROWS, Entry, Values
+from tfopt._base.members import LOOKUPS
+from tfopt.data.lookup import from_json
+from tfopt.tflite.file import read_metadata
 
 # A float file must give the model's own answers; a quantized one answers that go with them. Of models with random
 # weights many outputs lie within a rounding of each other, so correlation over all rows counts, not classes.
@@ -82,7 +85,12 @@ def _train(model: Any, values: Values) -> None:
         targets, losses = targets[0], "mse"
     # KerasHub's tasks have metrics of their own, for labels.
     model.compile(_keras_of(model).optimizers.Adam(1e-4), loss=losses, metrics=[], weighted_metrics=[])
-    model.fit(_given(model, values), targets, batch_size=ROWS // 2, epochs=1, verbose=0)
+    tensors: Any = {n: tf.constant(v) for n, v in values.items()} if _has_texts(values) else values
+    model.fit(_given(model, tensors), targets, batch_size=ROWS // 2, epochs=1, verbose=0)
+
+
+def _has_texts(values: Values) -> bool:
+    return any(value.dtype == object for value in values.values())
 
 
 def _export(quantization: str | None, suffix: str = ".tflite", jit_compile: bool = False) -> Callable[..., None]:
@@ -185,6 +193,11 @@ def _tflite(path: Path, values: Values) -> Callable[[Any], list[np.ndarray]]:
     interpreter = Interpreter(str(path))
     (key, *_) = interpreter.get_signature_list()
     runner = interpreter.get_signature_runner(key)
+    # Of a model that is cut behind a vocabulary, the file takes ids.
+    members = read_metadata(path)
+    lookups = from_json(members[LOOKUPS], str(path)) if LOOKUPS in members else []
+    values = {**values, **{lookup.target: lookup.ids(values[lookup.name]) for lookup in lookups}}
+    values = {name: value for name, value in values.items() if name not in {lookup.name for lookup in lookups}}
     details, given = runner.get_input_details(), values
     if set(details) != set(values):  # one input, by whatever name
         given = dict(zip(details, values.values(), strict=True))

@@ -149,7 +149,12 @@ def check_samples(inputs: Inputs, samples: dict[str, np.ndarray]) -> dict[str, n
     for name, spec in inputs.specs.items():
         if name not in samples:
             raise InputError(f"representative data lacks input {name!r}; it has {sorted(map(str, samples))}")
-        value = as_numbers(samples[name], f"representative input {name!r}")
+        texts = spec.dtype == tf.string
+        value = (
+            np.asarray(samples[name], object)
+            if texts
+            else as_numbers(samples[name], f"representative input {name!r}")
+        )
         shape = tuple(spec.shape)
         fits = value.ndim == len(shape) and all(
             want in (None, have) for want, have in zip(shape[1:], value.shape[1:], strict=True)
@@ -158,7 +163,7 @@ def check_samples(inputs: Inputs, samples: dict[str, np.ndarray]) -> dict[str, n
             raise InputError(f"representative input {name!r} must have shape {shape}, got {value.shape}")
         if rows not in (None, len(value)):
             raise InputError(f"representative inputs differ in rows: {rows} and {len(value)} ({name!r})")
-        if not np.isfinite(value).all():
+        if not texts and not np.isfinite(value).all():
             raise InputError(f"representative input {name!r} holds NaN or infinity")
         rows = len(value)
         chosen[name] = value.astype(spec.dtype.as_numpy_dtype)

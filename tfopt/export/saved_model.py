@@ -23,6 +23,9 @@ def lengths(model: Any, inputs: Inputs, wanted: Wanted, masks: Mapping[str, Any]
     """One signature per size for XLA, which compiles for every new shape; else one that takes any."""
     if wanted.cache != "float32":
         raise InputError(f"cache={wanted.cache!r} is for a TFLite file that generates")
+    texts = next((name for name, spec in inputs.specs.items() if spec.dtype == tf.string), None)
+    if wanted.jit_compile and texts is not None:
+        raise InputError(f"XLA computes with numbers only, and input {texts!r} takes texts; leave jit_compile out")
     chosen = check_lengths(model, inputs, wanted.lengths, masks=masks) if wanted.jit_compile else ()
     return chosen, chosen[-1] if chosen else tried_size(model, inputs, wanted.lengths)
 
