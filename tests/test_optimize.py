@@ -47,7 +47,14 @@ def done(files):
     model, train, validation, folder = files
     lines = []
     found = tfopt.optimize(
-        model, train, validation=validation, out=folder / "out", accuracy=0.5, rounds=3, minutes=4, log=lines.append
+        model,
+        train,
+        validation=validation,
+        out=folder / "out",
+        accuracy=0.5,
+        rounds=3,
+        minutes=2.5,
+        log=lines.append,
     )
     return found, folder / "out", lines
 
@@ -86,17 +93,17 @@ def test_accuracy_is_that_of_the_answers_to_the_texts(done, files):
 
 def test_another_goal_reuses_everything(done, files, tfopt_main):
     found, out, lines = done
-    assert any(line.startswith("[train small]") and "of 4 minutes left" in line for line in lines)
+    assert any(line.startswith("[train small]") and "of 2.5 minutes left" in line for line in lines)
     model, train, validation, _ = files
     code, shown, progress = tfopt_main(
-        "optimize", model, "--train", train, "--validation", validation, "-o", out, "--max-bytes", 10**9, "--minutes", 4,
+        "optimize", model, "--train", train, "--validation", validation, "-o", out, "--max-bytes", 10**9, "--minutes", 2.5,
         "--rounds", 3, "--json",
     )  # fmt: skip
     assert code == 0 and "[train" not in progress and "[export" not in progress and "[data" not in progress
     best = max(point.accuracy for point in found.result.points)
     assert json.loads(shown)["share"] * found.report.baseline.quality["accuracy"] == pytest.approx(best)
     code, _, told = tfopt_main(
-        "optimize", model, "--train", train, "--validation", validation, "-o", out, "--max-latency", 1e-6, "--minutes", 4,
+        "optimize", model, "--train", train, "--validation", validation, "-o", out, "--max-latency", 1e-6, "--minutes", 2.5,
         "--rounds", 3,
     )  # fmt: skip
     assert code == 2 and "no point meets --max-latency-ms" in told.splitlines()[-1]
@@ -141,6 +148,25 @@ def test_a_vocabulary_is_cut_and_given_back(tmp_path):
     assert "vocabulary of the texts" in next(p.choices for p in found.result.points if p.name == "small")
     assert (tmp_path / "o" / "train.jsonl").read_text().count("\n") == 72  # a tenth was held out
     assert (tmp_path / "o" / "validation.jsonl").read_text().count("\n") == 8
+
+
+def test_a_model_of_somebody_whose_input_has_another_name(files, tmp_path):
+    """No mask, one length, probabilities: students are found without a word about any of it."""
+    keras = keras_api.keras_module("keras")
+    tokenizer = tmp_path / "tokenizer.json"
+    tokenizer.write_bytes(extras.of(load_model(files[0]))[TOKENIZER])
+    rows = load_tokenizer(tokenizer).get_vocab_size()
+    inputs = keras.Input((16,), dtype="int32", name="tokens")
+    x = keras.layers.GlobalAveragePooling1D()(keras.layers.Embedding(rows, 32)(inputs))
+    x = keras.layers.Dense(64, activation="relu")(x)
+    labels = {line.partition("\t")[0] for line in Path(files[1]).read_text("utf-8").splitlines()[1:]}
+    model = keras.Model(inputs, keras.layers.Dense(len(labels), activation="softmax")(x))
+    found = tfopt.optimize(
+        model, files[1], validation=files[2], out=tmp_path / "o", accuracy=0.01, tokenizer=tokenizer, max_length=16,
+        rounds=2, minutes=2, log=quiet,
+    )  # fmt: skip
+    assert any(point.name == "small" for point in found.result.points)
+    assert set(tfopt.Predictor.load(found.file).predict(["a good thing"])["label"]) <= labels
 
 
 def test_a_student_that_is_no_copy_of_its_model_is_left_out(files, tmp_path, monkeypatch):

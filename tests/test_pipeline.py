@@ -50,7 +50,11 @@ def test_a_run_writes_what_the_design_says(finished_run):
     names = {p.name for p in finished_run.iterdir()}
     assert {"recipe.toml", "manifest.json", "report.json", "report.html", "plots", "baseline", "data"} <= names
     assert len(list((finished_run / "data").glob("*.tfrecord"))) == 3
-    assert {p.name for p in (finished_run / "plots").iterdir()} == {"size_accuracy.png", "latency_accuracy.png"}
+    assert {p.name for p in (finished_run / "plots").iterdir()} == {
+        "size_accuracy.png",
+        "latency_accuracy.png",
+        "training.png",
+    }
 
 
 def test_the_manifest_lists_every_file_with_its_hash(finished_run):

@@ -15,6 +15,7 @@ from tfopt._base.files import sha256, tree_digest, write_json
 from tfopt._base.foreign import read_json
 from tfopt._keras import keras_api
 from tfopt._keras.loading import load_model
+from tfopt.compress.vocabulary import cut_rows
 from tfopt.data.readers.texts import read_texts
 from tfopt.data.tokenizers import load_tokenizer
 from tfopt.data.vocabulary import cut_tokenizer
@@ -159,7 +160,7 @@ class _Work:
         """Trains and writes the students there is time for; returns their run, and what was done to each."""
         model = load_model(original.folder / "baseline" / "model.keras")
         file = keras_api.save_model(_without_dropout(model), self._out / "teacher.keras")
-        data = self._data(original.folder)
+        data = self._data(model, original.folder)
         plan = self._plan(model, original, data)
         if not plan["variants"]:
             return None, {}
@@ -191,7 +192,7 @@ class _Work:
         left += "" if self._end is None else f"{self._minutes:g} minutes left)"
         self._log(line + (left if line.startswith("[") else ""))
 
-    def _data(self, original: Path) -> dict[str, Any]:
+    def _data(self, model: Any, original: Path) -> dict[str, Any]:
         """The students' data: with a vocabulary cut to the texts, where a given one has much that they lack."""
         section = self._recipe.data
         packed = {"source": "packed", "folder": str(original / "data"), "max_length": section.max_length}
@@ -201,7 +202,8 @@ class _Work:
         texts = self._training_texts()
         try:
             _, kept = cut_tokenizer(tokenizer.to_str(), "the tokenizer", texts, least=_LEAST)
-        except ModelFileError as error:
+            cut_rows(model, kept)
+        except (InputError, ModelFileError) as error:
             self._log(f"the vocabulary stays: {error}")
             return packed
         if len(kept) > _WORTH * tokenizer.get_vocab_size():

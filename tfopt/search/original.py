@@ -9,6 +9,8 @@ from typing import Any
 from tfopt._base.files import existing, write_bytes, write_text
 from tfopt._base.members import FACTS, TOKENIZER
 from tfopt._keras import extras, keras_api
+from tfopt._keras.input_facts import facts_of, size_to_try
+from tfopt._keras.keras_io import inputs_of
 from tfopt._keras.loading import load_model
 from tfopt.data.readers.texts import Texts, label_names, read_texts
 from tfopt.data.stdlib_docs import read_stdlib_docs
@@ -16,6 +18,7 @@ from tfopt.data.text_facts import ONLY, TextFacts
 from tfopt.errors import DataError, InputError
 from tfopt.models.pretrained import from_pretrained
 from tfopt.recipe import Recipe
+from tfopt.tasks.classification import PACKED
 
 _HELD_OUT, _SEED = 10, 7  # one text of so many
 _MOST_TOKENS = 128  # unless the model says otherwise
@@ -80,13 +83,30 @@ def recipe_of(
         _check_labels(facts, names)
         max_length = max_length or facts.max_length
     if trained:
-        section = {"kind": "keras", "file": str(keras_api.save_model(found, folder / "given.keras"))}
+        section = {
+            "kind": "keras",
+            "file": str(keras_api.save_model(found, folder / "given.keras")),
+            **_roles(found),
+        }
         data["tokenizer"] = str(_tokenizer(members, tokenizer, folder))
     return Recipe.model_validate({
         "schema": 1, "name": "original", "seed": _SEED, "generation": generation, "model": section,
         "data": {**data, "on_long": "truncate", "max_length": min(max_length or _MOST_TOKENS, 512)},
         "train": {"epochs": 0 if trained else epochs},
     })  # fmt: skip
+
+
+def _roles(model: Any) -> dict[str, Any]:
+    """What the model calls the inputs of a classifier of texts, where that is not what they are called here."""
+    inputs = inputs_of(model)
+    if set(inputs.specs) <= set(PACKED):
+        return {}
+    facts = facts_of(model, inputs, size_to_try(model, inputs))
+    ids, masks = [name for name in inputs.specs if name in facts.rows], list(facts.masks)
+    if len(ids) != 1 or len(inputs.specs) > 1 + len(masks):
+        given = ", ".join(inputs.specs)
+        raise InputError(f"the model takes {given}; of texts only token ids and a mask of padding are known")
+    return {"inputs": dict(zip(PACKED, (*ids, *masks[:1]), strict=False))}
 
 
 def held_out(recipe: Recipe) -> Texts:
