@@ -14,15 +14,10 @@ from tfopt.structure.walk import Place, Walk, fresh, norm_over
 def apply(walk: Walk, op: Any) -> None:
     """Gives axes to the outputs of an operation whose inputs have theirs."""
     rule = RULES.get(op.type)
-    if rule is None or any(map(_is_open, (*op.inputs, *op.outputs))):
+    if rule is None:
         walk.unknown(op)
     else:
         rule(walk, op)
-
-
-def _is_open(tensor: Any) -> bool:
-    """Whether a tensor has sizes that are known only when it is computed, as texts split into words have."""
-    return tensor.dtype != tf.resource and (tensor.shape.rank is None or None in tuple(tensor.shape))
 
 
 def only_shape(walk: Walk, op: Any) -> None:
