@@ -20,7 +20,7 @@ from tfopt.export import export
 from tfopt.models import BertConfig, bert
 from tfopt.search import clock
 from tfopt.search.ladder import full_ladder, short_ladder
-from tfopt.search.optimize import check_goal
+from tfopt.search.optimize import check_goal, forget
 from tfopt.train import TrainConfig
 
 CONFIG = BertConfig(
@@ -185,6 +185,14 @@ def test_a_student_that_is_no_copy_of_its_model_is_left_out(files, tmp_path, mon
     names = {point.name for point in found.result.points}
     assert "small-narrow" in names and "small" not in names
     assert any("small_tflite_dynamic_int8 is left out: " in note for note in found.report.notes)
+
+
+def test_beginning_anew_removes_only_what_an_optimization_wrote(tmp_path):
+    (tmp_path / "runs" / "original").mkdir(parents=True)
+    (tmp_path / "plan.json").write_text("{}")
+    (tmp_path / "mine.txt").write_text("mine")
+    forget(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
 def test_rows_that_were_cut_come_back():

@@ -55,13 +55,12 @@ def demo(
 ) -> None:
     """Trains a small transformer on Python's own documentation, and makes it much faster and smaller."""
     children.warm_up()
-    from tfopt._base.files import remove
     from tfopt.recipe import Recipe
-    from tfopt.search.optimize import check_goal, optimize_recipe
+    from tfopt.search.optimize import check_goal, forget, optimize_recipe
 
     target = (out or Path("saved_models", _DEMO)).resolve()
     if overwrite:
-        remove(target)
+        forget(target)
     target.mkdir(parents=True, exist_ok=True)
     goal = check_goal(_DEMO_GOAL, None, None, minutes=minutes)
     found = optimize_recipe(Recipe.load(_DEMO), target, goal=goal, minutes=minutes, log=progress)

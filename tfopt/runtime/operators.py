@@ -16,10 +16,10 @@ import numpy as np
 
 from tfopt._base.cores import usable_cores
 from tfopt.tflite import flatbuffer as fb
+from tfopt.tflite.file import operator_names
 
 _WARM, _ROUNDS = 3, 15
 _ACCELERATED = "DELEGATE"
-_NAMES = {code: name for name, code in vars(fb.Op).items() if not name.startswith("_")}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +57,7 @@ def operator_times(
     shapes = {id(tensor): _fixed(tensor, rows) for tensor in graph.tensors}
     for operator in graph.operators:
         seconds, accelerated = _time(_alone(model, graph, operator, shapes=shapes), threads)
-        name = _NAMES.get(fb.code(model, operator), "CUSTOM")
+        name = operator_names().get(fb.code(model, operator), "CUSTOM")
         found.setdefault(name, []).append((max(seconds - idle, 0.0), accelerated))
     times = [
         OperatorTime(

@@ -6,7 +6,6 @@ Subclasses tell the signatures they have and run one of them; batches, padding a
 import abc
 import contextlib
 import dataclasses
-import functools
 import itertools
 import math
 import threading
@@ -110,6 +109,10 @@ class Predictor(abc.ABC):
         self.signatures = sorted(self._open(threads), key=lambda s: s.volume)
         if self.described is None:
             self.described = Described(masks=masks_by_name(self.signatures[0].inputs))
+        # What the model was cut behind; damage shows here rather than at the first text.
+        self._lookups: list[Lookup] = (
+            from_json(self.members[LOOKUPS], f"{self.path}: {LOOKUPS}") if LOOKUPS in self.members else []
+        )
         names = {*self.described.limits, *self.described.masks, *itertools.chain(*self.described.masks.values())}
         if not names <= set(self.input_names):  # damaged, as it was written of these inputs
             wrong = sorted(names - set(self.input_names))[0]
@@ -201,15 +204,10 @@ class Predictor(abc.ABC):
         joined = {name: np.concatenate([p[name] for p in parts])[:rows] for name in parts[0]}
         return self._cut(joined, signature, named)
 
-    @functools.cached_property
-    def _lookups(self) -> list[Lookup]:
-        """What the model was cut behind."""
-        return from_json(self.members[LOOKUPS], f"{self.path}: {LOOKUPS}") if LOOKUPS in self.members else []
-
     def _looked_up(self, inputs: Any) -> Any:
         """Texts as the ids that the file takes; ids that are given stay."""
         if not isinstance(inputs, Mapping):
-            names = [*(lookup.name for lookup in self._lookups)]
+            names = [lookup.name for lookup in self._lookups]
             if len(self.input_names) != 1:
                 raise InputError(f"this artifact takes its inputs by name, {', '.join(names)} among them")
             inputs = {names[0] if is_texts(inputs) else self.input_names[0]: inputs}

@@ -73,7 +73,7 @@ def full_ladder(model: Any) -> list[Rung]:
         InputError: nothing can be taken out of it.
     """
     full = _Maker(model)
-    units = dict.fromkeys(("neurons",), 0.5) if full.has_layers else _MORE
+    units = {"neurons": 0.5} if full.has_layers else _MORE
     half = full.cut("half", "baseline", model, shares=units)
     if half is None:
         raise InputError(f"nothing can be taken out of model {model.name!r}, so no student of it is smaller")

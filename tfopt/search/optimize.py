@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from tfopt._base.files import sha256, tree_digest, write_json
+from tfopt._base.files import remove, sha256, tree_digest, write_json
 from tfopt._base.foreign import read_json
 from tfopt._keras import keras_api
 from tfopt._keras.loading import load_model
@@ -34,6 +34,10 @@ Log = Callable[[str], None]
 _PROBED, _BATCH = 8, 32
 _FULL_S = 180.0  # with less, a full ladder is not even looked at, which takes some seconds
 _FINISH_S = 30.0  # to measure and report, beside what grows with the original as its exports do
+_WRITTEN = (
+    "runs", "plan.json", "teacher.keras", "given.keras", "tokenizer.json", "train.jsonl", "validation.jsonl",
+    "model.tflite", "report.html", "report.json", "front.png", "front.json",
+)  # fmt: skip
 _LEAST, _WORTH = 2, 0.8  # tokens that occur less often go, where fewer than this share stay
 _LESSONS_BYTES = 10_000_000_000  # of a teacher's states that are kept on disk
 
@@ -77,7 +81,7 @@ def optimize(
         minutes: for everything; trainings are planned and ended so that they fit. None for as long as it takes.
         text_column, label_column: of tables.
         tokenizer: a `tokenizer.json`, where none comes with the model.
-        max_length: tokens of a text; longer ones are cut. By default what the model says, else 128.
+        max_length: tokens of a text; longer ones are cut. By default what the model says, up to 512, else 128.
         epochs: of the training of a model without a head.
         rounds: timed calls of each artifact.
         threads: of the runtimes.
@@ -99,6 +103,12 @@ def optimize(
     return optimize_recipe(
         recipe, folder, goal=goal, minutes=minutes, rounds=rounds, threads=threads, log=log, began=began
     )
+
+
+def forget(out: Path) -> None:
+    """Removes what an optimization wrote into a folder, and nothing else that lies there."""
+    for name in _WRITTEN:
+        remove(out / name)
 
 
 def check_goal(

@@ -22,6 +22,7 @@ from tfopt.tasks.classification import PACKED
 
 _HELD_OUT, _SEED = 10, 7  # one text of so many
 _MOST_TOKENS = 128  # unless the model says otherwise
+_MODEL_TOKENS = 512  # of what a model says; who wants more says so
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +82,7 @@ def recipe_of(
     facts = TextFacts.from_json(members[FACTS], "the model") if FACTS in members else None
     if facts is not None:
         _check_labels(facts, names)
-        max_length = max_length or facts.max_length
+        max_length = max_length or min(facts.max_length or _MOST_TOKENS, _MODEL_TOKENS)
     if trained:
         section = {
             "kind": "keras",
@@ -91,7 +92,7 @@ def recipe_of(
         data["tokenizer"] = str(_tokenizer(members, tokenizer, folder))
     return Recipe.model_validate({
         "schema": 1, "name": "original", "seed": _SEED, "generation": generation, "model": section,
-        "data": {**data, "on_long": "truncate", "max_length": min(max_length or _MOST_TOKENS, 512)},
+        "data": {**data, "on_long": "truncate", "max_length": max_length or _MOST_TOKENS},
         "train": {"epochs": 0 if trained else epochs},
     })  # fmt: skip
 

@@ -179,14 +179,15 @@ def gather_buffers(model: Any, content: bytes) -> None:
 
 
 @functools.cache
-def _operator_names() -> dict[int, str]:
+def operator_names() -> dict[int, str]:
+    """Code of a builtin operator -> its name."""
     from ai_edge_litert import schema_py_generated as schema
 
     return {code: name for name, code in vars(schema.BuiltinOperator).items() if not name.startswith("_")}
 
 
 def _describe(model: Any) -> TFLiteFile:
-    names = _operator_names()
+    names = operator_names()
     codes = [names.get(max(c.builtinCode, c.deprecatedBuiltinCode), "CUSTOM") for c in model.operatorCodes]
     readers: dict[int, set[str]] = {}
     first: dict[int, Any] = {}

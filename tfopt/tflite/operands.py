@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from tfopt.errors import ModelFileError
+from tfopt.tflite.file import operator_names
 
 # Operators with a last operand, or several of a recurrent cell, that may be missing.
 _WITH_OPTIONAL = frozenset(
@@ -25,11 +26,12 @@ def check_operands(path: Path) -> None:
     """
     from ai_edge_litert import schema_py_generated as schema
 
-    names = {code: name for name, code in vars(schema.BuiltinOperator).items() if name in _WITH_OPTIONAL}
+    names = operator_names()
     try:
         model = schema.Model.GetRootAs(np.memmap(path, np.uint8, "r"))
         stored = [model.OperatorCodes(i) for i in range(model.OperatorCodesLength())]
-        optional = [max(code.BuiltinCode(), code.DeprecatedBuiltinCode()) in names for code in stored]
+        codes = [max(code.BuiltinCode(), code.DeprecatedBuiltinCode()) for code in stored]
+        optional = [names.get(code) in _WITH_OPTIONAL for code in codes]
         for graph in (model.Subgraphs(i) for i in range(model.SubgraphsLength())):
             for number in range(graph.OperatorsLength()):
                 operator = graph.Operators(number)
