@@ -124,7 +124,7 @@ HUB: list[tuple[str, dict[str, Any], str | None]] = [
     ("Bart", _BERT, None),
     (
         "Whisper",
-        {**_SMALL, "num_mels": 80, "max_encoder_sequence_length": 20, "max_decoder_sequence_length": 32},
+        {**_SMALL, "num_mels": 80, "max_encoder_sequence_length": 40, "max_decoder_sequence_length": 32},
         None,
     ),
     (
@@ -142,9 +142,9 @@ HUB: list[tuple[str, dict[str, Any], str | None]] = [
     (
         "ResNet",
         {
-            "input_conv_filters": [16],
+            "input_conv_filters": [64],
             "input_conv_kernel_sizes": [3],
-            "stackwise_num_filters": [16, 32],
+            "stackwise_num_filters": [64, 128],
             "stackwise_num_blocks": [1, 1],
             "stackwise_num_strides": [1, 2],
             "block_type": "basic_block",

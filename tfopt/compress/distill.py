@@ -23,6 +23,7 @@ from tfopt.data.cache import cached
 from tfopt.errors import InputError
 from tfopt.numerics.distillation import Kind, divergence, hidden_error, relation_divergence
 from tfopt.structure.features import Features, features_of
+from tfopt.structure.inlined import inlined
 from tfopt.structure.nodes import functional, struct_of
 from tfopt.structure.outputs import (
     kinds_of,
@@ -153,6 +154,8 @@ class Distiller:
         theirs = ours = None
         self.layers: dict[int, int] = {}
         if self.config.looks_inside:
+            # Layers inside a model that is called, as a backbone is by a task, are seen in a graph with them.
+            student, teacher = inlined(student), inlined(teacher)
             ours, theirs = features_of(student), features_of(teacher)
             self.layers = _pairs(self.config.layers, ours, theirs)
         self.projections: list[str] = []

@@ -20,10 +20,10 @@ from tfopt.compress.base import Option, Prepared, attach, attached, detach
 from tfopt.errors import InputError, TfoptError
 from tfopt.numerics.masked_assign import MaskedAssign
 from tfopt.schedules import Follower, PolynomialDecay, SparsitySchedule
-from tfopt.structure.blocks import blocks_of, chosen_blocks
-from tfopt.structure.cut import Kept, cut, pooled_early
+from tfopt.structure.blocks import blocks_of
+from tfopt.structure.cut import Kept, cut, pooled_early, without_layers
 from tfopt.structure.early_pooling import cheaper, early_pooling
-from tfopt.structure.groups import Group, Structure, check_names, structure_of, why_none
+from tfopt.structure.groups import Group, Structure, check_names, of_class, structure_of, why_none
 from tfopt.structure.importance import importance, magnitude
 from tfopt.structure.masked import alive, clear, compare, touched
 from tfopt.structure.nodes import is_functional
@@ -146,9 +146,9 @@ def shrink(
 def _before(model: Any, config: ShrinkConfig) -> Any:
     keras_api.check_finite(keras_api.weights(keras_api.check_model(model)))
     structure = structure_of(model)
-    removed = chosen_blocks(model, structure, config.layers)
-    if removed:
-        model = cut(model, structure, Kept({}, tuple(removed)))
+    removed = config.layers is not None and config.layers != 0
+    if config.layers is not None and removed:
+        model = without_layers(model, structure, config.layers)
         structure = structure_of(model)
     if config.pool_early:
         model = pooled_early(model, early_pooling(model, structure))
@@ -256,7 +256,7 @@ def options(model: Any) -> Iterator[Option]:
 def _shares(group: Group) -> Iterator[Option]:
     for share in SHARES.get(group.kind, ()):
         gone = group.count(share)
-        if gone:
+        if gone and group.alone:
             left: dict[str, float] = {}
             for place in group.slices:  # a square matrix may have the units on both axes
                 left[place.path] = left.get(place.path, 1.0) * (1 - gone / group.units)
@@ -384,7 +384,8 @@ def _chosen(model: Any, structure: Structure, config: ShrinkConfig) -> list[Grou
                 f"{kind}={share} takes none of {most} {kind}; the smallest share that takes one is {1 / most:.3g}"
             )
         found += meant
-    return found
+    by_name = any(isinstance(getattr(config, kind), Mapping) for kind in KINDS)
+    return found if by_name else of_class(model, found, {g.name: g.count(config.share(g)) for g in found})
 
 
 def _is_meant(group: Group, selection: Selection, weights: Mapping[str, Any]) -> bool:

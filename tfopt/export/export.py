@@ -27,8 +27,9 @@ from tfopt.export.samples import make_samples
 from tfopt.export.signatures import tried_size
 from tfopt.export.texts import members_for_texts
 from tfopt.export.verify import Verified, check_accepted, check_outputs, largest_error, limits_for
-from tfopt.models.keras_hub import as_decoder
+from tfopt.models.keras_hub import NAMES, as_decoder, is_known, is_task
 from tfopt.quantization.config import QuantizeConfig
+from tfopt.quantization.record import record_of
 from tfopt.quantization.simulation import simulation_of
 
 _log = logging.getLogger(__name__)
@@ -99,9 +100,11 @@ def export(
     >>> artifact.format, [check.name for check in artifact.checks][:5]
     ('tflite', ['dtypes', 'table_lookup', 'state', 'loads', 'max_abs_error'])
     """
-    model = as_decoder(keras_api.check_model(model))
+    keras_api.check_model(model)
     path = Path(path).resolve()
     kind = format_for(path) if format is None else format_named(format)
+    if kind.fixed_lengths and is_task(model):
+        model, representative = _to_generate(model, representative)
     wanted = Wanted(
         quantization, jit_compile=jit_compile, lengths=lengths, batch_size=batch_size, cache=cache,
         accept=tuple(accept),
@@ -121,6 +124,19 @@ def export(
         model, path, kind, wanted=wanted, data=representative, signature=input_signature, members=members,
         in_place=in_place,
     )  # fmt: skip
+
+
+def _to_generate(model: Any, representative: Any) -> tuple[Any, Any]:
+    """A causal model of KerasHub as one whose file generates, or as it is where that cannot be."""
+    if is_known(model) and record_of(model) is None:
+        if isinstance(representative, Mapping):
+            representative = {NAMES.get(str(name), name): value for name, value in representative.items()}
+        return as_decoder(model), representative
+    _log.warning(
+        "the file of %r computes what the model does, and does not generate: %s", model.name,
+        "grids were trained for its own layers" if is_known(model) else "the decoder does not know its family",
+    )  # fmt: skip
+    return model, representative
 
 
 def _written(

@@ -25,14 +25,25 @@ _TRIED = (
 _LEAST_PIECES = 3 + 256
 # How names of weights of a backbone begin.
 _FIRST = ("token_embedding", "position_embedding", "transformer_layer_", "sequence_output_layernorm", "layer_norm")
+NAMES = {"token_ids": "input_ids", "padding_mask": "attention_mask"}  # of inputs, and those of the decoder
 _CONTEXT = 1024  # slots, where neither model nor preprocessor says how many
 _PACKAGE, _TASK, _BACKBONE = "keras_hub", "CausalLM", "Backbone"
 
 
-def is_keras_hub(model: Any) -> bool:
-    """Whether KerasHub built this model to generate: a `CausalLM`, or the backbone of one."""
+def is_task(model: Any) -> bool:
+    """Whether KerasHub built this model to generate."""
+    return _class_of(model).endswith(_TASK)
+
+
+def is_known(model: Any) -> bool:
+    """Whether it is of a family that the decoder knows: a `CausalLM` of KerasHub, or the backbone of one."""
+    return _class_of(getattr(model, "backbone", model)) in FAMILIES
+
+
+def _class_of(model: Any) -> str:
+    """Name of KerasHub's class of a model, "" of others."""
     kind = next((c for c in type(model).__mro__ if c.__module__.startswith(f"{_PACKAGE}.")), None)
-    return kind is not None and (kind.__name__.endswith(_TASK) or kind.__name__ in FAMILIES)
+    return "" if kind is None else kind.__name__
 
 
 def as_decoder(model: Any, *, context: int | None = None) -> Any:
@@ -45,7 +56,7 @@ def as_decoder(model: Any, *, context: int | None = None) -> Any:
     Raises:
         InputError: a family, or a setting of one, that the decoder does not know.
     """
-    if not is_keras_hub(model):
+    if not is_task(model) and _class_of(model) not in FAMILIES:
         return model
     backbone = getattr(model, "backbone", model)
     family = type(backbone).__name__

@@ -142,14 +142,22 @@ def chosen_blocks(model: Any, structure: Structure, layers: int | Sequence[int] 
     blocks = blocks_of(model, structure)
     if not blocks:
         raise InputError("the model has no layers that can be left out: none repeat between tensors of one shape")
+    return [blocks[i] for i in chosen_layers(layers, len(blocks))]
+
+
+def chosen_layers(layers: int | Sequence[int], count: int) -> list[int]:
+    """The numbers of so many of some layers, evenly spread, or those given.
+
+    Raises:
+        InputError: there are not those.
+    """
     if isinstance(layers, int):
-        if not 0 < layers < len(blocks):
-            raise InputError(f"layers must be in [0, {len(blocks) - 1}] of {len(blocks)}, got {layers}")
+        if not 0 < layers < count:
+            raise InputError(f"layers must be in [0, {count - 1}] of {count}, got {layers}")
         # Those that stay are spread evenly, the first and the last among them where there are two or more.
-        stay = {round(i) for i in np.linspace(0, len(blocks) - 1, len(blocks) - layers)}
-        gone = [i for i in range(len(blocks)) if i not in stay]
-    else:
-        gone = sorted({int(i) for i in layers})
-        if not gone or gone[0] < 0 or gone[-1] >= len(blocks) or len(gone) == len(blocks):
-            raise InputError(f"layers must name some of 0 to {len(blocks) - 1}, got {list(layers)}")
-    return [blocks[i] for i in gone]
+        stay = {round(i) for i in np.linspace(0, count - 1, count - layers)}
+        return [i for i in range(count) if i not in stay]
+    gone = sorted({int(i) for i in layers})
+    if not gone or gone[0] < 0 or gone[-1] >= count or len(gone) == count:
+        raise InputError(f"layers must name some of 0 to {count - 1}, got {list(layers)}")
+    return gone

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,10 +11,12 @@ import numpy as np
 from tfopt._keras import extras, keras_api
 from tfopt.errors import InputError
 from tfopt.structure.axes import leaves
-from tfopt.structure.blocks import Block
+from tfopt.structure.blocks import Block, blocks_of, chosen_blocks, chosen_layers
 from tfopt.structure.groups import Structure
 from tfopt.structure.nodes import flat, free_name, functional, nodes, struct_of
 from tfopt.structure.one_token import EarlyPooling
+from tfopt.structure.own_class import in_sizes, own_config
+from tfopt.structure.own_layers import around_part, stack_of, without_own_layers
 from tfopt.structure.rebuild import Changes, rebuild
 
 _NUMBERED = re.compile(r"layer_(\d+)_")
@@ -59,12 +61,61 @@ def cut(model: Any, structure: Structure, kept: Kept) -> Any:
     changed: dict[str, np.ndarray] = {}
     for (path, index), stays in masks.items():
         changed[path] = np.compress(stays, changed.get(path, values[path]), index)
+    made = _of_own_class(model, structure, kept, values={**values, **changed})
+    if made is not None:
+        return made
     changes = Changes(
         changed, _targets(model, structure, sizes), {b.end: b.start for b in kept.removed},
         rename=renaming(model, kept.removed),
     )  # fmt: skip
     made = _rebuilt(model, changes)
     _keep_members(model, made)
+    return made
+
+
+def without_layers(model: Any, structure: Structure, layers: int | Sequence[int]) -> Any:
+    """A new model without so many layers, evenly spread, or without those of the given numbers.
+
+    Where the model's own class, or that of a part such as a backbone, has a number of layers, the class stays.
+
+    Raises:
+        InputError: no such layers.
+    """
+    stack = stack_of(model)
+    if stack is not None:
+        made = without_own_layers(model, stack, chosen_layers(layers, stack.count))
+    else:
+        made = around_part(model, lambda count: chosen_layers(layers, count))
+    if made is None:
+        return cut(model, structure, Kept({}, tuple(chosen_blocks(model, structure, layers))))
+    _keep_members(model, made)
+    return made
+
+
+def _of_own_class(model: Any, structure: Structure, kept: Kept, values: dict[str, np.ndarray]) -> Any | None:
+    """The model by the configuration of its own class; None where that has none for what is to stay.
+
+    Raises:
+        InputError: units that cannot go any other way.
+    """
+    if own_config(model) is None:
+        return None
+    made = None
+    if not kept.removed:
+        made = in_sizes(model, values)
+    elif not kept.units:
+        blocks, stack = blocks_of(model, structure), stack_of(model)
+        if stack is not None and stack.count == len(blocks):
+            made = without_own_layers(model, stack, [blocks.index(block) for block in kept.removed])
+    stuck = [g.name for g in structure.groups if g.name in kept.units and not g.alone]
+    if made is None and stuck:
+        raise InputError(
+            f"class {type(model).__name__} cannot be made without these units of {', '.join(stuck)}: it has one "
+            "number for all its layers, so take the same share from all that are alike; and where heads of one "
+            "size make up the width, the same share of heads and width, and of neurons where it is theirs as well"
+        )
+    if made is not None:
+        _keep_members(model, made)
     return made
 
 

@@ -7,7 +7,8 @@ of layers; here they are found as equal factors of axes in the graph of operatio
 import dataclasses
 import difflib
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -16,6 +17,7 @@ from tfopt._keras import keras_api
 from tfopt.errors import InputError
 from tfopt.structure.axes import Axis, Factor, axis, fix, leaves
 from tfopt.structure.one_token import ATTENTION
+from tfopt.structure.own_class import can_be_made, own_config
 from tfopt.structure.rebuild import why_fixed
 from tfopt.structure.resize import Shape, config_of_layer, custom_layers, resized_config
 from tfopt.structure.rules import apply
@@ -23,6 +25,8 @@ from tfopt.structure.trace import Trace, trace
 from tfopt.structure.walk import Walk, fresh
 
 Kind = Literal["heads", "head_size", "neurons", "channels", "width"]
+_BY_CLASS = "of whose arguments none changes it alone"
+_DIGITS = re.compile(r"\d+")
 _CONVOLUTION = ("Conv1D", "Conv2D", "Conv3D", "DepthwiseConv2D", "SeparableConv2D")
 
 
@@ -55,6 +59,9 @@ class Group:
         units: how many there are.
         slices: where they lie.
         factor: the factor of axes that they are.
+        alone: whether they can be cut by themselves; else only together with all of their kind, or with the width
+            at the same share, since the model's class has one number for all.
+        by_class: whether the model's own class can be made without some of these and all that are alike.
     """
 
     name: str
@@ -62,6 +69,8 @@ class Group:
     units: int
     slices: tuple[Slices, ...]
     factor: Factor = dataclasses.field(repr=False, compare=False)
+    alone: bool = True
+    by_class: bool = False
 
     def count(self, share: float) -> int:
         """How many units a share of them is; one always stays."""
@@ -96,9 +105,11 @@ def structure_of(model: Any) -> Structure:
     found = trace(model)
     own = {w.path: w for w in keras_api.weights(model)}
     weights = {path: [axis(int(d)) for d in w.variable.shape] for path, w in own.items()}
+    by_class = own_config(model) is not None  # then making it anew tells what sizes may change
     walk = Walk(
-        weights, found.variables, lambda op: _is_layer(found, op), may_reshape=lambda op: _may_reshape(found, op)
-    )
+        weights, found.variables, lambda op: _is_layer(found, op),
+        may_reshape=lambda op: by_class or _may_reshape(found, op),
+    )  # fmt: skip
     for tensor in found.inputs:
         walk.give(tensor, fresh(tensor, "it is an axis of an input"))
     for op in found.operations:
@@ -110,13 +121,16 @@ def structure_of(model: Any) -> Structure:
     for tensor in found.outputs:
         fix("it is an axis of an output", *walk.of(tensor))
     layers = dict(keras_api.walk(model))
+    stiff: dict[str, str] = {}
     for path, weight in own.items():
         reason = why_fixed(layers, weight)
-        if reason is not None:
+        if reason is not None and by_class:
+            stiff[path] = reason  # the class may make such layers in other sizes
+        elif reason is not None:
             fix(reason, *weights[path])
         elif type(weight.layer).__name__.startswith("Depthwise") and len(weights[path]) > 2:
             fix("it multiplies channels", weights[path][-1])
-    groups = _possible(_groups(own, walk), model, own)
+    groups = _possible(_groups(own, walk), model, own, stiff=stiff)
     reasons = {
         path: [leaf.fixed for one in axes for leaf in leaves(one) if leaf.fixed] for path, axes in weights.items()
     }
@@ -124,23 +138,96 @@ def structure_of(model: Any) -> Structure:
     return Structure(groups, fixed, found, axes=walk.axes, residual=_residual(weights))
 
 
-def _possible(groups: tuple[Group, ...], model: Any, own: dict[str, Any]) -> tuple[Group, ...]:
+def _possible(
+    groups: tuple[Group, ...], model: Any, own: dict[str, Any], stiff: Mapping[str, str]
+) -> tuple[Group, ...]:
     """The groups that all layers of somebody's own can be made without; others are fixed, and say why."""
     customs = custom_layers(model)
     tried: dict[Any, bool] = {}
-    found = []
+    refused: dict[str, str] = {}
     for group in groups:
         inside = {path for path in customs if any(s.path.startswith(f"{path}/") for s in group.slices)}
-        refused = next(
-            (p for p in sorted(inside) if not _can_lose(group, p, customs[p], own=own, tried=tried)), None
-        )
-        if refused is None:
-            found.append(group)
-        else:
-            kind = type(customs[refused].operation).__name__
-            reason = f"it lies inside {refused!r} of class {kind}, of whose arguments none changes it alone"
-            fix(reason, (group.factor,))
-    return tuple(found)
+        by = next((p for p in sorted(inside) if not _can_lose(group, p, customs[p], own=own, tried=tried)), None)
+        reason = next((stiff[s.path] for s in group.slices if s.path in stiff), None)
+        if by is not None:
+            kind = type(customs[by].operation).__name__
+            reason = f"it lies inside {by!r} of class {kind}, {_BY_CLASS}"
+        if reason is not None:
+            refused[group.name] = reason
+    by_class = _by_class(model, own, groups)
+    together = _together(model, own, groups, refused=set(refused) - by_class)
+    for group in groups:
+        if group.name in refused and group.name not in by_class | together:
+            fix(refused[group.name], (group.factor,))
+    return tuple(
+        dataclasses.replace(g, alone=g.name not in refused, by_class=g.name in by_class)
+        for g in groups
+        if g.name not in refused or g.name in by_class | together
+    )
+
+
+def _by_class(model: Any, own: dict[str, Any], groups: tuple[Group, ...]) -> set[str]:
+    """Names of the groups that the model's own class can be made without: all of a kind, or those called alike."""
+    found: set[str] = set()
+    if own_config(model) is None:
+        return found
+    for kind in dict.fromkeys(g.kind for g in groups):
+        alike: dict[str, list[Group]] = {}
+        for group in (g for g in groups if g.kind == kind):
+            alike.setdefault(_DIGITS.sub("#", group.name), []).append(group)
+        whole = [g for some in alike.values() for g in some]
+        sets = [whole] if len(alike) == 1 or can_be_made(model, _without_half(own, whole)) else alike.values()
+        for some in sets:
+            if can_be_made(model, _without_half(own, some)):
+                found |= {g.name for g in some}
+    return found
+
+
+# Kinds that go together: heads of one size make up the width.
+_TOGETHER: tuple[tuple[Kind, ...], ...] = (("heads", "width"), ("heads", "neurons", "width"))
+
+
+def _together(model: Any, own: dict[str, Any], groups: tuple[Group, ...], refused: set[str]) -> set[str]:
+    """Names of the groups that the model's own class can only be made without if several kinds go at once."""
+    found: set[str] = set()
+    if own_config(model) is None:
+        return found
+    for kinds in _TOGETHER:
+        some = [g for g in groups if g.kind in kinds]
+        names = {g.name for g in some}
+        if {g.kind for g in some} == set(kinds) and names & refused > found & names:
+            found |= names if can_be_made(model, _without_half(own, some)) else set()
+    return found
+
+
+def of_class(model: Any, groups: list[Group], counts: Mapping[str, int]) -> list[Group]:
+    """Of groups that are to lose units, those without which the model's class can still be made; else all.
+
+    Args:
+        model: any functional model.
+        groups: of it.
+        counts: name of a group -> how many units it is to lose.
+    """
+    some = [g for g in groups if g.by_class]
+    if not some or len(some) == len(groups):
+        return groups
+    own = {w.path: w for w in keras_api.weights(model)}
+    if can_be_made(model, _without(own, groups, counts)) or not can_be_made(model, _without(own, some, counts)):
+        return groups
+    return some
+
+
+def _without_half(own: dict[str, Any], groups: Sequence[Group]) -> dict[str, Shape]:
+    return _without(own, groups, {g.name: g.units - max(1, g.units // 2) for g in groups})
+
+
+def _without(own: dict[str, Any], groups: Sequence[Group], counts: Mapping[str, int]) -> dict[str, Shape]:
+    """Path of a weight -> its shape without units of all of these groups."""
+    shapes = {path: [int(d) for d in w.variable.shape] for path, w in own.items()}
+    for group in groups:
+        for path, at in {(s.path, s.axis) for s in group.slices}:
+            shapes[path][at] = shapes[path][at] // group.units * (group.units - counts[group.name])
+    return {path: tuple(shape) for path, shape in shapes.items()}
 
 
 def _can_lose(group: Group, path: str, node: Any, own: dict[str, Any], tried: dict[Any, bool]) -> bool:
@@ -275,5 +362,7 @@ def why_none(kind: str, groups: list[Group], structure: Structure) -> str:
     """Why no units of a kind are taken out."""
     if groups:
         return f"{kind} are to be taken out, but include and exclude leave none of {len(groups)} groups"
-    why = "; ".join(f"{path}: {reasons[-1]}" for path, reasons in list(structure.fixed.items())[-3:])
+    by_class = [(path, r) for path, reasons in structure.fixed.items() for r in reasons if _BY_CLASS in r]
+    told = by_class or [(path, reasons[-1]) for path, reasons in structure.fixed.items()]
+    why = "; ".join(f"{path}: {reason}" for path, reason in told[-3:])
     return f"the model has no {kind} that can be taken out" + (f" ({why})" if why else "")

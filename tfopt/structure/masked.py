@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from tfopt._keras import keras_api
-from tfopt._keras.input_facts import draw, facts_of
-from tfopt._keras.keras_io import call, inputs_of
+from tfopt._keras.input_facts import draw, facts_of, size_to_try
+from tfopt._keras.keras_io import call, inputs_of, takes_length
 from tfopt.errors import VerificationError
 from tfopt.structure.groups import Group, Slices, Structure, unit_view
 from tfopt.structure.width import narrow_norms
@@ -39,7 +39,8 @@ def clear(array: np.ndarray, place: Slices, units: int, gone: np.ndarray) -> Non
 def samples_of(model: Any, length: int) -> dict[str, np.ndarray]:
     """Two random rows of a model's inputs by name; 0 and 1 for a float of each token, which may be its weight."""
     inputs = inputs_of(model)
-    found = draw(inputs, facts_of(model, inputs, length), rows=2, size=length)
+    size = length if takes_length(model, inputs, length) else size_to_try(model, inputs)
+    found = draw(inputs, facts_of(model, inputs, size), rows=2, size=size)
     for name, spec in inputs.specs.items():
         if len(spec.shape) == 2 and spec.shape[1] is None and spec.dtype.is_floating:
             found[name] = (found[name] > 0).astype(found[name].dtype)

@@ -104,6 +104,15 @@ def struct_of(root: Any, which: str) -> Any:
     return getattr(root, f"_nested_{which}") if found is None else found
 
 
+def filled(struct: Any, values: Mapping[int, Any]) -> Any:
+    """A structure of symbolic tensors with the values that stand for them, by identity."""
+    if isinstance(struct, dict):
+        return {name: filled(value, values) for name, value in struct.items()}
+    if isinstance(struct, list | tuple):
+        return type(struct)(filled(value, values) for value in struct)
+    return values[id(struct)]
+
+
 def inputs_in_order(model: Any) -> list[Any]:
     """The symbolic inputs in the order that the model names them in; flattening would sort them."""
     struct = struct_of(functional(model), "inputs")

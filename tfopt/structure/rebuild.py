@@ -10,7 +10,7 @@ import numpy as np
 from tfopt._keras import keras_api
 from tfopt._keras.lookups import carry_vocabularies
 from tfopt.errors import InputError
-from tfopt.structure.nodes import Node, flat, free_name, functional, is_functional, nodes, struct_of
+from tfopt.structure.nodes import Node, filled, flat, free_name, functional, is_functional, nodes, struct_of
 from tfopt.structure.one_token import ATTENTION, EarlyPooling, one_token_target, without_length
 from tfopt.structure.resize import resized_config
 
@@ -131,9 +131,9 @@ class _Maker:
             arguments, keywords = node.fill(_Resolved(tensors, self._changes.skipped))
             result = flat(self._new(node.operation, node)(*arguments, **keywords))
             tensors.update(zip(node.outputs, result, strict=True))
-        outputs = _mapped(struct_of(self._root, "outputs"), _Resolved(tensors, self._changes.skipped))
+        outputs = filled(struct_of(self._root, "outputs"), _Resolved(tensors, self._changes.skipped))
         name = self._changes.rename(self._model.name) if self._is_inner else self._model.name
-        return self._keras.Model(_mapped(struct, inputs), outputs, name=name)
+        return self._keras.Model(filled(struct, inputs), outputs, name=name)
 
     def _pooled_early(self, change: EarlyPooling, last: Any, tensors: Mapping[int, Any]) -> Any:
         """The pooled output of a last layer that computes one token."""
@@ -268,14 +268,6 @@ class _Resolved(dict[int, Any]):
                 new = skipped[new]
             if new in values:
                 self[old] = values[new]
-
-
-def _mapped(struct: Any, values: Mapping[int, Any]) -> Any:
-    if isinstance(struct, dict):
-        return {name: _mapped(value, values) for name, value in struct.items()}
-    if isinstance(struct, list | tuple):
-        return type(struct)(_mapped(value, values) for value in struct)
-    return values[id(struct)]
 
 
 def _dtype(tensor: Any) -> str:

@@ -5,8 +5,10 @@ is the right one if a layer made with another number, and called on the same inp
 """
 
 import itertools
+import math
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from fractions import Fraction
 from typing import Any
 
 from tfopt._keras import keras_api
@@ -14,8 +16,8 @@ from tfopt.structure.nodes import Node, is_functional, nodes
 from tfopt.structure.one_token import ATTENTION
 
 Shape = tuple[int, ...]
-_MOST_TRIALS = 64
-_Place = tuple[str, int | None]  # an entry of a configuration, or of a list in it
+_MOST_SINGLE, _MOST_TOGETHER, _MOST_BLIND = 16, 5, 12
+Place = tuple[str, int | None]  # an entry of a configuration, or of a list in it
 
 
 def custom_layers(model: Any) -> dict[str, Node]:
@@ -47,15 +49,10 @@ def resized_config(node: Node, wanted: list[Shape]) -> dict[str, Any] | None:
     """
     layer = node.operation
     have = [tuple(map(int, w.variable.shape)) for w in keras_api.weights(layer)]
-    sizes = {(a, b) for old, new in zip(have, wanted, strict=True) for a, b in zip(old, new, strict=True) if a != b}
     config = config_of_layer(layer)
     if config is None:
         return None
-    for changes in _changes(config, sizes):
-        changed = _with(config, changes)
-        if _shapes(node, changed) == wanted:
-            return changed
-    return None
+    return fitting_changes(config, have, wanted, shapes_of=lambda tried: _shapes(node, tried))
 
 
 def config_of_layer(layer: Any) -> dict[str, Any] | None:
@@ -67,24 +64,80 @@ def config_of_layer(layer: Any) -> dict[str, Any] | None:
     return found
 
 
-def _changes(config: Mapping[str, Any], sizes: set[tuple[int, int]]) -> list[dict[_Place, int]]:
-    """What to try: other numbers where one fits a size that changes; few changes first."""
-    options: dict[_Place, set[int]] = {}
-    for place, value in _numbers(config):
-        fitting = {new * value // old for old, new in sizes if value % old == 0 or (new * value) % old == 0}
-        if fitting - {value, 0}:
-            options[place] = fitting - {value, 0}
-    found: list[dict[_Place, int]] = []
-    for count in range(1, len(options) + 1):
-        for places in itertools.combinations(options, count):
-            for values in itertools.product(*(sorted(options[p]) for p in places)):
-                found.append(dict(zip(places, values, strict=True)))
-                if len(found) == _MOST_TRIALS:
-                    return found
-    return found
+def fitting_changes(
+    config: Mapping[str, Any],
+    have: list[Shape],
+    wanted: list[Shape],
+    shapes_of: Callable[[dict[str, Any]], list[Shape] | None],
+) -> dict[str, Any] | None:
+    """A configuration with other numbers that gives the weights wanted; None where none is found.
+
+    Every number that may be meant is changed by itself; as sizes are products of numbers, what those changes did
+    tells which of them belong together. What is returned was made and gave the shapes wanted.
+
+    Args:
+        config: the configuration.
+        have, wanted: shapes of the weights, with and after it.
+        shapes_of: configuration -> shapes of the weights of what is made from it, or None where nothing can be.
+    """
+    sizes = {(a, b) for old, new in zip(have, wanted, strict=True) for a, b in zip(old, new, strict=True) if a != b}
+    effects: dict[tuple[Place, int], list[list[Fraction]] | None] = {}
+    for place, value in _single_changes(config, sizes):
+        tried = changed(config, {place: value})
+        shapes = shapes_of(tried)
+        if shapes == wanted:
+            return tried
+        effects[place, value] = _ratios(have, shapes)
+    blind = 0
+    for changes in _combined(list(effects)):
+        known = [effect for one in changes if (effect := effects[one]) is not None]
+        if len(known) < len(changes):
+            blind += 1
+            if len(changes) > 2 or blind > _MOST_BLIND:
+                continue
+        elif list[Any](_multiplied(have, known)) != wanted:
+            continue
+        tried = changed(config, dict(changes))
+        if shapes_of(tried) == wanted:
+            return tried
+    return None
 
 
-def _numbers(config: Mapping[str, Any]) -> Iterator[tuple[_Place, int]]:
+def _single_changes(config: Mapping[str, Any], sizes: set[tuple[int, int]]) -> list[tuple[Place, int]]:
+    """Numbers that are sizes which change come first, then those that divide one, or are divided by one."""
+    equal, others = list[tuple[Place, int]](), list[tuple[Place, int]]()
+    for place, value in numbers(config):
+        for old, new in sorted(sizes):
+            if value == old:
+                equal.append((place, new))
+            elif (value % old == 0 or old % value == 0) and (new * value) % old == 0:
+                others.append((place, new * value // old))
+    return list(dict.fromkeys(equal + others))[:_MOST_SINGLE]
+
+
+def _combined(singles: list[tuple[Place, int]]) -> Iterator[tuple[tuple[Place, int], ...]]:
+    for count in range(2, min(len(singles), _MOST_TOGETHER) + 1):
+        for some in itertools.combinations(singles, count):
+            if len({place for place, _ in some}) == count:
+                yield some
+
+
+def _ratios(have: list[Shape], shapes: list[Shape] | None) -> list[list[Fraction]] | None:
+    """By how much each size became larger; None where the weights are others."""
+    if shapes is None or list(map(len, shapes)) != list(map(len, have)) or any(0 in s for s in have):
+        return None
+    return [[Fraction(b, a) for a, b in zip(old, new, strict=True)] for old, new in zip(have, shapes, strict=True)]
+
+
+def _multiplied(have: list[Shape], effects: list[list[list[Fraction]]]) -> list[tuple[Fraction, ...]]:
+    return [
+        tuple(math.prod((effect[i][j] for effect in effects), start=Fraction(size)) for j, size in enumerate(shape))
+        for i, shape in enumerate(have)
+    ]
+
+
+def numbers(config: Mapping[str, Any]) -> Iterator[tuple[Place, int]]:
+    """The positive whole numbers of a configuration, and where they stand."""
     for key, value in config.items():
         if type(value) is int and value > 0:
             yield (key, None), value
@@ -92,7 +145,8 @@ def _numbers(config: Mapping[str, Any]) -> Iterator[tuple[_Place, int]]:
             yield from (((key, i), one) for i, one in enumerate(value) if type(one) is int and one > 0)
 
 
-def _with(config: Mapping[str, Any], changes: Mapping[_Place, int]) -> dict[str, Any]:
+def changed(config: Mapping[str, Any], changes: Mapping[Place, int]) -> dict[str, Any]:
+    """A configuration with other numbers."""
     made = dict(config)
     for (key, index), value in changes.items():
         if index is None:

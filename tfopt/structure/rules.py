@@ -146,13 +146,18 @@ def strided_slice(walk: Walk, op: Any) -> None:
     """Axes that are taken whole stay; of the others a part is used."""
     value = walk.of(op.inputs[0])
     begin, end, stride = (tf.get_static_value(tensor) for tensor in op.inputs[1:4])
-    if begin is None or end is None or stride is None or op.get_attr("ellipsis_mask"):
+    if begin is None or end is None or stride is None:
         walk.unknown(op)
         return
     result: list[Axis] = []
     at = 0
-    masks = {name: op.get_attr(f"{name}_mask") for name in ("begin", "end", "new_axis", "shrink_axis")}
+    masks = {name: op.get_attr(f"{name}_mask") for name in ("begin", "end", "new_axis", "shrink_axis", "ellipsis")}
     for i in range(len(begin)):
+        if masks["ellipsis"] >> i & 1:  # all axes that those behind it leave
+            behind = sum(not masks["new_axis"] >> j & 1 for j in range(i + 1, len(begin)))
+            result += value[at : len(value) - behind]
+            at = len(value) - behind
+            continue
         if masks["new_axis"] >> i & 1:
             result.append(())
             continue
@@ -167,6 +172,47 @@ def strided_slice(walk: Walk, op: Any) -> None:
             result.append(axis(int(op.outputs[0].shape[len(result)]), "it is a part of an axis"))
         at += 1
     walk.give(op.outputs[0], result + value[at:])
+
+
+def plain_slice(walk: Walk, op: Any) -> None:
+    """As a strided one."""
+    value = walk.of(op.inputs[0])
+    sizes = [(int(a), int(b)) for a, b in zip(op.inputs[0].shape, op.outputs[0].shape, strict=True)]
+    walk.give(op.outputs[0], _parts(value, sizes))
+
+
+def split(walk: Walk, op: Any) -> None:
+    """Every output has a part of one axis, and all of the others."""
+    value = walk.of(op.inputs[1] if op.type == "Split" else op.inputs[0])
+    given = (op.inputs[1] if op.type == "Split" else op.inputs[0]).shape
+    for output in op.outputs:
+        sizes = [(int(a), int(b)) for a, b in zip(given, output.shape, strict=True)]
+        walk.give(output, _parts(value, sizes))
+
+
+def unpack(walk: Walk, op: Any) -> None:
+    value, where = walk.of(op.inputs[0]), op.get_attr("axis") % op.inputs[0].shape.rank
+    fix("single places of it are taken", value[where])
+    for output in op.outputs:
+        walk.give(output, [one for i, one in enumerate(value) if i != where])
+
+
+def pad(walk: Walk, op: Any) -> None:
+    """Axes that get no more places stay."""
+    sizes = [(int(a), int(b)) for a, b in zip(op.inputs[0].shape, op.outputs[0].shape, strict=True)]
+    walk.give(op.outputs[0], _parts(walk.of(op.inputs[0]), sizes))
+
+
+def _parts(value: list[Axis], sizes: list[tuple[int, int]]) -> list[Axis]:
+    """The axes of a result: the same where the size is, else new ones whose sizes stand somewhere."""
+    result = []
+    for one, (before, after) in zip(value, sizes, strict=True):
+        if before == after:
+            result.append(one)
+        else:
+            fix("a part of it is taken", one)
+            result.append(axis(after, "it is a part of an axis"))
+    return result
 
 
 def concat(walk: Walk, op: Any) -> None:
@@ -255,8 +301,12 @@ RULES: dict[str, Callable[[Walk, Any], None]] = {
     "FusedBatchNormV3": batch_norm,
     "IdentityN": each,
     "Pack": pack,
+    **dict.fromkeys(("Pad", "PadV2", "MirrorPad"), pad),
     "ReadVariableOp": read_variable,
+    "Slice": plain_slice,
+    **dict.fromkeys(("Split", "SplitV"), split),
     "StridedSlice": strided_slice,
     "Tile": tile,
     "Transpose": transpose,
+    "Unpack": unpack,
 }

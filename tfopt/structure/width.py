@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from tfopt._keras import keras_api
 from tfopt._keras.layer_calls import Replaced, original_call
 from tfopt.errors import InputError
 from tfopt.structure.axes import leaves
 from tfopt.structure.groups import Group, Structure
-from tfopt.structure.nodes import nodes
 
 _SUMS = ("Sum",)  # units at zero add nothing
 _NORMS = ("LayerNormalization", "RMSNormalization")
@@ -34,12 +34,12 @@ def narrow_norms(model: Any, structure: Structure, group: Group, kept: np.ndarra
         InputError: an operation over the units that has no such meaning.
     """
     replaced = Replaced()
-    smaller = {node.operation.name: node.operation for node in nodes(made) if node.operation is not None}
+    smaller = _counterparts(model, made)
     try:
         for owner, kind in dict.fromkeys(_over(structure, group)):
             name = type(owner).__name__
-            if name in _NORMS and owner.name in smaller:
-                replaced.put(owner, "call", _within(smaller[owner.name], kept, group.units))
+            if id(owner) in smaller and (name in _NORMS or _scales_only(owner, group.units)):
+                replaced.put(owner, "call", _within(smaller[id(owner)], kept, group.units))
             elif kind == "Mean" and not getattr(owner, "weights", ()):
                 replaced.put(owner, "call", _rescaled(original_call(owner), group.units / len(kept)))
             else:
@@ -68,7 +68,21 @@ def _over(structure: Structure, group: Group) -> Iterator[tuple[Any, str]]:
         else:
             continue
         if op.type not in _SUMS and any(leaf is root for leaf in leaves(*reduced)):
-            yield structure.trace.owner[op.name], op.type
+            yield structure.trace.inner.get(op.name, structure.trace.owner[op.name]), op.type
+
+
+def _counterparts(model: Any, made: Any) -> dict[int, Any]:
+    """Identity of a layer -> the same one in the smaller model; inner layers may have other names there."""
+    ours, theirs = dict(keras_api.walk(model)), dict(keras_api.walk(made))
+    if [type(layer) for layer in ours.values()] == [type(layer) for layer in theirs.values()]:
+        return {id(a): b for a, b in zip(ours.values(), theirs.values(), strict=True)}
+    return {id(layer): theirs[path] for path, layer in ours.items() if path in theirs}
+
+
+def _scales_only(layer: Any, units: int) -> bool:
+    """Whether a layer of somebody's own is a norm: all that it has is a value for each unit."""
+    shapes = [tuple(map(int, w.variable.shape)) for w in keras_api.weights(layer)]
+    return bool(shapes) and all(shape == (units,) for shape in shapes) and not keras_api.sublayers(layer)
 
 
 def _within(norm: Any, kept: np.ndarray, units: int) -> Callable[..., Any]:

@@ -1,0 +1,148 @@
+"""Models of a class of somebody's own with fewer layers: by the number of layers in its configuration."""
+
+import dataclasses
+import re
+from collections.abc import Callable, Container, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from tfopt._keras import keras_api
+from tfopt._keras.input_facts import draw, facts_of, size_to_try
+from tfopt._keras.keras_io import call, inputs_of
+from tfopt._keras.layer_calls import Replaced
+from tfopt._keras.lookups import carry_vocabularies
+from tfopt.errors import InputError, VerificationError
+from tfopt.structure.own_class import config_to_change, from_config, own_config, own_parts, with_part
+from tfopt.structure.resize import Place, Shape, changed, numbers
+
+_NUMBERED = re.compile(r"(.*_)(\d+)")
+_TOLERANCE = 1e-5
+_Layers = dict[int, list[Shape]]  # number -> shapes of weights
+
+
+@dataclasses.dataclass(frozen=True)
+class Stack:
+    """The layers that a number of a configuration makes.
+
+    Attributes:
+        place: the number in it.
+        count: what it is.
+        first: number in the name of the first layer, by the path before it; an encoder and a decoder have two.
+    """
+
+    place: Place
+    count: int
+    first: dict[str, int]
+
+
+def stack_of(model: Any) -> Stack | None:
+    """The layers of a model by its own configuration: one fewer leaves the weights of all but the last."""
+    if own_config(model) is None:
+        return None
+    config, old = config_to_change(model), _by_layer(model)
+    for place, value in numbers(config):
+        made = from_config(model, changed(config, {place: value - 1}), hollow=True) if value > 1 else None
+        if made is None:
+            continue
+        new = _by_layer(made)
+        ended = {
+            stem: min(layers) for stem, layers in old.items() if stem and _lost_last(layers, new.get(stem), value)
+        }
+        if ended and _beside(old, ended) == _beside(new, ended):
+            return Stack(place, value, ended)
+    return None
+
+
+def _lost_last(layers: _Layers, fewer: _Layers | None, count: int) -> bool:
+    """Whether of so many layers just the last is gone."""
+    numbered = list(range(min(layers), min(layers) + count))
+    return sorted(layers) == numbered and fewer == {n: layers[n] for n in numbered[:-1]}
+
+
+def _beside(found: Mapping[str, _Layers], ended: Mapping[str, int]) -> list[Shape]:
+    """Shapes of the weights in no layer of these; automatic names in them differ from model to model."""
+    return [
+        shape for stem, layers in found.items() if stem not in ended for some in layers.values() for shape in some
+    ]
+
+
+def without_own_layers(model: Any, stack: Stack, gone: Sequence[int]) -> Any:
+    """A new model of the same class without some layers, with the weights of those that stay.
+
+    Raises:
+        VerificationError: it is not what this one computes when those layers hand on what they get.
+    """
+    stay = [i for i in range(stack.count) if i not in set(gone)]
+    made = from_config(model, changed(config_to_change(model), {stack.place: len(stay)}))
+    if made is None:
+        raise InputError(f"class {type(model).__name__} cannot be made with {len(stay)} layers")
+    sources: dict[tuple[str, int], list[Any]] = {}
+    for weight in keras_api.weights(model):
+        sources.setdefault(_layer_of(weight.path, stack.first), []).append(weight.variable)
+    for weight in keras_api.weights(made):
+        stem, number = _layer_of(weight.path, stack.first)
+        kept = stack.first[stem] + stay[number - stack.first[stem]] if stem else 0
+        weight.variable.assign(keras_api.to_numpy(sources[stem, kept].pop(0)))
+    carry_vocabularies(model, made)
+    _check(model, stack, gone, made=made)
+    return made
+
+
+def around_part(model: Any, gone_of: Callable[[int], Sequence[int]]) -> Any | None:
+    """A new model of the same class around a part with fewer layers; None where none has layers."""
+    for key, part in own_parts(model).items():
+        stack = stack_of(part)
+        if stack is not None:
+            made = with_part(model, key, without_own_layers(part, stack, gone_of(stack.count)))
+            if made is None:
+                raise InputError(f"class {type(model).__name__} cannot be made around a smaller {key}")
+            return made
+    return None
+
+
+def _layer_of(path: str, stems: Container[str] | None = None) -> tuple[str, int]:
+    """The path up to a number in the name of a layer, and the number; ("", 0) where there is none."""
+    parts = path.split("/")
+    for depth, part in enumerate(parts[:-1]):
+        match = _NUMBERED.fullmatch(part)
+        stem = "/".join([*parts[:depth], match[1]]) if match else ""
+        if match and (stems is None or stem in stems):
+            return stem, int(match[2])
+    return "", 0
+
+
+def _by_layer(model: Any) -> dict[str, _Layers]:
+    """Path up to a number -> number -> shapes of the weights in that layer."""
+    found: dict[str, _Layers] = {}
+    for weight in keras_api.weights(model):
+        stem, number = _layer_of(weight.path)
+        found.setdefault(stem, {}).setdefault(number, []).append(tuple(map(int, weight.variable.shape)))
+    return found
+
+
+def _check(model: Any, stack: Stack, gone: Sequence[int], made: Any) -> None:
+    inputs = inputs_of(model)
+    size = size_to_try(model, inputs)
+    samples = draw(inputs, facts_of(model, inputs, size), rows=2, size=size)
+    names = {f"{stem}{first + number}" for stem, first in stack.first.items() for number in gone}
+    replaced = Replaced()
+    try:
+        for path, layer in keras_api.walk(model):
+            if path in names:
+                replaced.put(layer, "call", _hands_on)
+        expected = [value.numpy() for value in call(model, inputs, samples).values()]
+    finally:
+        replaced.give_back()
+    # An output may be called after the last layer, which has another number now.
+    for (name, value), wanted in zip(call(made, inputs, samples).items(), expected, strict=True):
+        off = float(np.abs(value.numpy() - wanted).max())
+        if not off <= _TOLERANCE * max(1.0, float(np.abs(wanted).max())):
+            raise VerificationError(
+                "outputs", f"{name!r} of the model without layers {list(gone)} differs by {off:.3g} from what stays"
+            )
+
+
+def _hands_on(*arguments: Any, **keywords: Any) -> Any:
+    """The first of what a layer is called with."""
+    return arguments[0] if arguments else next(iter(keywords.values()))
