@@ -114,8 +114,8 @@ def shrink(
         exclude: likewise; units of such layers stay.
 
     Returns:
-        A new model of built-in layers. Layers go first, then the pooling; the outputs are those of what is left
-        with the units' weights set to zero, which was checked.
+        A new model; of its own class, such as KerasHub's, where that has a configuration for it. Layers go first,
+        then the pooling; the outputs are those of what is left with the units' weights at zero, which was checked.
 
     Raises:
         InputError: a share out of range, no such units, layers that do not exist, a model that is not functional.
@@ -146,16 +146,16 @@ def shrink(
 def _before(model: Any, config: ShrinkConfig) -> Any:
     keras_api.check_finite(keras_api.weights(keras_api.check_model(model)))
     structure = structure_of(model)
-    removed = config.layers is not None and config.layers != 0
-    if config.layers is not None and removed:
-        model = without_layers(model, structure, config.layers)
+    removed = config.layers or 0
+    if removed != 0:
+        model = without_layers(model, structure, removed)
         structure = structure_of(model)
     if config.pool_early:
         model = pooled_early(model, early_pooling(model, structure))
         structure = structure_of(model)
     chosen = _chosen(model, structure, config)
     if not chosen:
-        if not removed and not config.pool_early:
+        if removed == 0 and not config.pool_early:
             raise InputError("nothing to take out: give heads, neurons, channels, width, layers or pool_early")
         return model
     scores = importance(model, structure, config.data, loss=config.loss)

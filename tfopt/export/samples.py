@@ -18,6 +18,8 @@ def make_samples(
     """The samples to compare with, no longer than what is exported."""
     if given is not None:
         samples = check_samples(inputs, given)
+        if not padded:  # what is padding in them is text to a file that takes no mask, and so to the model
+            samples |= {name: np.ones_like(samples[name]) for name in facts.masks}
         return {name: cut(value, inputs.specs[name], longest) for name, value in samples.items()}
     return draw(inputs, facts, _ROWS, size=longest, padded=padded)
 
