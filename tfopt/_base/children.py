@@ -21,6 +21,7 @@ from multiprocessing import context, forkserver, popen_forkserver, process, redu
 from pathlib import Path
 from typing import Any
 
+from tfopt._base.native_log import native_greetings_aside
 from tfopt.errors import TfoptError
 
 # What a server loads before it forks. Measurements of memory need processes that begin with nothing.
@@ -149,9 +150,20 @@ def _close(*descriptors: int) -> None:
         os.close(descriptor)
 
 
+class _Server(forkserver.ForkServer):
+    """Starts without what native libraries say when they are loaded."""
+
+    _started = False
+
+    def ensure_running(self) -> None:
+        with contextlib.nullcontext() if self._started else native_greetings_aside():
+            super().ensure_running()
+        self._started = True
+
+
 @functools.cache
 def _server(preload: tuple[str, ...]) -> Any:
-    server = forkserver.ForkServer()
+    server = _Server()
     server.set_forkserver_preload(list(preload))
     return server
 

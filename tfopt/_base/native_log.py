@@ -29,21 +29,40 @@ def native_log_aside() -> Iterator[NativeLog]:
     about a bad input would be lost. They go to a file that is kept if the work fails.
     """
     descriptor, name = tempfile.mkstemp(prefix="tfopt-native-", suffix=".log")
-    log, ours = NativeLog(Path(name)), os.dup(2)
-    original, sys.stderr = sys.stderr, os.fdopen(ours, "w", buffering=1, errors="backslashreplace")
+    log = NativeLog(Path(name))
+    with _native_to(descriptor):
+        faulthandler.enable(sys.stderr)  # a crash in native code still says where
+        try:
+            yield log
+        finally:
+            faulthandler.disable()
+            if not log.keep:
+                log.path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def native_greetings_aside() -> Iterator[None]:
+    """Likewise while libraries are loaded, or a process is started that loads some: what they say is dropped."""
+    with _native_to(os.open(os.devnull, os.O_WRONLY)):
+        yield
+
+
+@contextlib.contextmanager
+def _native_to(descriptor: int) -> Iterator[None]:
+    """Native words go to an open file, which is closed; those of Python where they went before."""
+    ours, shown, original = os.dup(2), None, sys.stderr
+    if original is sys.__stderr__:  # a notebook's goes elsewhere anyway
+        sys.stderr = shown = os.fdopen(os.dup(ours), "w", buffering=1, errors="backslashreplace")
     os.dup2(descriptor, 2)
     os.close(descriptor)
-    faulthandler.enable(sys.stderr)  # a crash in native code still says where
     try:
-        yield log
+        yield
     finally:
-        faulthandler.disable()
-        sys.stderr.flush()
         os.dup2(ours, 2)
-        shown, sys.stderr = sys.stderr, original
-        shown.close()
-        if not log.keep:
-            log.path.unlink(missing_ok=True)
+        os.close(ours)
+        if shown is not None:
+            sys.stderr = original
+            shown.close()
 
 
 def quiet_exit() -> None:
