@@ -31,5 +31,7 @@ def test_neither_loading_nor_children_bring_native_lines(tmp_path):
     loaded, _, rest = words.partition("--- built by the user")
     exported = rest.partition("--- exported")[2]
     for said in (loaded, exported):
-        assert not any(word in said for word in ("cudart", "oneDNN", "absl::InitializeLog", "cpu_feature_guard")), said
+        assert not any(word in said for word in ("cudart", "oneDNN", "absl::InitializeLog", "cpu_feature_guard")), (
+            said
+        )
     assert "words of Python" in exported

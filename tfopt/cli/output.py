@@ -3,11 +3,12 @@
 import contextlib
 import json
 import sys
-import time
 from collections.abc import Callable, Iterator
 from typing import Annotated, Any
 
 import typer
+
+from tfopt._base.remaining import told_now_and_then
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output, nothing else there.")]
 Trust = Annotated[bool, typer.Option("--trust", help="Run code that a model holds or names; says what that is.")]
@@ -15,7 +16,6 @@ Imports = Annotated[
     list[str] | None,
     typer.Option("--import", help="Module or .py file with the classes of a model; it is run. Repeatable."),
 ]
-_SECONDS_BETWEEN_LINES = 15.0
 Threads = Annotated[int | None, typer.Option("--threads", help="Threads of each runtime; all cores if not given.")]
 
 
@@ -67,13 +67,4 @@ def bar(title: str) -> Iterator[Callable[[int, int], None]]:
             task = shown.add_task(title)
             yield lambda done, total: shown.update(task, completed=done, total=total)
         return
-    started = last = time.monotonic()
-
-    def line(done: int, total: int) -> None:
-        nonlocal last
-        now = time.monotonic()
-        if now - last >= _SECONDS_BETWEEN_LINES and done:
-            last = now
-            progress(f"{title}: {done / total:.0%} ({(now - started) * (total - done) / done:.0f} s left)")
-
-    yield line
+    yield told_now_and_then(title, progress)

@@ -34,10 +34,18 @@ def hold_out(documents: Texts) -> tuple[Texts, Texts]:
     return Texts([text[:cut]], None, documents.source), Texts([text[cut:]], None, documents.source)
 
 
-def token_stream(documents: Sequence[str], encode: Callable[[str], list[int]], end: int | None) -> np.ndarray:
+def token_stream(
+    documents: Sequence[str],
+    encode: Callable[[str], list[int]],
+    end: int | None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> np.ndarray:
     """Ids of all documents, one after another, each closed by the token `end` if there is one; int64."""
-    parts = [[*encode(text), *([] if end is None else [end])] for text in documents]
-    return np.concatenate([np.asarray(part, np.int64) for part in parts])
+    parts = []
+    for done, text in enumerate(documents, 1):
+        parts.append(np.asarray([*encode(text), *([] if end is None else [end])], np.int64))
+        progress(done, len(documents))
+    return np.concatenate(parts)
 
 
 def write_blocks(

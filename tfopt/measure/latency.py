@@ -2,11 +2,12 @@
 
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+from tfopt._base.remaining import told_now_and_then
 from tfopt.measure.results import Latency
 from tfopt.runtime import Predictor
 
@@ -31,8 +32,9 @@ class Timing(NamedTuple):
 
 
 def interleaved(
-    predictors: Sequence[Predictor], inputs: Mapping[str, np.ndarray], rounds: int = 50, seed: int = 0
-) -> list[Timing]:
+    predictors: Sequence[Predictor], inputs: Mapping[str, np.ndarray], rounds: int = 50, seed: int = 0, *,
+    log: Callable[[str], None] = lambda line: None,
+) -> list[Timing]:  # fmt: skip
     """Times one call of every predictor per round, in a new order each round.
 
     Args:
@@ -40,19 +42,21 @@ def interleaved(
         inputs: what each is called with.
         rounds: timed calls of each; the first invocations build caches and are not counted.
         seed: of the order.
+        log: told now and then how much is done.
     """
     for predictor in predictors:
         for _ in range(_WARM_UP):
             predictor.predict(inputs)
     rng = random.Random(seed)
     seconds = np.empty((len(predictors), rounds))
-    order = list(range(len(predictors)))
+    order, told = list(range(len(predictors))), told_now_and_then("timing", log)
     for turn in range(rounds):
         rng.shuffle(order)
         for index in order:
             started = time.perf_counter()
             predictors[index].predict(inputs)
             seconds[index, turn] = time.perf_counter() - started
+        told(turn + 1, rounds)
     return [Timing(row) for row in seconds]
 
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from tfopt import archive
 from tfopt._base.files import size_of
+from tfopt._base.remaining import told_one_by_one
 from tfopt.errors import InputError
 from tfopt.measure import latency, quality, size
 from tfopt.measure.results import Measurement
@@ -101,8 +102,7 @@ def compare_artifacts(
             if isinstance(predictor, TFLitePredictor):
                 found[name] = dataclasses.replace(found[name], operators=_operators(predictor, one, threads))
         if memory:
-            log("memory of all, each in a process of its own")
-            _add_memory(found, predictors, one, threads=threads)
+            _add_memory(found, predictors, one, threads=threads, log=log)
     if data is not None:
         score = functools.partial(quality.accuracy_on, list(data))
     if score is not None:
@@ -137,15 +137,15 @@ def _add_timing(
     seconds: float,
     log: Log,
 ) -> None:
-    timings = latency.interleaved(list(predictors.values()), one, rounds)
-    for (name, predictor), timing in zip(predictors.items(), timings, strict=True):
-        log(f"throughput of {name}")
+    timings = latency.interleaved(list(predictors.values()), one, rounds, log=log)
+    names = told_one_by_one("throughput of {}", list(predictors), log)
+    for name, timing in zip(names, timings, strict=True):
         found[name] = dataclasses.replace(
             found[name],
             latency_ms=timing.latency,
             latency_spread=timing.spread,
             speedup=latency.speedup(timings[0], timing),
-            throughput_per_s=latency.throughput(predictor, inputs, seconds),
+            throughput_per_s=latency.throughput(predictors[name], inputs, seconds),
         )
 
 
@@ -159,6 +159,7 @@ def _add_memory(
     predictors: Mapping[str, Predictor],
     one: dict[str, np.ndarray],
     threads: int | None,
+    log: Log,
 ) -> None:
     """Two processes at a time: most of their time they load a runtime on one core."""
     with ThreadPoolExecutor(2) as pool:
@@ -166,7 +167,8 @@ def _add_memory(
             lambda p: try_in_child(p.path, one, threads, alone=True, trust=p.trust, imports=p.imports),
             predictors.values(),
         )
-        for name, run in zip(predictors, runs, strict=True):
+        names = told_one_by_one("memory of {} in a process of its own", list(predictors), log)
+        for name, run in zip(names, runs, strict=True):
             found[name] = dataclasses.replace(found[name], peak_memory_bytes=run.peak_memory_bytes)
 
 
@@ -177,9 +179,8 @@ def _add_quality(
     log: Log,
 ) -> None:
     reference: list[Any] | None = None
-    for name, predictor in predictors.items():
-        log(f"quality of {name} on held-out data")
-        scored = score(predictor)
+    for name in told_one_by_one("quality of {} on held-out data", list(predictors), log):
+        scored = score(predictors[name])
         changed = None if reference is None else _changed(scored, reference)
         reference = scored.answers if reference is None else reference
         found[name] = dataclasses.replace(

@@ -7,6 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfopt._base.files import existing, replacing
+from tfopt._base.remaining import told_now_and_then
 from tfopt._keras import extras
 from tfopt.data import batches as batching
 from tfopt.data.blocks import hold_out, next_tokens, token_stream, write_blocks
@@ -100,7 +101,12 @@ class CausalLMTask(Task):
             (folder / _TEXT).write_bytes("\n".join(validation.texts).encode())
             facts: dict[str, Any] = {"end_token": end}
             for split, texts in (("train", train), ("validation", validation)):
-                ids = token_stream(texts.texts, tokenizer.encode_ids, end)
+                ids = token_stream(
+                    texts.texts,
+                    tokenizer.encode_ids,
+                    end,
+                    progress=told_now_and_then(f"packing {split} texts", log),
+                )
                 shards = section.shards if split == "train" else 1
                 written = write_blocks(
                     folder,

@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfopt._base.files import replacing
+from tfopt._base.remaining import told_now_and_then
 from tfopt._keras import keras_api
 from tfopt._keras.keras_io import call, inputs_of
 from tfopt._keras.loading import load_model
@@ -94,7 +95,7 @@ class ClassificationTask(EncoderTask):
                 split: write_pack(
                     folder, split, data=texts, tokenizer=tokenizer, max_length=section.max_length, labels=names,
                     shards=section.shards if split == "train" else 1, on_long=section.on_long,
-                    seed=self.recipe.seed,
+                    seed=self.recipe.seed, progress=told_now_and_then(f"packing {split} texts", log),
                 )
                 for split, texts in (("train", train), ("validation", validation))
             }  # fmt: skip
