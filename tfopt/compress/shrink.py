@@ -127,19 +127,9 @@ def shrink(
     30
     """
     config = ShrinkConfig(
-        heads,
-        neurons,
-        channels,
-        width=width,
-        schedule=None,
-        include=include,
-        exclude=exclude,
-        layers=layers,
-        pool_early=pool_early,
-        data=data,
-        loss=loss,
-        when="before",
-    )
+        heads, neurons, channels, width=width, include=include, exclude=exclude, layers=layers,
+        pool_early=pool_early, data=data, loss=loss, when="before",
+    )  # fmt: skip
     return _before(model, config)
 
 

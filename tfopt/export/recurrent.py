@@ -11,7 +11,6 @@ from typing import Any
 from tfopt._keras import keras_api
 from tfopt._keras.layer_calls import swapped
 from tfopt.errors import InputError
-from tfopt.quantization.kinds import role
 from tfopt.quantization.recurrent import FUSED
 
 
@@ -35,7 +34,7 @@ def unfused(model: Any, unrolled: bool = False) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         for _, layer in keras_api.walk(model):
             values = {FUSED: False} if vars(layer).get(FUSED) else {}
-            if unrolled and role(layer) == "recurrent":
+            if unrolled and hasattr(layer, "unroll") and hasattr(layer, "cell"):
                 values["unroll"] = True
             if values:
                 stack.enter_context(swapped(layer, values))

@@ -47,7 +47,7 @@ class Limits:
 _FLOAT32 = Limits(error=1e-3, correlation=0.999, decibels=30, agreement=1.0, rank=0.99)
 _FLOAT16 = Limits(error=2e-2, correlation=0.995, decibels=20, agreement=0.99, rank=0.98)
 _INT8 = Limits(error=0.25, correlation=0.95, decibels=9, agreement=0.9, rank=0.9)
-_STATIC = Limits(error=0.25, correlation=0.85, decibels=3, agreement=0.85, rank=0.85)
+_STATIC = Limits(error=0.25, correlation=0.9, decibels=3, agreement=0.85, rank=0.85)
 FEW_BITS = Limits(error=0.25, correlation=0.8, decibels=3, agreement=0.7, rank=0.8)
 
 

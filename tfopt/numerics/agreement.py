@@ -25,10 +25,12 @@ def varies(expected: np.ndarray) -> bool:
 
 
 def correlation(found: np.ndarray, expected: np.ndarray) -> float:
-    """Pearson's coefficient of what differs between rows, 1 at best; NaN where nothing does."""
+    """Pearson's coefficient of what differs between rows, 1 at best; 0 if nothing is found, NaN if none is due."""
     ours, theirs = _differences(found, expected)
-    power = float((ours**2).sum() * (theirs**2).sum())
-    return float((ours * theirs).sum()) / power**0.5 if power > 0 else float("nan")
+    wanted, power = float((theirs**2).sum()), float((ours**2).sum() * (theirs**2).sum())
+    if not wanted > 0:
+        return float("nan")
+    return float((ours * theirs).sum()) / power**0.5 if power > 0 else 0.0
 
 
 def signal_to_noise(found: np.ndarray, expected: np.ndarray) -> float:

@@ -7,12 +7,28 @@ import tensorflow as tf
 
 from tfopt._keras import keras_api
 from tfopt._keras.layer_calls import Call, attribute_of, original_call, swapped
+from tfopt.errors import InputError
 from tfopt.quantization.plan import PlannedWeight
 
 if TYPE_CHECKING:
     from tfopt.quantization.simulation import Simulation
 
 FUSED = "_could_use_gpu_kernel"  # tf_keras then reads the kernels behind the back of the cell
+
+
+def refuse_loops(model: Any) -> None:
+    """Refuses layers that cannot be written out step after step, which everything static needs.
+
+    Raises:
+        InputError: such a layer; it is named.
+    """
+    for path, layer in keras_api.walk(model):
+        kinds = [kind.__name__ for kind in type(layer).__mro__]
+        if "ConvRNN" in kinds and keras_api.generation_of(layer) == "tf_keras":  # which ignores `unroll`
+            raise InputError(
+                f"layer {path!r} of class {kinds[0]} runs as a loop in tf_keras, and a TFLite file holds no static "
+                "integers inside one: use dynamic activations, or build the model with Keras 3"
+            )
 
 
 def recurrent(simulation: "Simulation", layer: Any, path: str, own: list[PlannedWeight]) -> Call:

@@ -28,6 +28,7 @@ from tfopt.quantization.config import QuantizeConfig
 from tfopt.quantization.kinds import role
 from tfopt.quantization.plan import PlannedWeight, QuantizationPlan, plan_weights
 from tfopt.quantization.points import FIXED, ActivationPoint, Kind, usable, usable_tensors
+from tfopt.quantization.recurrent import refuse_loops
 
 _ATTRIBUTE = "_tfopt_simulation"
 Mode = Literal["train", "calibrate", "frozen"]
@@ -58,6 +59,8 @@ class Simulation:
         mode: Mode = "train",
         ranges: dict[str, tuple[float, float]] | None = None,
     ) -> None:
+        if config.is_static:
+            refuse_loops(model)
         self.model, self.config, self.plan, self.mode = model, config, plan, mode
         self.ranges = ranges or {}
         self.points: dict[str, ActivationPoint] = {}
