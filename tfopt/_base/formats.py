@@ -15,7 +15,17 @@ from tfopt.errors import InputError, ModelFileError
 
 # What a path may be: a format of the table, or something else that commands take.
 Kind = Literal[
-    "tflite", "saved_model", "keras", "hugging_face", "llama2c", "pickle", "archive", "run", "pack", "unknown"
+    "tflite",
+    "saved_model",
+    "keras",
+    "hugging_face",
+    "keras_hub",
+    "llama2c",
+    "pickle",
+    "archive",
+    "run",
+    "pack",
+    "unknown",
 ]
 _FLOAT16 = "float16"
 INTEGERS = (
@@ -146,7 +156,8 @@ def _kind_of_file(path: Path) -> Kind:
 
 def _kind_of_folder(path: Path) -> Kind:
     if (path / "config.json").is_file():
-        return "hugging_face"
+        about = path / "metadata.json"
+        return "keras_hub" if about.is_file() and b"keras_hub" in about.read_bytes()[:4096] else "hugging_face"
     if (path / "manifest.json").is_file() or (path / "state.json").is_file():
         return "run"
     if any(path.glob("*.manifest.json")):

@@ -23,6 +23,7 @@ from tfopt.decoding.speculative import speculate
 from tfopt.decoding.stop_strings import StopStrings
 from tfopt.errors import InputError
 from tfopt.models.keras_hub import as_decoder
+from tfopt.models.keras_hub_presets import class_in
 from tfopt.tflite.file import read_metadata
 
 Prompt = str | Sequence[int]
@@ -315,6 +316,8 @@ def generates(path: Path) -> bool:
         from tfopt.models.pretrained import read_config
 
         return isinstance(read_config(path), CausalLMConfig)
+    if kind == "keras_hub":
+        return class_in(path).endswith("CausalLM")
     return kind == "llama2c"
 
 

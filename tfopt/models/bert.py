@@ -20,7 +20,7 @@ from tfopt.models.symbolic_ops import SymbolicOps
 
 # Added to the scores of padding: small enough that softmax gives exactly zero, large enough for float16.
 _MASKED = -10_000.0
-_ACTIVATIONS = ("gelu", "relu", "silu", "tanh")
+_ACTIVATIONS = ("gelu", "gelu_tanh", "relu", "silu", "tanh")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +35,7 @@ class BertConfig:
         intermediate_size: width of the feed-forward layers.
         max_position_embeddings: longest sequence in tokens.
         type_vocab_size: rows of the segment table (inputs are one segment, row 0); 0 for none, as DistilBERT has.
-        hidden_act: activation of the feed-forward layers, a Keras name.
+        hidden_act: activation of the feed-forward layers, a Keras name, or "gelu_tanh", its approximation by tanh.
         layer_norm_eps: epsilon of the layer norms.
         hidden_dropout_prob: dropout after each block while training, in [0, 1).
         position_offset: row of the position table that the first token gets; RoBERTa begins at 2.
@@ -284,7 +284,10 @@ class _Builder:
 
     def _dense(self, units: int, name: str, activation: str | None = None) -> Any:
         dtype = self._ops.output_type if "logits" in name else None
-        return self._layers.Dense(units, activation, kernel_initializer=self._initializer(), name=name, dtype=dtype)
+        tanh = activation == "gelu_tanh"  # no activation of this name is in both generations
+        named = None if tanh else activation
+        dense = self._layers.Dense(units, named, kernel_initializer=self._initializer(), name=name, dtype=dtype)
+        return (lambda x: self._ops.gelu_tanh(dense(x))) if tanh else dense
 
     def _norm(self, name: str) -> Any:
         return self._layers.LayerNormalization(epsilon=self._config.layer_norm_eps, name=name)

@@ -32,15 +32,15 @@ _PACKAGE, _TASK, _BACKBONE = "keras_hub", "CausalLM", "Backbone"
 
 def is_task(model: Any) -> bool:
     """Whether KerasHub built this model to generate."""
-    return _class_of(model).endswith(_TASK)
+    return class_of(model).endswith(_TASK)
 
 
 def is_known(model: Any) -> bool:
     """Whether it is of a family that the decoder knows: a `CausalLM` of KerasHub, or the backbone of one."""
-    return _class_of(getattr(model, "backbone", model)) in FAMILIES
+    return class_of(getattr(model, "backbone", model)) in FAMILIES
 
 
-def _class_of(model: Any) -> str:
+def class_of(model: Any) -> str:
     """Name of KerasHub's class of a model, "" of others."""
     kind = next((c for c in type(model).__mro__ if c.__module__.startswith(f"{_PACKAGE}.")), None)
     return "" if kind is None else kind.__name__
@@ -56,7 +56,7 @@ def as_decoder(model: Any, *, context: int | None = None) -> Any:
     Raises:
         InputError: a family, or a setting of one, that the decoder does not know.
     """
-    if not is_task(model) and _class_of(model) not in FAMILIES:
+    if not is_task(model) and class_of(model) not in FAMILIES:
         return model
     backbone = getattr(model, "backbone", model)
     family = type(backbone).__name__
@@ -74,32 +74,32 @@ def as_decoder(model: Any, *, context: int | None = None) -> Any:
     config = read(settings, {w.path for w in backbone.weights}, longest)
     config = dataclasses.replace(config, end_tokens=() if end is None else (int(end),))
     made = causal_lm(config, "keras")
-    stored = {_path(w): w for w in backbone.weights}
+    stored = {path_of(w): w for w in backbone.weights}
     ours = {w.path: w.variable for w in keras_api.weights(made)}
     for path, theirs in entries(config):
         if theirs not in stored:
             raise InputError(f"{family} has no weight {theirs!r}: it is of a version that is not known here")
         ours[path].assign(np.asarray(stored[theirs], np.float32).reshape(ours[path].shape))
     start = bool(getattr(preprocessor, "add_start_token", False))
-    tokenizers = (_byte_pairs(tokenizer, start), _pieces(tokenizer) if start else None)
+    tokenizers = (byte_pairs(tokenizer, start), _pieces(tokenizer) if start else None)
     for name, content in zip(extras.TOKENIZERS, tokenizers, strict=True):
         if content is not None:
             extras.keep(made, name, content)
     return made
 
 
-def _path(weight: Any) -> str:
-    """Without the names of models around the backbone."""
+def path_of(weight: Any, first: tuple[str, ...] = _FIRST) -> str:
+    """Without the names of models and layers around what begins so."""
     parts = weight.path.split("/")
-    first = next((i for i, part in enumerate(parts) if part.startswith(_FIRST)), 0)
-    return "/".join(parts[first:])
+    at = next((i for i, part in enumerate(parts) if part.startswith(first)), 0)
+    return "/".join(parts[at:])
 
 
 _Read = Callable[[dict[str, Any], set[str], int], CausalLMConfig]
 _Entries = Callable[[CausalLMConfig], Iterator[tuple[str, str]]]
 
 
-def _byte_pairs(tokenizer: Any, add_start: bool) -> bytes | None:
+def byte_pairs(tokenizer: Any, add_start: bool) -> bytes | None:
     """The `tokenizer.json` of KerasHub's byte pairs, which it runs with the package tokenizers itself."""
     inside: Any = getattr(tokenizer, "_tokenizer", None)
     if type(inside).__module__.partition(".")[0] != "tokenizers":

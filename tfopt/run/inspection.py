@@ -124,7 +124,7 @@ def inspect_path(
         return _inspect_tflite(path)
     if kind == "saved_model":
         return _inspect_saved_model(path, trust=trust)
-    if path.is_dir() and kind not in ("hugging_face", "llama2c"):
+    if path.is_dir() and kind not in ("hugging_face", "keras_hub", "llama2c"):
         raise InputError(f"{path} is neither a model nor an artifact")
     return inspect(load_any(path, trust=trust, imports=imports), length=length)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tfopt._base.files import existing, write_bytes, write_text
+from tfopt._base.formats import kind_of
 from tfopt._base.members import FACTS, TOKENIZER
 from tfopt._keras import extras, keras_api
 from tfopt._keras.input_facts import facts_of, size_to_try
@@ -16,7 +17,10 @@ from tfopt.data.readers.texts import Texts, label_names, read_texts
 from tfopt.data.stdlib_docs import read_stdlib_docs
 from tfopt.data.text_facts import ONLY, TextFacts
 from tfopt.errors import DataError, InputError
-from tfopt.models.pretrained import from_pretrained
+from tfopt.models.bert import encoder_config
+from tfopt.models.keras_hub_encoders import as_encoder
+from tfopt.models.keras_hub_presets import from_preset
+from tfopt.models.pretrained import from_pretrained, save_pretrained
 from tfopt.recipe import Recipe
 from tfopt.tasks.classification import PACKED
 
@@ -58,7 +62,7 @@ def recipe_of(
     """A recipe whose baseline is the model, trained before if it has no head for these labels.
 
     Args:
-        model: a classifier, its `.keras` or `.h5` file, or a Hugging Face folder.
+        model: a classifier, its `.keras` or `.h5` file, or a folder of Hugging Face or KerasHub.
         corpus: the texts.
         folder: for what has to be written.
         tokenizer: a `tokenizer.json`, where none comes with the model.
@@ -71,14 +75,21 @@ def recipe_of(
     data = corpus.files(folder)
     names = label_names(_labelled(data["train"], data.get("text_column"), data["label_column"]))
     generation, section, trained = "tf_keras", {}, True
+    if isinstance(model, str | Path) and kind_of(model) == "keras_hub":
+        model = from_preset(model)
     if isinstance(model, str | Path) and existing(model, "model").is_dir():
         found = from_pretrained(model, num_labels=len(names))
         trained = FACTS in extras.of(found)
         section = {"kind": "pretrained", "folder": str(Path(model).resolve())}
     else:
         found = load_model(model) if isinstance(model, str | Path) else keras_api.check_model(model)
+        found = as_encoder(found)
         generation = keras_api.generation_of(found)
     members = extras.of(found)
+    if trained and extras.ENCODER in members and encoder_config(found)[1] is None:  # an encoder alone gets a head
+        save_pretrained(found, folder / "encoder")
+        generation, section, trained = "tf_keras", {"kind": "pretrained", "folder": str(folder / "encoder")}, False
+        data["tokenizer"] = str(_tokenizer(members, tokenizer, folder))
     facts = TextFacts.from_json(members[FACTS], "the model") if FACTS in members else None
     if facts is not None:
         _check_labels(facts, names)

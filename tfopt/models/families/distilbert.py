@@ -5,7 +5,7 @@ from typing import Any
 
 from tfopt.models.bert import BertConfig
 from tfopt.models.families.base import HEADS, Entry, Family, dense_entries, known, norm_entries
-from tfopt.models.families.encoder import ACTIVATIONS
+from tfopt.models.families.encoder import ACTIVATIONS, activation_of
 
 _NAMES = {
     "vocab_size": "vocab_size", "dim": "hidden_size", "n_layers": "num_hidden_layers",
@@ -21,7 +21,7 @@ def _read_config(raw: Mapping[str, Any]) -> BertConfig:
 
 def _write_config(config: BertConfig) -> dict[str, Any]:
     raw = {theirs: getattr(config, ours) for theirs, ours in _NAMES.items()}
-    return {**raw, "activation": config.hidden_act, "model_type": "distilbert"}
+    return {**raw, "activation": activation_of(config), "model_type": "distilbert"}
 
 
 def _entries(config: BertConfig) -> Iterator[Entry]:

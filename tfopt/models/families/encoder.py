@@ -8,7 +8,15 @@ from tfopt.errors import InputError
 from tfopt.models.bert import BertConfig
 from tfopt.models.families.base import Entry, dense_entries, known, norm_entries
 
-ACTIVATIONS = {"gelu": "gelu", "relu": "relu", "silu": "silu", "tanh": "tanh", "swish": "silu"}
+ACTIVATIONS = {
+    "gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu", "silu": "silu",
+    "tanh": "tanh", "swish": "silu",
+}  # fmt: skip
+
+
+def activation_of(config: BertConfig) -> str:
+    """What public configurations call it."""
+    return "gelu_new" if config.hidden_act == "gelu_tanh" else config.hidden_act
 
 
 def read_config(raw: Mapping[str, Any]) -> BertConfig:
@@ -23,7 +31,7 @@ def read_config(raw: Mapping[str, Any]) -> BertConfig:
 
 def write_config(config: BertConfig) -> dict[str, Any]:
     """`config.json` of an encoder."""
-    raw = dataclasses.asdict(config)
+    raw = {**dataclasses.asdict(config), "hidden_act": activation_of(config)}
     offset = raw.pop("position_offset")
     return {**raw, "model_type": "roberta", "pad_token_id": offset - 1} if offset else {**raw, "model_type": "bert"}
 

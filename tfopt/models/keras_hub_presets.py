@@ -1,0 +1,68 @@
+"""Folders of KerasHub, as `save_to_preset` writes them: a task with its preprocessor, or a backbone."""
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+from tfopt._base.foreign import read_json
+from tfopt._keras.hdf5 import check_hdf5
+from tfopt._keras.room import room_for
+from tfopt._keras.trust import refuse_code
+from tfopt.errors import InputError, MissingFileError, ModelFileError
+
+TASK, BACKBONE = "task.json", "config.json"
+_READ = (BACKBONE, TASK, "preprocessor.json", "tokenizer.json")
+
+
+def class_in(folder: Path) -> str:
+    """Name of KerasHub's class in a folder.
+
+    Raises:
+        ModelFileError: the file that should name it does not.
+    """
+    file = folder / (TASK if (folder / TASK).is_file() else BACKBONE)
+    found = read_json(file, "model configuration", error=ModelFileError)
+    name = found.get("class_name") if isinstance(found, dict) else None
+    if not isinstance(name, str):
+        raise ModelFileError(f"{file} names no class of KerasHub")
+    return name
+
+
+def from_preset(folder: str | Path, *, trust: bool = False) -> Any:
+    """The task in a folder of KerasHub, with its preprocessor, or the backbone where there is no task.
+
+    Args:
+        folder: what `save_to_preset` wrote.
+        trust: run what its files name besides KerasHub's own classes.
+
+    Raises:
+        InputError: KerasHub is not installed.
+        MissingFileError: the folder is missing.
+        ModelFileError: it is damaged, or names code that would run.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise MissingFileError(f"model folder not found: {folder}")
+    for name in _READ if not trust else ():
+        if (folder / name).is_file():
+            config = read_json(folder / name, "model configuration", error=ModelFileError)
+            refuse_code(config, folder / name, generation="keras")
+    name = class_in(folder)
+    try:
+        hub = importlib.import_module("keras_hub")
+    except ImportError as error:
+        raise InputError(f"{folder} is of KerasHub: pip install 'tfopt[kerashub]' ({error})") from error
+    kind = getattr(hub.models, name, None)
+    if not isinstance(kind, type) or not hasattr(kind, "from_preset"):
+        raise ModelFileError(f"{folder} names {name!r}, which is no model of the KerasHub that is installed")
+    weights = sorted(folder.glob("*.h5"))
+    stored = sum(check_hdf5(path, path.stat().st_size, path) for path in weights)
+    try:
+        with room_for(stored, folder):
+            return kind.from_preset(str(folder))
+    except ModelFileError:
+        raise
+    except Exception as error:  # what is damaged fails anywhere in KerasHub, with whatever its bytes lead to
+        said = str(error).strip().splitlines()
+        reason = said[0] if said else type(error).__name__
+        raise ModelFileError(f"not a folder of KerasHub, or a damaged one: {folder} ({reason})") from error
