@@ -4,10 +4,13 @@ import argparse
 import collections
 import concurrent.futures
 import importlib.util
+import json
 import time
 
-from benchmarks.common import save
+from benchmarks.common import RESULTS, save
 from benchmarks.zoo.run import FAILS, REFUSED, SENSELESS, WORKS, WRONG, Outcome, tried
+
+Table = dict[str, dict[str, Outcome]]
 
 
 def main() -> None:
@@ -18,6 +21,7 @@ def main() -> None:
     parser.add_argument("--operations", nargs="*", choices=list(OPERATIONS), default=list(OPERATIONS))
     parser.add_argument("--generation", choices=("tf_keras", "keras"))
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--resume", action="store_true", help="keep what an earlier run found, and try the rest")
     given = parser.parse_args()
     chosen = list(entries().values())
     if importlib.util.find_spec("keras_hub") is None:
@@ -30,7 +34,9 @@ def main() -> None:
         if given.generation in (None, generation)
         and (not given.models or entry.name.startswith(tuple(given.models)))
     ]
-    table: dict[str, dict[str, Outcome]] = {}
+    table: dict[str, dict[str, Outcome]] = _kept() if given.resume else {}
+    pairs = [(name, generation) for name, generation in pairs if f"{name} ({generation})" not in table]
+    is_whole = not given.models and len(given.operations) == len(OPERATIONS) and given.generation is None
     started = time.monotonic()
     with concurrent.futures.ThreadPoolExecutor(given.workers) as pool:
         waiting = {
@@ -44,16 +50,33 @@ def main() -> None:
                 for o in given.operations
             )
             print(f"{marks} {name} ({generation})", flush=True)
+            if is_whole:
+                _keep(table)
             for operation, (status, why) in found.items():
                 if status not in (WORKS, SENSELESS):
                     print(f"    {operation} {status}: {why[:300]}", flush=True)
+    counts, asked, share = _counted(table)
+    print(f"{len(table)} models, {dict(counts)}: {share:.1%} of {asked} work, {time.monotonic() - started:.0f} s")
+
+
+def _counted(table: Table) -> tuple[collections.Counter[str], int, float]:
+    """Outcomes, how many were asked for, and the share of these that work."""
     counts = collections.Counter(status for found in table.values() for status, _ in found.values())
     asked = sum(counts.values()) - counts[SENSELESS]
-    share, took = counts[WORKS] / max(asked, 1), time.monotonic() - started
-    print(f"{len(table)} models, {dict(counts)}: {share:.1%} of {asked} work, {took:.0f} s")
-    if not given.models and len(given.operations) == len(OPERATIONS) and given.generation is None:
-        rows = {name: {o: list(outcome) for o, outcome in found.items()} for name, found in sorted(table.items())}
-        save("zoo", {"models": len(table), "counts": dict(counts), "works": round(share, 4), "table": rows})
+    return counts, asked, counts[WORKS] / max(asked, 1)
+
+
+def _keep(table: Table) -> None:
+    counts, asked, share = _counted(table)
+    rows = {name: {o: list(outcome) for o, outcome in found.items()} for name, found in sorted(table.items())}
+    figures = {"models": len(table), "counts": dict(counts), "asked": asked, "works": round(share, 4)}
+    save("zoo", {**figures, "table": rows})
+
+
+def _kept() -> Table:
+    path = RESULTS / "zoo.json"
+    found = json.loads(path.read_text("utf-8"))["table"] if path.exists() else {}
+    return {name: {o: (status, why) for o, (status, why) in row.items()} for name, row in found.items()}
 
 
 if __name__ == "__main__":

@@ -32,9 +32,15 @@ def _application(name: str) -> Any:
 
 
 def _settle(model: Any, given: np.ndarray) -> None:
-    """Norms get the statistics of real pictures: with those of no training, deep models answer all alike."""
+    """Norms get the statistics of real pictures: with those of no training, deep models answer all alike.
+
+    And they get an offset of one: at zero, deep models with random weights are chaotic (weights rounded to 8 bits in
+    Keras itself leave a correlation of 0.69 in MobileNet, 0.66 in EfficientNet and 0.73 in ResNet, with it 0.99).
+    """
     for layer in _norms(model):
         layer.momentum = 0.0
+        if layer.center:
+            layer.beta.assign(layer.beta + 1.0)
     model(given, training=True)
 
 
