@@ -55,7 +55,9 @@ def goal(name: str, reached: float, limit: float, at_most: bool = False) -> dict
 
 def save(name: str, values: dict[str, Any]) -> None:
     """Writes `results/<name>.json` with the machine, the versions and the command."""
-    command = "python -m benchmarks." + Path(sys.argv[0]).stem + "".join(" " + shlex.quote(a) for a in sys.argv[1:])
+    program = Path(sys.argv[0])
+    module = program.parent.name if program.stem == "__main__" else program.stem
+    command = f"python -m benchmarks.{module}" + "".join(" " + shlex.quote(a) for a in sys.argv[1:])
     path = write_json(RESULTS / f"{name}.json", {"command": command, "machine": machine_info(), **values})
     print(f"wrote {path}")
 

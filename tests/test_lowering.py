@@ -65,3 +65,18 @@ def test_other_operators_are_named(tmp_path):
     ):
         tfopt.export(model, tmp_path / "m.tflite")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("quantization", [None, "float16"])
+def test_the_length_of_zeros_is_no_nan(tmp_path, quantization):
+    """Keras 3 bounds an infinite root from above, of which LiteRT makes NaN."""
+    import keras
+
+    keras.utils.set_random_seed(0)
+    inputs = keras.layers.Input((6, 8), name="x")
+    model = keras.Model(inputs, keras.layers.UnitNormalization()(keras.layers.ReLU()(inputs)))
+    x = np.random.default_rng(0).standard_normal((4, 6, 8)).astype(np.float32)
+    x[:, 2] = -1.0
+    artifact = tfopt.export(model, tmp_path / "m.tflite", quantization=quantization, representative={"x": x})
+    (found,) = tfopt.Predictor.load(artifact.path).predict(x).values()
+    np.testing.assert_allclose(found, np.asarray(model(x)), atol=1e-3)

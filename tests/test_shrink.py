@@ -446,3 +446,16 @@ def test_a_trace_reads_every_weight(keras):
     structure = structure_of(model)
     assert set(structure.trace.variables.values()) == {w.path for w in keras_api.weights(model)}
     assert all(isinstance(op, tf.Operation) for op in structure.trace.operations)
+
+
+def test_units_between_models_inside_a_model_go(keras):
+    """Of an autoencoder: what the encoder makes is an axis of the decoder's input."""
+    layers = keras.layers
+    keras.utils.set_random_seed(0)
+    encoder = keras.Sequential([layers.Input((10,)), layers.Dense(12)], name="encoder")
+    decoder = keras.Sequential([layers.Input((12,)), layers.Dense(20, "relu"), layers.Dense(10)], name="decoder")
+    inputs = layers.Input((10,), name="x")
+    model = keras.Model(inputs, decoder(encoder(inputs)))
+    smaller = tfopt.shrink(model, neurons=0.5)  # the answers are compared with those of a masked model
+    assert smaller.get_layer("decoder").input_shape[-1] == 6
+    assert smaller.count_params() < 0.55 * model.count_params()

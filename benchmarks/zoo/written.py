@@ -12,6 +12,12 @@ NO_UNITS = {"shrink": "no two layers share units"}
 WORDS = ["good", "bad", "film", "plot", "dull", "bright", "actor", "scene"]
 
 
+def _words(keras: Any, **settings: Any) -> Any:
+    """A table as training leaves one: of fresh ones, small models answer nearly alike to all texts."""
+    start = keras.initializers.RandomNormal(stddev=1.0)
+    return keras.layers.Embedding(300, 16, embeddings_initializer=start, **settings)
+
+
 def mlp(keras: Any) -> Made:
     k = keras.layers
     model = keras.Sequential(
@@ -68,7 +74,7 @@ def _recurrent(cell: str, both: bool = False) -> Any:
         k = keras.layers
         layer = getattr(k, cell)(24)
         inputs = k.Input((20,), dtype="int32", name="tokens")
-        x = k.Embedding(300, 16)(inputs)
+        x = _words(keras)(inputs)
         x = k.Bidirectional(layer)(x) if both else layer(x)
         return keras.Model(inputs, k.Dense(3)(k.Dense(16, "relu")(x))), {"tokens": ids(300, 20)}
 
@@ -78,7 +84,7 @@ def _recurrent(cell: str, both: bool = False) -> Any:
 def stacked_lstm(keras: Any) -> Made:
     k = keras.layers
     inputs = k.Input((20,), dtype="int32", name="tokens")
-    x = k.Embedding(300, 16, mask_zero=True)(inputs)
+    x = _words(keras, mask_zero=True)(inputs)
     x = k.LSTM(16)(k.LSTM(16, return_sequences=True)(x))
     return keras.Model(inputs, k.Dense(1, "sigmoid")(x)), {"tokens": ids(300, 20)}
 
@@ -161,7 +167,7 @@ def old_attention(keras: Any) -> Made:
 def conv1d(keras: Any) -> Made:
     k = keras.layers
     inputs = k.Input((32,), dtype="int32", name="tokens")
-    x = k.Conv1D(24, 5, activation="relu")(k.Embedding(300, 16)(inputs))
+    x = k.Conv1D(24, 5, activation="relu")(_words(keras)(inputs))
     x = k.GlobalMaxPooling1D()(k.SeparableConv1D(32, 3, activation="relu")(k.MaxPooling1D(2)(x)))
     return keras.Model(inputs, k.Dense(1, "sigmoid")(k.Dense(16, "relu")(x))), {"tokens": ids(300, 32)}
 

@@ -24,6 +24,7 @@ def lower(folder: Path) -> None:
         for function in graph.graph_def.library.function:
             for node in [n for n in function.node_def if n.op == _PATCHES]:
                 changed |= _lower_patches(function, node)
+            changed |= _keep_roots_finite(function)
     if changed:
         file.write_bytes(proto.SerializeToString())
 
@@ -57,6 +58,33 @@ def _lower_patches(function: Any, node: Any) -> bool:
     node.CopyFrom(new)
     _rename(function, old, f"{node.name}:output:")
     return True
+
+
+def _keep_roots_finite(function: Any) -> bool:
+    """Lets a root that is bounded above, as `ops.normalize` has it, be that of one where it would be that of zero.
+
+    LiteRT's kernel makes NaN of the infinite root before the bound could catch it; what it is to scale is zero.
+    """
+    by_name = {node.name: node for node in function.node_def}
+    roots: dict[str, Any] = {}
+    for node in function.node_def:
+        if node.op == "Minimum":
+            makers = [by_name.get(name.partition(":")[0]) for name in node.input]
+            roots |= {m.name: m for m in makers if m is not None and m.op == "Rsqrt"}
+    for name, root in roots.items():
+        kind, given = root.attr["T"].type, root.input[0]
+        zero = function.node_def.add(name=f"{name}/zero", op="Const")
+        zero.attr["dtype"].type = kind
+        zero.attr["value"].tensor.CopyFrom(tf.make_tensor_proto(0.0, tf.as_dtype(kind)))
+        is_zero = function.node_def.add(name=f"{name}/is_zero", op="Equal", input=[given, f"{zero.name}:output:0"])
+        is_zero.attr["T"].type = kind
+        is_zero.attr["incompatible_shape_error"].b = True
+        one = function.node_def.add(name=f"{name}/one", op="Cast", input=[f"{is_zero.name}:z:0"])
+        one.attr["SrcT"].type, one.attr["DstT"].type = tf.bool.as_datatype_enum, kind
+        moved = function.node_def.add(name=f"{name}/moved", op="AddV2", input=[given, f"{one.name}:y:0"])
+        moved.attr["T"].type = kind
+        root.input[0] = f"{moved.name}:z:0"
+    return bool(roots)
 
 
 def _rename(function: Any, old: str, new: str) -> None:

@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -116,10 +116,13 @@ class _Maker:
         # Path of a layer, the layer, and the one that was made from its configuration.
         self.pairs: list[tuple[str, Any, Any]] = []
 
-    def make(self) -> Any:
+    def make(self, shapes: Sequence[tuple[int | None, ...]] | None = None) -> Any:
+        """The new model, of an inner one for what it is called with."""
         tensors: dict[int, Any] = {}
         struct = struct_of(self._root, "inputs")
-        inputs = {id(old): self._input(old) for old in flat(struct)}
+        olds = flat(struct)
+        sizes = [tuple(old.shape) for old in olds] if shapes is None or len(shapes) != len(olds) else shapes
+        inputs = {id(old): self._input(old, shape) for old, shape in zip(olds, sizes, strict=True)}
         tensors |= inputs
         needed = self._needed()
         for node in nodes(self._root):
@@ -129,7 +132,8 @@ class _Maker:
                 tensors[self._changes.pooled.pooled] = self._pooled_early(self._changes.pooled, node, tensors)
                 continue
             arguments, keywords = node.fill(_Resolved(tensors, self._changes.skipped))
-            result = flat(self._new(node.operation, node)(*arguments, **keywords))
+            given = arguments[0] if arguments else keywords.get("inputs")
+            result = flat(self._new(node.operation, node, given)(*arguments, **keywords))
             tensors.update(zip(node.outputs, result, strict=True))
         outputs = filled(struct_of(self._root, "outputs"), _Resolved(tensors, self._changes.skipped))
         name = self._changes.rename(self._model.name) if self._is_inner else self._model.name
@@ -152,9 +156,8 @@ class _Maker:
             return self._new(operation)
         return type(operation)(target, name=free_name(self._model, f"{operation.name}_of_one"))
 
-    def _input(self, old: Any) -> Any:
+    def _input(self, old: Any, shape: tuple[int | None, ...]) -> Any:
         name = str(old.name).partition(":")[0]
-        shape = tuple(old.shape)
         return self._keras.layers.Input(shape[1:], shape[0], dtype=_dtype(old), name=name)
 
     def _needed(self) -> set[int]:
@@ -172,18 +175,21 @@ class _Maker:
                 waiting += early.needs if early is not None and one == early.pooled else makers[one].inputs
         return wanted
 
-    def _new(self, operation: Any, node: Node | None = None) -> Any:
+    def _new(self, operation: Any, node: Node | None = None, given: Any = None) -> Any:
         if id(operation) not in self._layers:
-            self._layers[id(operation)] = self._made(operation, node)
+            self._layers[id(operation)] = self._made(operation, node, given)
         return self._layers[id(operation)]
 
-    def _made(self, old: Any, node: Node | None) -> Any:
+    def _made(self, old: Any, node: Node | None, given: Any) -> Any:
         path = self._paths.get(id(old), old.name)  # operations of Keras 3 are no layers
         if path in self._changes.replaced:
             return self._changes.replaced[path]()
         if keras_api.is_model(old) and keras_api.sublayers(old) and getattr(old, "get_config", None):
             inner = _Maker(old, self._changes, self._values, around=self)
-            made = inner.make()
+            # Units between models are an axis of an input of the inner one; what is open there stays so.
+            declared = [tuple(t.shape) for t in flat(struct_of(functional(old), "inputs"))]
+            called = [tuple(t.shape) for t in flat(given) if hasattr(t, "shape")]
+            made = inner.make(_sizes(declared, called))
             self.pairs += inner.pairs
             return made
         new = self._from_config(old, path, node)
@@ -255,6 +261,16 @@ def why_fixed(layers: Mapping[str, Any], weight: keras_api.Weight) -> str | None
     if name in _SIZES or name in _SIZELESS or name == "EinsumDense":
         return None
     return f"a layer of class {name} cannot be made with other sizes"
+
+
+def _sizes(declared: list[Shape], called: list[Shape]) -> list[Shape] | None:
+    """The sizes of the call where a model declares any; None where it is called with something else."""
+    if [len(shape) for shape in declared] != [len(shape) for shape in called]:
+        return None
+    return [
+        tuple(None if a is None else b for a, b in zip(old, new, strict=True))
+        for old, new in zip(declared, called, strict=True)
+    ]
 
 
 class _Resolved(dict[int, Any]):
