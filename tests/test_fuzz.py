@@ -14,6 +14,7 @@ SLOW = {
     "tflite": 20,
     "generating_tflite": 12,
     "hugging_face": 20,
+    "keras_hub": 8,
     "parquet": 30,
     "dataset": 4,
     "llama2c": 20,

@@ -138,8 +138,13 @@ def test_folders_of_keras_hub_are_optimized_and_loaded(tmp_path):
     (tmp_path / "preset" / "task.json").write_text(json.dumps(config), "utf-8")
     with pytest.raises(ModelFileError, match="run of the module os"):
         load_any(tmp_path / "preset")
+    tokenizer = (tmp_path / "preset" / "tokenizer.json").read_text("utf-8")
     (tmp_path / "preset" / "task.json").write_text("{}", "utf-8")
     with pytest.raises(ModelFileError, match="names no class of KerasHub"):
+        load_any(tmp_path / "preset")
+    other = tokenizer.replace('"vocabulary": null', '"vocabulary": "/etc/hostname"')
+    (tmp_path / "preset" / "tokenizer.json").write_text(other, "utf-8")
+    with pytest.raises(ModelFileError, match="the path of another file, vocabulary="):
         load_any(tmp_path / "preset")
 
 

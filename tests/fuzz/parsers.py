@@ -1,6 +1,7 @@
 """Every parser that meets foreign bytes: a good file, how to damage it, and how to read it."""
 
 import dataclasses
+import importlib.util
 import json
 import random
 import shutil
@@ -22,6 +23,7 @@ from tfopt.data.records.write import write_records
 from tfopt.data.tokenizers import load_tokenizer, train_bpe
 from tfopt.data.verify import verify
 from tfopt.models import BertConfig, CausalLMConfig, bert, causal_lm
+from tfopt.models.keras_hub_presets import from_preset
 from tfopt.recipe import Recipe
 from tfopt.run.state import DoneStep, State, read_state
 from tfopt.run.verification import check_manifest
@@ -105,6 +107,18 @@ def _generate(path: Path) -> Any:
 def _folder(folder: Path) -> Path:
     encoder = bert(BertConfig(40, 8, 1, 2, 16, 12), generation="tf_keras")
     tfopt.models.save_pretrained(encoder, folder / "m")
+    return folder / "m"
+
+
+def _preset(folder: Path) -> Path:
+    """As KerasHub writes it."""
+    hub = importlib.import_module("keras_hub")
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b"]
+    preprocessor = hub.models.BertTextClassifierPreprocessor(hub.models.BertTokenizer(words), sequence_length=8)
+    backbone = hub.models.BertBackbone(
+        vocabulary_size=7, num_layers=1, num_heads=2, hidden_dim=8, intermediate_dim=8, max_sequence_length=8
+    )
+    hub.models.BertTextClassifier(backbone, 2, preprocessor=preprocessor).save_to_preset(str(folder / "m"))
     return folder / "m"
 
 
@@ -257,3 +271,5 @@ PARSERS: dict[str, Parser] = {
     "run_manifest": Parser(_manifest, check_manifest, damaged_json, files=("manifest.json",)),
     "report": Parser(_report, tfopt.Report.load, damaged_json),
 }
+if importlib.util.find_spec("keras_hub"):
+    PARSERS["keras_hub"] = Parser(_preset, from_preset)

@@ -43,9 +43,9 @@ def load_model(path: str | Path, *, trust: bool = False) -> Any:
     except (ModelFileError, MissingFileError):
         raise
     except Exception as error:  # what is damaged fails anywhere in Keras and HDF5, with whatever its bytes lead to
-        if isinstance(error, OSError) and error.errno is not None and not _says_damaged(error):
-            raise  # the system's own trouble (a full disk, no permission), not the file's
-        raise ModelFileError(f"not a Keras model file, or a damaged one: {path} ({_reason(error)})") from error
+        if is_of_the_system(error):
+            raise
+        raise ModelFileError(f"not a Keras model file, or a damaged one: {path} ({reason_of(error)})") from error
     if not is_model(model):
         raise ModelFileError(f"not a Keras model file: {path} holds a {type(model).__name__}")
     if zipfile.is_zipfile(path):
@@ -66,15 +66,19 @@ def check_model_file(path: str | Path) -> None:
     _check_config(config, path, generation=generation, trust=False)
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
+    """The first line that an error says."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
 
 
-def _says_damaged(error: OSError) -> bool:
-    """h5py reports a damaged file as an OSError, on some paths with an errno."""
-    # A member of an archive whose place is before the file is sought there.
-    return error.errno == errno.EINVAL or "file signature" in str(error) or "truncated" in str(error)
+def is_of_the_system(error: Exception) -> bool:
+    """Whether it is the system's own trouble (a full disk, no permission), not the file's."""
+    if not isinstance(error, OSError) or error.errno is None:
+        return False
+    # h5py reports a damaged file as an OSError, on some paths with an errno; a member of an archive whose place is
+    # before the file is sought there.
+    return error.errno != errno.EINVAL and not any(w in str(error) for w in ("file signature", "truncated"))
 
 
 def _check_config(config: dict[str, Any], path: Path, *, generation: str, trust: bool) -> None:
@@ -126,7 +130,7 @@ def _read_config(path: Path) -> tuple[dict[str, Any], str]:
     except ModelFileError:
         raise
     except (KeyError, ValueError, TypeError, zipfile.BadZipFile) as error:
-        raise ModelFileError(f"not a Keras model file: {path} ({_reason(error)})") from error
+        raise ModelFileError(f"not a Keras model file: {path} ({reason_of(error)})") from error
     config = parse_json(text, f"the configuration in {path}", ModelFileError)
     if not isinstance(config, dict):
         raise ModelFileError(f"not a Keras model file: {path} (its configuration is a {type(config).__name__})")

@@ -6,9 +6,10 @@ from typing import Any
 
 from tfopt._base.foreign import read_json
 from tfopt._keras.hdf5 import check_hdf5
+from tfopt._keras.loading import is_of_the_system, reason_of
 from tfopt._keras.room import room_for
 from tfopt._keras.trust import refuse_code
-from tfopt.errors import InputError, MissingFileError, ModelFileError
+from tfopt.errors import InputError, MissingFileError, ModelFileError, TfoptError
 
 TASK, BACKBONE = "task.json", "config.json"
 _READ = (BACKBONE, TASK, "preprocessor.json", "tokenizer.json")
@@ -43,6 +44,18 @@ def from_preset(folder: str | Path, *, trust: bool = False) -> Any:
     folder = Path(folder)
     if not folder.is_dir():
         raise MissingFileError(f"model folder not found: {folder}")
+    try:
+        return _loaded(folder, trust)
+    except TfoptError:
+        raise
+    except Exception as error:  # what is damaged fails anywhere in KerasHub, with whatever its bytes lead to
+        if is_of_the_system(error):
+            raise
+        reason = reason_of(error)
+        raise ModelFileError(f"not a folder of KerasHub, or a damaged one: {folder} ({reason})") from error
+
+
+def _loaded(folder: Path, trust: bool) -> Any:
     for name in _READ if not trust else ():
         if (folder / name).is_file():
             config = read_json(folder / name, "model configuration", error=ModelFileError)
@@ -55,14 +68,6 @@ def from_preset(folder: str | Path, *, trust: bool = False) -> Any:
     kind = getattr(hub.models, name, None)
     if not isinstance(kind, type) or not hasattr(kind, "from_preset"):
         raise ModelFileError(f"{folder} names {name!r}, which is no model of the KerasHub that is installed")
-    weights = sorted(folder.glob("*.h5"))
-    stored = sum(check_hdf5(path, path.stat().st_size, path) for path in weights)
-    try:
-        with room_for(stored, folder):
-            return kind.from_preset(str(folder))
-    except ModelFileError:
-        raise
-    except Exception as error:  # what is damaged fails anywhere in KerasHub, with whatever its bytes lead to
-        said = str(error).strip().splitlines()
-        reason = said[0] if said else type(error).__name__
-        raise ModelFileError(f"not a folder of KerasHub, or a damaged one: {folder} ({reason})") from error
+    stored = sum(check_hdf5(path, path.stat().st_size, path) for path in sorted(folder.glob("*.h5")))
+    with room_for(stored, folder):
+        return kind.from_preset(str(folder))
