@@ -157,12 +157,17 @@ def _kind_of_file(path: Path) -> Kind:
 def _kind_of_folder(path: Path) -> Kind:
     if (path / "config.json").is_file():
         about = path / "metadata.json"
-        return "keras_hub" if about.is_file() and b"keras_hub" in about.read_bytes()[:4096] else "hugging_face"
+        return "keras_hub" if about.is_file() and b"keras_hub" in _first_bytes(about) else "hugging_face"
     if (path / "manifest.json").is_file() or (path / "state.json").is_file():
         return "run"
     if any(path.glob("*.manifest.json")):
         return "pack"
     return "llama2c" if llama2c_models(path) else "unknown"
+
+
+def _first_bytes(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(4096)
 
 
 def llama2c_models(folder: Path) -> list[Path]:

@@ -5,8 +5,13 @@ import faulthandler
 import os
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+
+# The one standard error of the process: where it went before, and one entry more for each that wants it aside.
+_LOCK = threading.Lock()
+_ASIDE: list[int] = []
 
 
 class NativeLog:
@@ -42,27 +47,45 @@ def native_log_aside() -> Iterator[NativeLog]:
 
 @contextlib.contextmanager
 def native_greetings_aside() -> Iterator[None]:
-    """Likewise while libraries are loaded, or a process is started that loads some: what they say is dropped."""
-    with _native_to(os.open(os.devnull, os.O_WRONLY)):
+    """Likewise while libraries are loaded, or a process is started that loads some: what they say is dropped.
+
+    Standard error is the whole process's: of several threads, the first puts it aside and the last gives it back.
+    What Python writes there meanwhile, through `sys.stderr` as it is, goes with it; handlers of logs stay whole.
+    """
+    with _LOCK:
+        if not _ASIDE:
+            _ASIDE.append(os.dup(2))
+            nothing = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nothing, 2)
+            os.close(nothing)
+        else:
+            _ASIDE.append(-1)
+    try:
         yield
+    finally:
+        with _LOCK:
+            if len(_ASIDE) == 1:
+                os.dup2(_ASIDE[0], 2)
+                os.close(_ASIDE[0])
+                _ASIDE.clear()
+            else:
+                _ASIDE.remove(-1)
 
 
 @contextlib.contextmanager
 def _native_to(descriptor: int) -> Iterator[None]:
     """Native words go to an open file, which is closed; those of Python where they went before."""
-    ours, shown, original = os.dup(2), None, sys.stderr
-    if original is sys.__stderr__:  # a notebook's goes elsewhere anyway
-        sys.stderr = shown = os.fdopen(os.dup(ours), "w", buffering=1, errors="backslashreplace")
+    ours, original = os.dup(2), sys.stderr
+    sys.stderr = os.fdopen(ours, "w", buffering=1, errors="backslashreplace")
     os.dup2(descriptor, 2)
     os.close(descriptor)
     try:
         yield
     finally:
+        sys.stderr.flush()
         os.dup2(ours, 2)
-        os.close(ours)
-        if shown is not None:
-            sys.stderr = original
-            shown.close()
+        shown, sys.stderr = sys.stderr, original
+        shown.close()
 
 
 def quiet_exit() -> None:

@@ -162,8 +162,7 @@ def prepare(model: Any, config: ShrinkConfig) -> Prepared:
     groups = _chosen(model, structure, config)
     if not groups:
         raise InputError("nothing to take out: give heads, neurons or channels")
-    # What cannot be cut shows now, not after the training.
-    cut(model, structure, Kept({g.name: np.arange(g.units - g.count(config.share(g))) for g in groups}))
+    _try_cut(model, structure, groups, config=config)
     chosen = {g.name for g in groups}
     others = [g.name for g in structure.groups if g.kind in _GRADUAL and g.name not in chosen]
     skipped = [Skipped(name, "not chosen") for name in others]
@@ -292,7 +291,10 @@ class StructuredPruning(keras_api.Callback):
         attach(self.model, _NAME, self._config)
         if self._owner is not self.model:
             self._owner = self.model
-            self._groups = _chosen(self.model, structure_of(self.model), self._config)
+            structure = structure_of(self.model)
+            self._groups = _chosen(self.model, structure, self._config)
+            if not all(group.alone for group in self._groups):
+                _try_cut(self.model, structure, self._groups, config=self._config)
             self._weights = [w for w in keras_api.weights(self.model) if w.path in touched(self._groups)]
             self._assign = MaskedAssign([keras_api.tf_variable(w.variable) for w in self._weights])
             self._follower = Follower(self._schedule, self._resume)
@@ -342,6 +344,11 @@ class StructuredPruning(keras_api.Callback):
                 clear(masks[place.path], place, group.units, gone=gone)
         assert self._assign is not None
         self._assign.set_masks([masks[w.path] for w in self._weights])
+
+
+def _try_cut(model: Any, structure: Structure, groups: list[Group], *, config: ShrinkConfig) -> None:
+    """What cannot be cut shows now, not after the training."""
+    cut(model, structure, Kept({g.name: np.arange(g.units - g.count(config.share(g))) for g in groups}))
 
 
 def _check_gradual(config: ShrinkConfig) -> None:

@@ -135,10 +135,17 @@ def _assign(made: Any, model: Any, family: _Family) -> None:
     for path, theirs in _entries(layers, family, is_task=class_of(model).endswith(_TASK)):
         if theirs not in stored:
             raise InputError(f"{class_of(model)} has no weight {theirs!r}: it is of a version not known here")
-        value, variable = stored[theirs], ours[path]
+        value, variable = stored.pop(theirs), ours[path]
         if path == "position_embeddings/embeddings" and family.offset:
             value = np.concatenate([np.zeros((family.offset, value.shape[1]), np.float32), value])
         variable.assign(value.reshape(variable.shape))
+    # The pooling of BERT belongs to its backbone, and goes where there is no head.
+    more = [path for path in stored if not path.startswith("pooled_dense")]
+    if more:
+        raise InputError(
+            f"{class_of(model)} has weights that are not known here, such as {more[0]!r}: it was changed, by "
+            "low-rank adapters or quantization perhaps; merge them first"
+        )
 
 
 def _keep_for_texts(made: Any, model: Any, classes: int | None) -> None:

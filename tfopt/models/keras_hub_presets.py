@@ -12,7 +12,7 @@ from tfopt._keras.trust import refuse_code
 from tfopt.errors import InputError, MissingFileError, ModelFileError, TfoptError
 
 TASK, BACKBONE = "task.json", "config.json"
-_READ = (BACKBONE, TASK, "preprocessor.json", "tokenizer.json")
+_ASSETS = "assets"
 
 
 def class_in(folder: Path) -> str:
@@ -56,10 +56,10 @@ def from_preset(folder: str | Path, *, trust: bool = False) -> Any:
 
 
 def _loaded(folder: Path, trust: bool) -> Any:
-    for name in _READ if not trust else ():
-        if (folder / name).is_file():
-            config = read_json(folder / name, "model configuration", error=ModelFileError)
-            refuse_code(config, folder / name, generation="keras")
+    for file in sorted(folder.rglob("*.json")) if not trust else ():
+        if file.relative_to(folder).parts[0] != _ASSETS:  # vocabularies, which build nothing
+            config = read_json(file, "model configuration", error=ModelFileError)
+            refuse_code(config, file, generation="keras")
     name = class_in(folder)
     try:
         hub = importlib.import_module("keras_hub")
@@ -70,4 +70,4 @@ def _loaded(folder: Path, trust: bool) -> Any:
         raise ModelFileError(f"{folder} names {name!r}, which is no model of the KerasHub that is installed")
     stored = sum(check_hdf5(path, path.stat().st_size, path) for path in sorted(folder.glob("*.h5")))
     with room_for(stored, folder):
-        return kind.from_preset(str(folder))
+        return kind.from_preset(str(folder.resolve()))  # a name alone may be one of the hub

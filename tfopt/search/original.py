@@ -17,7 +17,6 @@ from tfopt.data.readers.texts import Texts, label_names, read_texts
 from tfopt.data.stdlib_docs import read_stdlib_docs
 from tfopt.data.text_facts import ONLY, TextFacts
 from tfopt.errors import DataError, InputError
-from tfopt.models.bert import encoder_config
 from tfopt.models.keras_hub_encoders import as_encoder
 from tfopt.models.keras_hub_presets import from_preset
 from tfopt.models.pretrained import from_pretrained, save_pretrained
@@ -86,7 +85,8 @@ def recipe_of(
         found = as_encoder(found)
         generation = keras_api.generation_of(found)
     members = extras.of(found)
-    if trained and extras.ENCODER in members and encoder_config(found)[1] is None:  # an encoder alone gets a head
+    shape = json.loads(members[extras.ENCODER]) if extras.ENCODER in members else {"head": "of somebody's own"}
+    if trained and shape.get("head") is None and "cut" not in shape:  # an encoder alone gets a head
         save_pretrained(found, folder / "encoder")
         generation, section, trained = "tf_keras", {"kind": "pretrained", "folder": str(folder / "encoder")}, False
         data["tokenizer"] = str(_tokenizer(members, tokenizer, folder))

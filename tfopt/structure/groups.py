@@ -106,10 +106,15 @@ def structure_of(model: Any) -> Structure:
     own = {w.path: w for w in keras_api.weights(model)}
     weights = {path: [axis(int(d)) for d in w.variable.shape] for path, w in own.items()}
     by_class = own_config(model) is not None  # then making it anew tells what sizes may change
-    walk = Walk(
-        weights, found.variables, lambda op: _is_layer(found, op),
-        may_reshape=lambda op: by_class or _may_reshape(found, op),
-    )  # fmt: skip
+    reshaped: list[Any] = []  # to sizes that stand somewhere, maybe in the configuration of the class
+
+    def may_reshape(op: Any) -> bool:
+        follows = _may_reshape(found, op)
+        if by_class and not follows:
+            reshaped.append(op)
+        return by_class or follows
+
+    walk = Walk(weights, found.variables, lambda op: _is_layer(found, op), may_reshape=may_reshape)
     for tensor in found.inputs:
         walk.give(tensor, fresh(tensor, "it is an axis of an input"))
     for op in found.operations:
@@ -130,7 +135,11 @@ def structure_of(model: Any) -> Structure:
             fix(reason, *weights[path])
         elif type(weight.layer).__name__.startswith("Depthwise") and len(weights[path]) > 2:
             fix("it multiplies channels", weights[path][-1])
-    groups = _possible(_groups(own, walk), model, own, stiff=stiff)
+    sized = {id(leaf.root) for op in reshaped for tensor in op.outputs for leaf in leaves(*walk.of(tensor))}
+    groups = _groups(own, walk)
+    for group in (g for g in groups if id(g.factor.root) in sized):
+        stiff |= dict.fromkeys((s.path for s in group.slices), "an operation reshapes it to sizes of its own")
+    groups = _possible(groups, model, own, stiff=stiff)
     reasons = {
         path: [leaf.fixed for one in axes for leaf in leaves(one) if leaf.fixed] for path, axes in weights.items()
     }
@@ -209,7 +218,7 @@ def of_class(model: Any, groups: list[Group], counts: Mapping[str, int]) -> list
         counts: name of a group -> how many units it is to lose.
     """
     some = [g for g in groups if g.by_class]
-    if not some or len(some) == len(groups):
+    if not some or len(some) == len(groups) or {g.kind for g in some} != {g.kind for g in groups}:
         return groups
     own = {w.path: w for w in keras_api.weights(model)}
     if can_be_made(model, _without(own, groups, counts)) or not can_be_made(model, _without(own, some, counts)):

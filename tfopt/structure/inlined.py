@@ -3,7 +3,7 @@
 from typing import Any
 
 from tfopt._keras import keras_api
-from tfopt.structure.nodes import filled, flat, functional, is_functional, nodes, struct_of
+from tfopt.structure.nodes import filled, flat, functional, given_by_input, is_functional, nodes, struct_of
 
 
 def inlined(model: Any) -> Any:
@@ -35,7 +35,7 @@ def _run(root: Any, values: dict[int, Any]) -> Any:
             inner = functional(node.operation)
             given = arguments[0] if arguments else keywords["inputs"]
             wanted = map(id, flat(struct_of(inner, "inputs")))
-            result = _run(inner, dict(zip(wanted, flat(given), strict=True)))
+            result = _run(inner, dict(zip(wanted, given_by_input(inner, given), strict=True)))
         else:
             result = node.operation(*arguments, **keywords)
         values.update(zip(node.outputs, flat(result), strict=True))

@@ -113,6 +113,16 @@ def filled(struct: Any, values: Mapping[int, Any]) -> Any:
     return values[id(struct)]
 
 
+def given_by_input(model: Any, given: Any) -> list[Any]:
+    """What a model is called with, in the order of its flat inputs; a dictionary goes by their names."""
+    struct = struct_of(functional(model), "inputs")
+    if isinstance(given, dict) and not isinstance(struct, dict):
+        return [given[str(tensor.name).partition(":")[0]] for tensor in flat(struct)]
+    if isinstance(given, dict):
+        given = {name: given[name] for name in struct}
+    return flat(given)
+
+
 def inputs_in_order(model: Any) -> list[Any]:
     """The symbolic inputs in the order that the model names them in; flattening would sort them."""
     struct = struct_of(functional(model), "inputs")

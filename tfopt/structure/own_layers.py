@@ -6,6 +6,7 @@ from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 
 from tfopt._keras import keras_api
 from tfopt._keras.input_facts import draw, facts_of, size_to_try
@@ -14,7 +15,7 @@ from tfopt._keras.layer_calls import Replaced
 from tfopt._keras.lookups import carry_vocabularies
 from tfopt.errors import InputError, VerificationError
 from tfopt.structure.own_class import config_to_change, from_config, own_config, own_parts, with_part
-from tfopt.structure.resize import Place, Shape, changed, numbers
+from tfopt.structure.resize import Place, Shape, changed, config_of_layer, numbers
 
 _NUMBERED = re.compile(r"(.*_)(\d+)")
 _TOLERANCE = 1e-5
@@ -67,26 +68,55 @@ def _beside(found: Mapping[str, _Layers], ended: Mapping[str, int]) -> list[Shap
     ]
 
 
-def without_own_layers(model: Any, stack: Stack, gone: Sequence[int]) -> Any:
+def without_own_layers(model: Any, stack: Stack, gone: Sequence[int]) -> Any | None:
     """A new model of the same class without some layers, with the weights of those that stay.
 
+    None where a layer would be another one in its new place, such as one of a window and of all tokens in turn.
+
     Raises:
+        InputError: layers that cannot be left out.
         VerificationError: it is not what this one computes when those layers hand on what they get.
     """
     stay = [i for i in range(stack.count) if i not in set(gone)]
     made = from_config(model, changed(config_to_change(model), {stack.place: len(stay)}))
     if made is None:
         raise InputError(f"class {type(model).__name__} cannot be made with {len(stay)} layers")
-    sources: dict[tuple[str, int], list[Any]] = {}
-    for weight in keras_api.weights(model):
-        sources.setdefault(_layer_of(weight.path, stack.first), []).append(weight.variable)
-    for weight in keras_api.weights(made):
-        stem, number = _layer_of(weight.path, stack.first)
-        kept = stack.first[stem] + stay[number - stack.first[stem]] if stem else 0
-        weight.variable.assign(keras_api.to_numpy(sources[stem, kept].pop(0)))
+    places = {
+        (stem, first + new): (stem, first + old)
+        for stem, first in stack.first.items()
+        for new, old in enumerate(stay)
+    }
+    if not _are_alike(model, made, places):
+        return None
+    sources, targets = _variables(model, stack), _variables(made, stack)
+    for place, variables in targets.items():
+        for variable, source in zip(variables, sources[places.get(place, place)], strict=True):
+            variable.assign(keras_api.to_numpy(source))
     carry_vocabularies(model, made)
     _check(model, stack, gone, made=made)
     return made
+
+
+def _variables(model: Any, stack: Stack) -> dict[tuple[str, int], list[Any]]:
+    """Layer, ("", 0) for what is in none -> its weights."""
+    found: dict[tuple[str, int], list[Any]] = {}
+    for weight in keras_api.weights(model):
+        found.setdefault(_layer_of(weight.path, stack.first), []).append(weight.variable)
+    return found
+
+
+def _are_alike(model: Any, made: Any, places: Mapping[tuple[str, int], tuple[str, int]]) -> bool:
+    """Whether every layer that stays has the shapes and the configuration of the one in its new place."""
+    ours, theirs = dict(keras_api.walk(model)), dict(keras_api.walk(made))
+    for (stem, new), (_, old) in places.items():
+        before, after = ours[f"{stem}{old}"], theirs[f"{stem}{new}"]
+        shapes = [[tuple(w.variable.shape) for w in keras_api.weights(layer)] for layer in (before, after)]
+        settings = [
+            {k: v for k, v in (config_of_layer(layer) or {}).items() if k != "name"} for layer in (before, after)
+        ]
+        if shapes[0] != shapes[1] or repr(settings[0]) != repr(settings[1]):
+            return False
+    return True
 
 
 def around_part(model: Any, gone_of: Callable[[int], Sequence[int]]) -> Any | None:
@@ -94,7 +124,8 @@ def around_part(model: Any, gone_of: Callable[[int], Sequence[int]]) -> Any | No
     for key, part in own_parts(model).items():
         stack = stack_of(part)
         if stack is not None:
-            made = with_part(model, key, without_own_layers(part, stack, gone_of(stack.count)))
+            smaller = without_own_layers(part, stack, gone_of(stack.count))
+            made = None if smaller is None else with_part(model, key, smaller)
             if made is None:
                 raise InputError(f"class {type(model).__name__} cannot be made around a smaller {key}")
             return made
@@ -132,6 +163,11 @@ def _check(model: Any, stack: Stack, gone: Sequence[int], made: Any) -> None:
             if path in names:
                 replaced.put(layer, "call", _hands_on)
         expected = [value.numpy() for value in call(model, inputs, samples).values()]
+    except (ValueError, TypeError, tf.errors.InvalidArgumentError) as error:  # those that give more than they get
+        raise InputError(
+            f"layers {list(gone)} of class {type(model).__name__} cannot be left out, which hand on more than one "
+            f"tensor: {str(error).strip().splitlines()[0]}"
+        ) from error
     finally:
         replaced.give_back()
     # An output may be called after the last layer, which has another number now.

@@ -10,7 +10,17 @@ import numpy as np
 from tfopt._keras import keras_api
 from tfopt._keras.lookups import carry_vocabularies
 from tfopt.errors import InputError
-from tfopt.structure.nodes import Node, filled, flat, free_name, functional, is_functional, nodes, struct_of
+from tfopt.structure.nodes import (
+    Node,
+    filled,
+    flat,
+    free_name,
+    functional,
+    given_by_input,
+    is_functional,
+    nodes,
+    struct_of,
+)
 from tfopt.structure.one_token import ATTENTION, EarlyPooling, one_token_target, without_length
 from tfopt.structure.resize import resized_config
 
@@ -188,7 +198,7 @@ class _Maker:
             inner = _Maker(old, self._changes, self._values, around=self)
             # Units between models are an axis of an input of the inner one; what is open there stays so.
             declared = [tuple(t.shape) for t in flat(struct_of(functional(old), "inputs"))]
-            called = [tuple(t.shape) for t in flat(given) if hasattr(t, "shape")]
+            called = [tuple(t.shape) for t in given_by_input(old, given) if hasattr(t, "shape")]
             made = inner.make(_sizes(declared, called))
             self.pairs += inner.pairs
             return made
@@ -268,7 +278,7 @@ def _sizes(declared: list[Shape], called: list[Shape]) -> list[Shape] | None:
     if [len(shape) for shape in declared] != [len(shape) for shape in called]:
         return None
     return [
-        tuple(None if a is None else b for a, b in zip(old, new, strict=True))
+        tuple(None if a is None else a if b is None else b for a, b in zip(old, new, strict=True))
         for old, new in zip(declared, called, strict=True)
     ]
 

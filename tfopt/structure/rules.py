@@ -109,7 +109,7 @@ def reshape(walk: Walk, op: Any) -> None:
     if result is None:
         walk.unknown(op)
         return
-    if not walk.may_reshape(op) and _changes(value, result):
+    if _changes(value, result) and not walk.may_reshape(op):
         fix("an operation reshapes it to sizes of its own", *result)
     walk.give(output, result)
     if op.inputs[0].name in walk.places:
@@ -177,12 +177,27 @@ def strided_slice(walk: Walk, op: Any) -> None:
 def plain_slice(walk: Walk, op: Any) -> None:
     """As a strided one."""
     value = walk.of(op.inputs[0])
+    if not _is_known(op):
+        walk.unknown(op)
+        return
     sizes = [(int(a), int(b)) for a, b in zip(op.inputs[0].shape, op.outputs[0].shape, strict=True)]
+    asked = tf.get_static_value(op.inputs[2])
+    for one, size in zip(value, np.full(len(value), -1) if asked is None else asked, strict=True):
+        if size != -1 and not walk.may_reshape(op):
+            fix("a part of a size of its own is taken", one)
     walk.give(op.outputs[0], _parts(value, sizes))
+
+
+def _is_known(op: Any) -> bool:
+    """Whether all sizes are."""
+    return all(t.shape.rank is not None and None not in tuple(t.shape) for t in (*op.inputs, *op.outputs))
 
 
 def split(walk: Walk, op: Any) -> None:
     """Every output has a part of one axis, and all of the others."""
+    if not _is_known(op):
+        walk.unknown(op)
+        return
     value = walk.of(op.inputs[1] if op.type == "Split" else op.inputs[0])
     given = (op.inputs[1] if op.type == "Split" else op.inputs[0]).shape
     for output in op.outputs:
@@ -191,6 +206,9 @@ def split(walk: Walk, op: Any) -> None:
 
 
 def unpack(walk: Walk, op: Any) -> None:
+    if not _is_known(op):
+        walk.unknown(op)
+        return
     value, where = walk.of(op.inputs[0]), op.get_attr("axis") % op.inputs[0].shape.rank
     fix("single places of it are taken", value[where])
     for output in op.outputs:
@@ -199,6 +217,9 @@ def unpack(walk: Walk, op: Any) -> None:
 
 def pad(walk: Walk, op: Any) -> None:
     """Axes that get no more places stay."""
+    if not _is_known(op):
+        walk.unknown(op)
+        return
     sizes = [(int(a), int(b)) for a, b in zip(op.inputs[0].shape, op.outputs[0].shape, strict=True)]
     walk.give(op.outputs[0], _parts(walk.of(op.inputs[0]), sizes))
 
