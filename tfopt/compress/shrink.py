@@ -135,11 +135,12 @@ def shrink(
 
 def _before(model: Any, config: ShrinkConfig) -> Any:
     keras_api.check_finite(keras_api.weights(keras_api.check_model(model)))
-    structure = structure_of(model)
     removed = config.layers or 0
     if removed != 0:
-        model = without_layers(model, structure, removed)
-        structure = structure_of(model)
+        model = without_layers(model, removed)
+        if not config.pool_early and not any(getattr(config, kind) for kind in KINDS):
+            return model
+    structure = structure_of(model)
     if config.pool_early:
         model = pooled_early(model, early_pooling(model, structure))
         structure = structure_of(model)

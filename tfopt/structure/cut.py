@@ -12,7 +12,7 @@ from tfopt._keras import extras, keras_api
 from tfopt.errors import InputError
 from tfopt.structure.axes import leaves
 from tfopt.structure.blocks import Block, blocks_of, chosen_blocks, chosen_layers
-from tfopt.structure.groups import Structure
+from tfopt.structure.groups import Structure, structure_of
 from tfopt.structure.nodes import flat, free_name, functional, nodes, struct_of
 from tfopt.structure.one_token import EarlyPooling
 from tfopt.structure.own_class import in_sizes, own_config
@@ -73,7 +73,7 @@ def cut(model: Any, structure: Structure, kept: Kept) -> Any:
     return made
 
 
-def without_layers(model: Any, structure: Structure, layers: int | Sequence[int]) -> Any:
+def without_layers(model: Any, layers: int | Sequence[int]) -> Any:
     """A new model without so many layers, evenly spread, or without those of the given numbers.
 
     Where the model's own class, or that of a part such as a backbone, has a number of layers, the class stays.
@@ -87,6 +87,7 @@ def without_layers(model: Any, structure: Structure, layers: int | Sequence[int]
     else:
         made = around_part(model, lambda count: chosen_layers(layers, count))
     if made is None:
+        structure = structure_of(model)
         return cut(model, structure, Kept({}, tuple(chosen_blocks(model, structure, layers))))
     _keep_members(model, made)
     return made

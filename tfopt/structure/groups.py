@@ -135,7 +135,7 @@ def structure_of(model: Any) -> Structure:
             fix(reason, *weights[path])
         elif type(weight.layer).__name__.startswith("Depthwise") and len(weights[path]) > 2:
             fix("it multiplies channels", weights[path][-1])
-    sized = {id(leaf.root) for op in reshaped for tensor in op.outputs for leaf in leaves(*walk.of(tensor))}
+    sized = {id(leaf.root) for op in reshaped for leaf in _split_or_joined(walk, op)}
     groups = _groups(own, walk)
     for group in (g for g in groups if id(g.factor.root) in sized):
         stiff |= dict.fromkeys((s.path for s in group.slices), "an operation reshapes it to sizes of its own")
@@ -145,6 +145,12 @@ def structure_of(model: Any) -> Structure:
     }
     fixed = {path: list(dict.fromkeys(r)) for path, r in reasons.items() if r}
     return Structure(groups, fixed, found, axes=walk.axes, residual=_residual(weights))
+
+
+def _split_or_joined(walk: Walk, op: Any) -> list[Factor]:
+    """The factors of the axes that a reshape does not hand on as they are."""
+    before = [leaves(one) for one in walk.of(op.inputs[0])]
+    return [leaf for one in walk.of(op.outputs[0]) if leaves(one) not in before for leaf in leaves(one)]
 
 
 def _possible(
