@@ -159,3 +159,19 @@ def test_an_encoder_alone_gets_a_head(tmp_path):
     theirs, ours = tokens(model)
     hidden = model.backbone(theirs, training=False)["sequence_output"]
     np.testing.assert_allclose(np.asarray(again(ours)["last_hidden_state"])[0], np.asarray(hidden)[0], atol=2e-5)
+
+
+def test_what_was_changed_inside_is_refused_rather_than_left_out():
+    model = classifier("Bert")
+    model.backbone.enable_lora(2)
+    with pytest.raises(InputError, match="weights that are not known here, such as .*lora"):
+        as_encoder(model)
+
+
+def test_a_model_that_was_shrunk_is_optimized(tmp_path):
+    model = tfopt.models.bert(tfopt.models.BertConfig(60, 16, 2, 4, 24, 32), 3)
+    extras.keep(model, TOKENIZER, extras.of(as_encoder(classifier("Bert")))[TOKENIZER])
+    recipe = recipe_of(
+        tfopt.shrink(model, heads=0.5), rows(tmp_path), tmp_path, tokenizer=None, max_length=12, epochs=1
+    )
+    assert recipe.model.kind == "keras"

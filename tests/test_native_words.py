@@ -1,12 +1,16 @@
 """What TensorFlow's C++ side says when it is loaded: not in a program that only asked for tfopt."""
 
+import os
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import tf_keras
 
 import tfopt
+from tfopt._base.native_log import native_greetings_aside
 
 _PROGRAM = """
 import os, sys
@@ -35,3 +39,21 @@ def test_neither_loading_nor_children_bring_native_lines(tmp_path):
             said
         )
     assert "words of Python" in exported
+
+
+def test_standard_error_comes_back_from_several_threads():
+    """Once the second of two threads that began together gave back what the first had put aside."""
+    before, both = os.fstat(2), threading.Barrier(2)
+
+    def load(number):
+        with native_greetings_aside():
+            both.wait(10)
+            if number:  # the one that began last ends last, or the other way round
+                both.wait(10)
+        if not number:
+            both.wait(10)
+
+    for _ in range(5):
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(load, range(2)))
+        assert os.path.samestat(os.fstat(2), before)

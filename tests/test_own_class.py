@@ -8,8 +8,10 @@ import pytest
 import tensorflow as tf
 
 import tfopt
+from tfopt.compress.shrink import ShrinkConfig, StructuredPruning
 from tfopt.errors import InputError
 from tfopt.structure.groups import structure_of
+from tfopt.structure.inlined import inlined
 
 hub = pytest.importorskip("keras_hub", reason="pip install 'tfopt[kerashub]'")
 SIZES = {"vocabulary_size": 40, "num_heads": 4, "hidden_dim": 16, "intermediate_dim": 24, "max_sequence_length": 32}
@@ -71,8 +73,13 @@ def test_neurons_by_the_configuration_and_by_layer_where_it_has_one_number_for_a
 
 def test_heads_go_with_the_width_that_they_make_up():
     model = classifier()
-    with pytest.raises(InputError, match="BertTextClassifier cannot be made .* same share of heads and width"):
-        tfopt.shrink(model, heads=0.5)
+    for others in ({}, {"neurons": 0.5}):  # which could go alone: the heads that were asked for are not dropped
+        with pytest.raises(InputError, match="BertTextClassifier cannot be made .* same share of heads and width"):
+            tfopt.shrink(model, heads=0.5, **others)
+    pruning = StructuredPruning(ShrinkConfig(heads=0.5))
+    pruning.set_model(model)
+    with pytest.raises(InputError, match="same share of heads and width"):
+        pruning.on_train_begin()  # not after the training
     smaller = tfopt.shrink(model, heads=0.5, width=0.5, neurons=0.5)
     assert type(smaller) is type(model)
     assert (smaller.backbone.num_heads, smaller.backbone.hidden_dim) == (2, 8)
@@ -143,3 +150,42 @@ def test_a_family_that_the_decoder_does_not_know_is_exported_as_it_is_and_said(t
     assert "does not generate: the decoder does not know its family" in caplog.text
     (found,) = tfopt.Predictor.load(tmp_path / "m.tflite").predict(tokens(segments=False)).values()
     np.testing.assert_allclose(found, answers(model, tokens(segments=False)), atol=1e-3)
+
+
+def test_layers_that_differ_by_their_number_keep_what_they_are():
+    sizes = {
+        "num_query_heads": 2,
+        "num_key_value_heads": 1,
+        "hidden_dim": 16,
+        "intermediate_dim": 24,
+        "head_dim": 8,
+    }
+    windows = {"use_sliding_window_attention": True, "sliding_window_size": 4}
+    model = random_weights(hub.models.GemmaBackbone(vocabulary_size=40, num_layers=4, **sizes, **windows))
+    smaller = tfopt.shrink(model, layers=[0])  # by the class, windows would move to the layers that see all tokens
+    assert type(smaller) is not type(model)
+    seen = [
+        layer.attention.use_sliding_window_attention for layer in smaller.layers if "decoder_block" in layer.name
+    ]
+    assert seen == [layer.attention.use_sliding_window_attention for layer in model.transformer_layers[1:]]
+
+
+def test_layers_that_hand_on_more_than_one_tensor_are_refused():
+    sizes = {"vocabulary_size": 40, "num_heads": 2, "hidden_dim": 8, "intermediate_dim": 8, "key_value_dim": 4}
+    with pytest.raises(InputError, match="hand on more than one tensor"):
+        tfopt.shrink(random_weights(hub.models.T5Backbone(num_layers=3, **sizes)), layers=[1])
+
+
+def test_a_model_inside_that_is_called_by_names_gets_its_own_inputs():
+    layers = keras.layers
+    keras.utils.set_random_seed(0)
+    ids, mask = (layers.Input((6,), dtype="int32", name=name) for name in ("token_ids", "padding_mask"))
+    x = layers.Embedding(20, 8)(ids) * keras.ops.cast(mask, "float32")[:, :, None]
+    inner = keras.Model([ids, mask], layers.LayerNormalization()(x + layers.MultiHeadAttention(2, 4)(x, x)))
+    given = {
+        "token_ids": layers.Input((6,), dtype="int32", name="a"),
+        "padding_mask": layers.Input((6,), dtype="int32", name="b"),
+    }
+    model = keras.Model(list(given.values()), layers.Dense(3)(inner(given)[:, 0]))
+    values = [np.arange(6, 12)[None].astype(np.int32), np.array([[1, 1, 1, 1, 0, 0]], np.int32)]
+    np.testing.assert_allclose(inlined(model)(values), model(values), atol=1e-6)

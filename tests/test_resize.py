@@ -99,3 +99,20 @@ def test_a_class_that_cannot_be_made_with_other_sizes_is_named(keras, given):
     assert [d.units for d in smaller.get_layer("first").dense] == [24, 20]
     with pytest.raises(InputError, match="no layer 'first/dense' makes neurons"):
         tfopt.shrink(model, neurons={"first/dense": 0.5})
+
+
+def test_a_layer_that_cannot_say_how_it_is_made_is_named(keras):
+    """As KerasHub's LLaMA layer, whose get_config lacks an attribute."""
+
+    class Silent(keras.layers.Layer):
+        def call(self, x):
+            return x + 1.0
+
+        def get_config(self):
+            raise AttributeError("no attribute 'scale'")
+
+    inputs = keras.layers.Input((16,))
+    x = Silent(name="silent")(keras.layers.Dense(24, activation="relu")(inputs))
+    model = keras.Model(inputs, keras.layers.Dense(3)(keras.layers.Dense(8)(x)))
+    with pytest.raises(InputError, match="'silent' of class Silent cannot be made anew .*no attribute 'scale'"):
+        tfopt.shrink(model, neurons=0.5)

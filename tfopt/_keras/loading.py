@@ -38,7 +38,7 @@ def load_model(path: str | Path, *, trust: bool = False) -> Any:
     check_if_listed(path)
     try:
         config, generation = _read_config(path)
-        _check_config(config, path, generation=generation, trust=trust)
+        check_config(config, path, generation=generation, trust=trust)
         model = _build(keras_module(generation), path, config, trust=trust)
     except (ModelFileError, MissingFileError):
         raise
@@ -63,7 +63,7 @@ def check_model_file(path: str | Path) -> None:
     """Checks a file as far as that goes without building the model; raises as `load_model`."""
     path = regular(path, "model file", ModelFileError)
     config, generation = _read_config(path)
-    _check_config(config, path, generation=generation, trust=False)
+    check_config(config, path, generation=generation, trust=False)
 
 
 def reason_of(error: Exception) -> str:
@@ -81,7 +81,8 @@ def is_of_the_system(error: Exception) -> bool:
     return error.errno != errno.EINVAL and not any(w in str(error) for w in ("file signature", "truncated"))
 
 
-def _check_config(config: dict[str, Any], path: Path, *, generation: str, trust: bool) -> None:
+def check_config(config: dict[str, Any], path: Path, *, generation: str, trust: bool) -> None:
+    """Refuses a configuration that would run code or read files, or tells what it holds where it is trusted."""
     # What the model was compiled with is not read.
     read = {key: value for key, value in config.items() if key != "compile_config"}
     if not trust:

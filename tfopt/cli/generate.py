@@ -15,7 +15,10 @@ from tfopt.errors import InputError
 
 
 def generate(
-    model: Annotated[Path, typer.Argument(help="A Keras file, Hugging Face or llama2.c folder, or .tflite file.")],
+    model: Annotated[
+        Path,
+        typer.Argument(help="A Keras file, a folder of Hugging Face, KerasHub or llama2.c, or a .tflite file."),
+    ],
     prompt: Annotated[list[str], typer.Option("--prompt", help="The text to continue; repeatable.")],
     max_tokens: Annotated[int, typer.Option(help="Most new tokens.")] = 128,
     min_tokens: Annotated[int, typer.Option(help="New tokens before the text may end.")] = 0,

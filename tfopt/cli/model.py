@@ -19,7 +19,9 @@ _QUANTIZATIONS = " ".join(f"For {f.name}: {', '.join(f.quantizations)}." for f i
 
 
 def inspect(
-    model: Annotated[Path, typer.Argument(help="A Keras file, a Hugging Face folder, or an artifact.")],
+    model: Annotated[
+        Path, typer.Argument(help="A Keras file, a folder of Hugging Face or KerasHub, or an artifact.")
+    ],
     length: Annotated[int, typer.Option(min=1, help="Sequence length, where the model takes any.")] = 128,
     trust: Trust = False,
     imports: Imports = None,
@@ -45,7 +47,7 @@ def inspect(
 
 
 def export(
-    model: Annotated[Path, typer.Argument(help="A Keras file or a Hugging Face folder.")],
+    model: Annotated[Path, typer.Argument(help="A Keras file, or a folder of Hugging Face or KerasHub.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="The .tflite file or SavedModel folder to write.")],
     format: Annotated[
         str | None, typer.Option(help=f"{_FORMATS}; by default what the name of the output says.")

@@ -13,7 +13,9 @@ Minutes = Annotated[float | None, typer.Option("--minutes", help="For everything
 
 
 def optimize(
-    model: Annotated[Path, typer.Argument(help="A Keras file of a classifier, or a Hugging Face folder.")],
+    model: Annotated[
+        Path, typer.Argument(help="A Keras file of a classifier, or a folder of Hugging Face or KerasHub.")
+    ],
     train: Annotated[Path, typer.Option(help="Training texts with labels (.tsv, .csv, .jsonl, .parquet).")],
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder for everything that is written.")],
     validation: Annotated[Path | None, typer.Option(help="Held-out texts; else a tenth of the others.")] = None,

@@ -6,9 +6,8 @@ from typing import Any
 
 from tfopt._base.foreign import read_json
 from tfopt._keras.hdf5 import check_hdf5
-from tfopt._keras.loading import is_of_the_system, reason_of
+from tfopt._keras.loading import check_config, is_of_the_system, reason_of
 from tfopt._keras.room import room_for
-from tfopt._keras.trust import refuse_code
 from tfopt.errors import InputError, MissingFileError, ModelFileError, TfoptError
 
 TASK, BACKBONE = "task.json", "config.json"
@@ -56,10 +55,12 @@ def from_preset(folder: str | Path, *, trust: bool = False) -> Any:
 
 
 def _loaded(folder: Path, trust: bool) -> Any:
-    for file in sorted(folder.rglob("*.json")) if not trust else ():
+    for file in sorted(folder.rglob("*.json")):
         if file.relative_to(folder).parts[0] != _ASSETS:  # vocabularies, which build nothing
             config = read_json(file, "model configuration", error=ModelFileError)
-            refuse_code(config, file, generation="keras")
+            if not isinstance(config, dict):
+                raise ModelFileError(f"{file} must hold an object, it holds a {type(config).__name__}")
+            check_config(config, file, generation="keras", trust=trust)
     name = class_in(folder)
     try:
         hub = importlib.import_module("keras_hub")

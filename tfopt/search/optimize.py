@@ -35,8 +35,8 @@ _PROBED, _BATCH = 8, 32
 _FULL_S = 180.0  # with less, a full ladder is not even looked at, which takes some seconds
 _FINISH_S = 30.0  # to measure and report, beside what grows with the original as its exports do
 _WRITTEN = (
-    "runs", "plan.json", "teacher.keras", "given.keras", "tokenizer.json", "train.jsonl", "validation.jsonl",
-    "model.tflite", "report.html", "report.json", "front.png", "front.json",
+    "runs", "plan.json", "teacher.keras", "given.keras", "encoder", "tokenizer.json", "train.jsonl",
+    "validation.jsonl", "model.tflite", "report.html", "report.json", "front.png", "front.json",
 )  # fmt: skip
 _LEAST, _WORTH = 2, 0.8  # tokens that occur less often go, where fewer than this share stay
 _LESSONS_BYTES = 10_000_000_000  # of a teacher's states that are kept on disk
@@ -68,8 +68,8 @@ def optimize(
     It goes on where an interrupted call stopped, and another goal reuses everything.
 
     Args:
-        model: a Keras classifier of either generation, its `.keras` or `.h5` file, or a Hugging Face folder, which
-            is trained first if it has no head for the labels.
+        model: a Keras classifier of either generation, its `.keras` or `.h5` file, or a folder of Hugging Face or
+            KerasHub; an encoder alone is trained first, with a head for the labels.
         data: training texts with labels (.tsv, .csv, .jsonl, .parquet).
         out: folder for `model.tflite`, `report.html`, `report.json`, `front.png` and the runs.
         validation: held-out texts; by default a tenth of the others.

@@ -191,8 +191,10 @@ def _by_class(model: Any, own: dict[str, Any], groups: tuple[Group, ...]) -> set
         for group in (g for g in groups if g.kind == kind):
             alike.setdefault(_DIGITS.sub("#", group.name), []).append(group)
         whole = [g for some in alike.values() for g in some]
-        sets = [whole] if len(alike) == 1 or can_be_made(model, _without_half(own, whole)) else alike.values()
-        for some in sets:
+        if can_be_made(model, _without_half(own, whole)):
+            found |= {g.name for g in whole}
+            continue
+        for some in alike.values() if len(alike) > 1 else ():
             if can_be_made(model, _without_half(own, some)):
                 found |= {g.name for g in some}
     return found
