@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 import tfopt
-from tfopt.errors import WorkFailedError
+from tfopt.errors import VerificationError, WorkFailedError
 from tfopt.numerics.agreement import correlation
 
 
@@ -80,3 +80,17 @@ def test_the_length_of_zeros_is_no_nan(tmp_path, quantization):
     artifact = tfopt.export(model, tmp_path / "m.tflite", quantization=quantization, representative={"x": x})
     (found,) = tfopt.Predictor.load(artifact.path).predict(x).values()
     np.testing.assert_allclose(found, np.asarray(model(x)), atol=1e-3)
+
+
+def test_a_bounded_root_of_something_else_keeps_its_bound(tmp_path):
+    """Where it scales something that is not zero, zero has to give the bound; LiteRT's NaN there is refused."""
+    import keras
+
+    inputs = keras.layers.Input((4,), name="x")
+    root = keras.ops.minimum(keras.ops.rsqrt(keras.ops.sum(inputs * inputs, axis=-1, keepdims=True)), 5.0)
+    model = keras.Model(inputs, (inputs + 1.0) * root)
+    x = np.random.default_rng(0).standard_normal((4, 4)).astype(np.float32)
+    x[1] = 0.0
+    assert np.asarray(model(x))[1].tolist() == [5.0] * 4
+    with pytest.raises(VerificationError, match="NaN or infinity"):
+        tfopt.export(model, tmp_path / "m.tflite", representative={"x": x})

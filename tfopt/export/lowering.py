@@ -4,6 +4,7 @@ The other way, "Flex" operators of TensorFlow inside the file, cannot be checked
 and of TensorFlow from 2.20 on, come without them (https://github.com/google-ai-edge/LiteRT/issues/6458).
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -66,11 +67,12 @@ def _keep_roots_finite(function: Any) -> bool:
     LiteRT's kernel makes NaN of the infinite root before the bound could catch it; what it is to scale is zero.
     """
     by_name = {node.name: node for node in function.node_def}
-    roots: dict[str, Any] = {}
-    for node in function.node_def:
-        if node.op == "Minimum":
-            makers = [by_name.get(name.partition(":")[0]) for name in node.input]
-            roots |= {m.name: m for m in makers if m is not None and m.op == "Rsqrt"}
+    roots = {}
+    for node in [n for n in function.node_def if n.op == "Minimum"]:
+        makers = [by_name.get(_maker(name)) for name in node.input]
+        root = next((m for m in makers if m is not None and m.op == "Rsqrt"), None)
+        if root is not None and _scales_what_is_squared(function, node, root, by_name=by_name):
+            roots[root.name] = root
     for name, root in roots.items():
         kind, given = root.attr["T"].type, root.input[0]
         zero = function.node_def.add(name=f"{name}/zero", op="Const")
@@ -85,6 +87,23 @@ def _keep_roots_finite(function: Any) -> bool:
         moved.attr["T"].type = kind
         root.input[0] = f"{moved.name}:z:0"
     return bool(roots)
+
+
+def _scales_what_is_squared(function: Any, bounded: Any, root: Any, *, by_name: Mapping[str, Any]) -> bool:
+    """Whether a root of a sum of squares scales nothing but what was squared, which is zero where the sum is."""
+    total = by_name.get(_maker(root.input[0]))
+    square = by_name.get(_maker(total.input[0])) if total is not None and total.op == "Sum" else None
+    if square is None or square.op not in ("Square", "Mul") or len(set(square.input)) != 1:
+        return False
+    readers = [n for n in function.node_def if any(_maker(name) == bounded.name for name in n.input)]
+    own = f"{bounded.name}:"
+    is_returned = any(name.startswith(own) for name in function.ret.values())
+    return not is_returned and all(n.op == "Mul" and square.input[0] in n.input for n in readers)
+
+
+def _maker(name: str) -> str:
+    """Name of the node that makes a tensor."""
+    return name.partition(":")[0].removeprefix("^")
 
 
 def _rename(function: Any, old: str, new: str) -> None:
