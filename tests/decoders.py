@@ -8,6 +8,7 @@ from tfopt.models import causal_lm
 
 _SMALL = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
           "intermediate_size": 48, "max_position_embeddings": 48}  # fmt: skip
+_GEMMA = {"head_dim": 12, "hidden_act": "gelu_tanh", "embedding_scale": 32**0.5}
 FAMILIES = {
     "gpt2": CausalLMConfig(
         **{**_SMALL, "intermediate_size": 128}, positions="learned", norm="layer", gated=False,
@@ -16,6 +17,17 @@ FAMILIES = {
     "llama": CausalLMConfig(**_SMALL, num_key_value_heads=2, tie_word_embeddings=False),
     "mistral": CausalLMConfig(**_SMALL, num_key_value_heads=2, sliding_window=6, tie_word_embeddings=False),
     "qwen2": CausalLMConfig(**_SMALL, num_key_value_heads=1, attention_bias=True, rope_theta=1e6),
+    "qwen3": CausalLMConfig(**_SMALL, num_key_value_heads=2, head_dim=12, query_key_norm=True, rope_theta=1e6),
+    "smollm3": CausalLMConfig(**_SMALL, num_key_value_heads=2, unrotated_layers=(1,), rope_theta=5e6),
+    "gemma": CausalLMConfig(**_SMALL, num_key_value_heads=1, **_GEMMA),
+    "gemma2": CausalLMConfig(
+        **_SMALL, num_key_value_heads=2, **_GEMMA, post_norms=True, query_scale=12**-0.5, attention_softcap=50.0,
+        logit_softcap=30.0, sliding_window=6, full_layers=(1,),
+    ),
+    "gemma3_text": CausalLMConfig(
+        **{**_SMALL, "num_hidden_layers": 6}, num_key_value_heads=1, **_GEMMA, post_norms=True, query_scale=12**-0.5,
+        query_key_norm=True, sliding_window=6, full_layers=(5,), rope_theta=1e6, local_rope_theta=1e4,
+    ),
 }  # fmt: skip
 
 

@@ -13,7 +13,7 @@ import tfopt
 from tfopt._keras import keras_api
 from tfopt.engine.generator import generates
 from tfopt.errors import InputError, MissingFileError, ModelFileError
-from tfopt.models import BertConfig, bert, from_pretrained, save_pretrained
+from tfopt.models import BertConfig, bert, families, from_pretrained, save_pretrained
 
 from .decoders import FAMILIES, logits_of, make, tokens
 
@@ -71,6 +71,8 @@ def test_narrow_floats(dtype, tmp_path):
 
 
 HUB = {"gpt2": "GPT2Backbone", "llama": "Llama3Backbone", "mistral": "MistralBackbone", "qwen2": "QwenBackbone",
+       "qwen3": "Qwen3Backbone", "smollm3": "SmolLM3Backbone", "gemma": "GemmaBackbone",
+       "gemma2": "GemmaBackbone", "gemma3_text": "Gemma3Backbone",
        "bert": "BertBackbone", "distilbert": "DistilBertBackbone", "roberta": "RobertaBackbone"}  # fmt: skip
 
 
@@ -104,6 +106,43 @@ def test_kerashub_reads_the_same_from_our_folders(family, tmp_path):
         other = tfopt.models.causal_lm(dataclasses.replace(FAMILIES["mistral"], sliding_window=window))
         other.set_weights(model.get_weights())
         assert np.abs(logits_of(other, ids) - ours).max() > 0.05 * np.abs(ours).max()
+
+
+def test_joined_projections_come_apart(tmp_path):
+    layout = families.FAMILIES["phi3"]
+    model, ids = make("llama"), tokens(1, 12)
+    weights = {w.path: keras_api.to_numpy(w.variable) for w in keras_api.weights(model)}
+    raw = layout.write_config(FAMILIES["llama"])
+    (tmp_path / "config.json").write_text(json.dumps({**raw, "rope_scaling": None}))
+    save_file(
+        {e.theirs: e.write(weights) for e in layout.entries(FAMILIES["llama"])}, tmp_path / "model.safetensors"
+    )
+    np.testing.assert_allclose(logits_of(from_pretrained(tmp_path), ids), logits_of(model, ids), atol=1e-5)
+
+
+LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+          "original_max_position_embeddings": 16}  # fmt: skip
+
+
+def test_stretched_frequencies_are_those_of_kerashub_and_come_back(tmp_path):
+    hub = pytest.importorskip("keras_hub", reason="needs the extra kerashub")
+    save_pretrained(make("llama"), tmp_path / "a")
+    plain, ids = logits_of(make("llama"), tokens(1, 40)), tokens(1, 40)
+    changed(tmp_path / "a", rope_scaling=LLAMA3)
+    theirs = hub.models.Llama3Backbone.from_preset(str(tmp_path / "a"))
+    found = theirs({"token_ids": ids, "padding_mask": np.ones_like(ids)})
+    found = np.asarray(theirs.token_embedding(found, reverse=True))
+    ours = from_pretrained(tmp_path / "a")
+    assert np.abs(logits_of(ours, ids) - plain).max() > 0.1
+    np.testing.assert_allclose(logits_of(ours, ids), found, atol=2e-4 * np.abs(found).max())
+    save_pretrained(ours, tmp_path / "b")
+    np.testing.assert_array_equal(logits_of(from_pretrained(tmp_path / "b"), ids), logits_of(ours, ids))
+    changed(tmp_path / "a", rope_scaling={"rope_type": "linear", "factor": 4.0})
+    halved = from_pretrained(tmp_path / "a")
+    with pytest.raises(ModelFileError, match="'llama3' are described wrongly"):
+        changed(tmp_path / "a", rope_scaling={"rope_type": "llama3", "factor": "x"})
+        from_pretrained(tmp_path / "a")
+    assert np.abs(logits_of(halved, ids) - plain).max() > 0.1
 
 
 def add_pooler(path):
@@ -241,9 +280,12 @@ def changed(folder, **values):
 
 @pytest.mark.parametrize(("change", "says"), [
     ({"model_type": "t5"}, "architecture 't5' is not supported; supported: 'bert', 'roberta'"),
-    ({"rope_scaling": {"type": "linear"}}, "scaled rotary positions are not supported"),
-    ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "scaled rotary positions are not supported"),
-    ({"model_type": "qwen2", "use_sliding_window": True, "max_window_layers": 1}, "a window in some layers only"),
+    ({"model_type": "qwen3_moe"}, "architecture 'qwen3_moe' is not supported; nearest: 'qwen3'"),
+    ({"rope_scaling": {"type": "linear"}}, "rotary positions of type 'linear' are described wrongly"),
+    ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "positions of type 'yarn' are not supported"),
+    ({"partial_rotary_factor": 0.5}, "heads that are turned in part only are not supported, got 0.5"),
+    ({"model_type": "smollm3", "no_rope_layers": [1]}, "no_rope_layers must be 2 numbers, 0 or 1"),
+    ({"model_type": "gemma3_text", "layer_types": ["x", "y"]}, "layer_types must be 2 of 'full_attention'"),
     ({"hidden_act": "mish"}, "activation 'mish' is not supported"),
     ({"num_hidden_layers": 3}, r"lacks 'model.layers.2.input_layernorm.weight' \(9 missing, 0 unknown\)"),
     ({"num_hidden_layers": 1}, r"has unknown 'model.layers.1.input_layernorm.weight' \(0 missing, 9 unknown\)"),

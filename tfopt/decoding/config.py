@@ -1,4 +1,4 @@
-"""The shape of a causal language model: GPT-2, LLaMA, Mistral and Qwen2 are points in one space."""
+"""The shape of a causal language model: GPT-2, LLaMA, Qwen, Gemma and their like are points in one space."""
 
 import dataclasses
 import json
@@ -15,6 +15,7 @@ Norm = Literal["rms", "layer"]
 MASKED = -30_000.0
 _LARGEST = 1 << 24  # rows, widths and layers beyond this are of no model
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu")
+_POSITIVE = ("local_rope_theta", "query_scale", "attention_softcap", "logit_softcap")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +42,19 @@ class CausalLMConfig:
         tie_word_embeddings: logits come from the token table instead of a matrix of their own.
         rope_theta: base of the rotary wavelengths.
         sliding_window: how many of the last tokens are seen, itself included; None sees all.
+        full_layers: layers, from 0, that see all tokens though there is a window.
+        unrotated_layers: layers whose queries and keys are not turned (Yang et al.,
+            https://arxiv.org/abs/2501.18795).
+        local_rope_theta: base of the wavelengths in layers with a window; None for `rope_theta`.
+        rope_factors: what the frequencies in layers without a window are divided by, one for each pair of a head;
+            () for none. Llama 3, https://arxiv.org/abs/2407.21783, and linear scaling are written so.
+        query_key_norm: norms of the queries and keys of each head (Henry et al., https://arxiv.org/abs/2010.04245).
+        post_norms: norms after the attention and the feed-forward layers too, as Gemma 2 has them,
+            https://arxiv.org/abs/2408.00118.
+        embedding_scale: what the rows of the token table are multiplied by.
+        query_scale: what scores are multiplied by; None for 1 / sqrt(head_dim).
+        attention_softcap: scores are bounded to plus and minus this by tanh; None for no bound.
+        logit_softcap: logits likewise.
         dropout: after embeddings and blocks while training, in [0, 1).
         end_tokens: ids with which the model ends a text.
 
@@ -66,13 +80,24 @@ class CausalLMConfig:
     tie_word_embeddings: bool = True
     rope_theta: float = 10000.0
     sliding_window: int | None = None
+    full_layers: tuple[int, ...] = ()
+    unrotated_layers: tuple[int, ...] = ()
+    local_rope_theta: float | None = None
+    rope_factors: tuple[float, ...] = ()
+    query_key_norm: bool = False
+    post_norms: bool = False
+    embedding_scale: float = 1.0
+    query_scale: float | None = None
+    attention_softcap: float | None = None
+    logit_softcap: float | None = None
     dropout: float = 0.0
     end_tokens: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.num_key_value_heads is None:
             object.__setattr__(self, "num_key_value_heads", self.num_attention_heads)
-        object.__setattr__(self, "end_tokens", tuple(self.end_tokens))
+        for name in ("end_tokens", "full_layers", "unrotated_layers", "rope_factors"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
         counts = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
                   "intermediate_size", "max_position_embeddings")  # fmt: skip
         for name in counts:
@@ -90,9 +115,10 @@ class CausalLMConfig:
                             ("hidden_act", ACTIVATIONS)):  # fmt: skip
             if getattr(self, name) not in known:
                 raise InputError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
-        for name in ("norm_eps", "rope_theta"):
-            if not 0.0 < getattr(self, name) < math.inf:
-                raise InputError(f"{name} must be above 0 and finite, got {getattr(self, name)}")
+        for name in ("norm_eps", "rope_theta", "embedding_scale", *_POSITIVE):
+            value = getattr(self, name)
+            if not (name in _POSITIVE and value is None) and not 0.0 < value < math.inf:
+                raise InputError(f"{name} must be above 0 and finite, got {value}")
         if not 0.0 <= self.dropout < 1.0:
             raise InputError(f"dropout must be in [0, 1), got {self.dropout}")
 
@@ -106,6 +132,35 @@ class CausalLMConfig:
             raise InputError(f"head_dim must be even with rotary positions, got {self.head_dim}")
         if self.sliding_window is not None and self.sliding_window < 1:
             raise InputError(f"sliding_window must be 1 or more, got {self.sliding_window}")
+        if self.rope_factors and len(self.rope_factors) != self.head_size // 2:
+            raise InputError(
+                f"rope_factors must be {self.head_size // 2} (half a head), got {len(self.rope_factors)}"
+            )
+        if not all(0.0 < factor < math.inf for factor in self.rope_factors):
+            raise InputError("rope_factors must be above 0 and finite")
+        for name in ("full_layers", "unrotated_layers"):
+            wrong = [layer for layer in getattr(self, name) if not 0 <= layer < self.num_hidden_layers]
+            if wrong:
+                raise InputError(f"{name} must be in [0, {self.num_hidden_layers}), got {wrong[0]}")
+
+    def window_of(self, layer: int) -> int | None:
+        """How many of the last tokens a layer sees; None for all."""
+        return None if layer in self.full_layers else self.sliding_window
+
+    def frequencies_of(self, layer: int) -> tuple[float, ...] | None:
+        """Radians that each pair of a head is turned by from one position to the next; None if it is not."""
+        if self.positions != "rotary" or layer in self.unrotated_layers:
+            return None
+        half = self.head_size // 2
+        if self.window_of(layer) is not None and self.local_rope_theta is not None:
+            return tuple(self.local_rope_theta ** (-i / half) for i in range(half))
+        factors = self.rope_factors or (1.0,) * half
+        return tuple(self.rope_theta ** (-i / half) / factor for i, factor in enumerate(factors))
+
+    @property
+    def score_scale(self) -> float:
+        """What scores are multiplied by."""
+        return self.head_size**-0.5 if self.query_scale is None else self.query_scale
 
     @property
     def head_size(self) -> int:

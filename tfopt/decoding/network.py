@@ -35,10 +35,16 @@ class Parts(Protocol):
         """(batch, tokens, inputs) -> (batch, tokens, units)."""
 
     def norm(self, x: Any, name: str) -> Any:
-        """(batch, tokens, hidden_size) normed."""
+        """Normed along the last axis."""
+
+    def scaled(self, x: Any, factor: float) -> Any:
+        """Times a number."""
 
     def attend(self, query: Any, key: Any, value: Any, layer: int) -> Any:
-        """Projections of (batch, tokens, heads * head_dim) -> what each token takes from those it sees."""
+        """Projections of (batch, tokens, heads * head_dim) -> what each token takes from those it sees.
+
+        With `query_key_norm`, queries and keys are normed by head, as "layer_0_attention_query_norm" and so on.
+        """
 
     def dropout(self, x: Any) -> Any:
         """What training leaves out at random."""
@@ -57,13 +63,21 @@ def hidden_states(config: CausalLMConfig, parts: Parts, ids: Any, positions: Any
         (batch, tokens, hidden_size).
     """
     x = parts.table(ids, "token_embeddings", config.vocab_size)
+    if config.embedding_scale != 1.0:
+        x = parts.scaled(x, config.embedding_scale)
     if config.positions == "learned":
         x = x + parts.table(positions, "position_embeddings", config.max_position_embeddings)
     x = parts.dropout(x)
     for index in range(config.num_hidden_layers):
         name = f"layer_{index}"
-        x = x + parts.dropout(_attention(config, parts, parts.norm(x, f"{name}_attention_norm"), index=index))
-        x = x + parts.dropout(_feed_forward(config, parts, parts.norm(x, f"{name}_mlp_norm"), name=name))
+        taken = _attention(config, parts, parts.norm(x, f"{name}_attention_norm"), index=index)
+        if config.post_norms:
+            taken = parts.norm(taken, f"{name}_attention_post_norm")
+        x = x + parts.dropout(taken)
+        inner = _feed_forward(config, parts, parts.norm(x, f"{name}_mlp_norm"), name=name)
+        if config.post_norms:
+            inner = parts.norm(inner, f"{name}_mlp_post_norm")
+        x = x + parts.dropout(inner)
     return parts.norm(x, "final_norm")
 
 

@@ -68,14 +68,14 @@ def forward(
     offsets = tf.range(new) if new is None or new > 1 else tf.zeros([1], tf.int32)
     places = start + offsets  # (new,)
     positions = places[None] if pads is None else tf.maximum(places[None] - pads[:, None], 0)
-    one = _Pass(
-        config, products, caches, turn=rotation(config, positions) if config.positions == "rotary" else None
-    )
-    if one.slots:
-        slots = tf.range(one.slots)
-        one.past = _bias(places, slots, pads, start=start, window=config.sliding_window)
-    if new != 1:
-        one.fresh = _bias(places, places, pads, start=None, window=config.sliding_window)
+    slots = caches[0].key.shape[2] if caches else 0
+    one = _Pass(config, products, caches, slots=slots)
+    layers = range(config.num_hidden_layers)
+    for frequencies in filter(None, dict.fromkeys(map(config.frequencies_of, layers))):
+        one.turns[frequencies] = rotation(frequencies, positions)
+    for window in dict.fromkeys(map(config.window_of, layers)):
+        one.past[window] = _bias(places, tf.range(slots), pads, start=start, window=window) if slots else None
+        one.fresh[window] = _bias(places, places, pads, start=None, window=window) if new != 1 else None
     # Padding at the right may reach beyond the table, which some runtimes refuse.
     inside = tf.minimum(positions, config.max_position_embeddings - 1)
     hidden = hidden_states(config, one, ids, positions=inside)
@@ -87,16 +87,17 @@ class _Pass:
 
     Attributes:
         slots: of each cache, 0 without one.
-        past: what is added to the scores of the cache's slots, or None without a cache.
-        fresh: what is added to the scores among new tokens; None for a single one.
+        turns: cosines and sines by the frequencies of a layer.
+        past: by the window of a layer, what is added to the scores of the cache's slots; None without a cache.
+        fresh: likewise, what is added to the scores among new tokens; None for a single one.
         grown: new keys and values by layer.
     """
 
-    def __init__(self, config: CausalLMConfig, products: Products, caches: Sequence[Cache], turn: Any) -> None:
-        self._config, self._products, self._caches, self._turn = config, products, caches, turn
-        self.slots = caches[0].key.shape[2] if caches else 0
-        self.past: Any = None
-        self.fresh: Any = None
+    def __init__(self, config: CausalLMConfig, products: Products, caches: Sequence[Cache], slots: int) -> None:
+        self._config, self._products, self._caches, self.slots = config, products, caches, slots
+        self.turns: dict[tuple[float, ...], tuple[tf.Tensor, tf.Tensor]] = {}
+        self.past: dict[int | None, Any] = {}
+        self.fresh: dict[int | None, Any] = {}
         self.grown: list[tuple[tf.Tensor, tf.Tensor]] = []
 
     def table(self, ids: tf.Tensor, name: str, rows: int) -> tf.Tensor:
@@ -114,50 +115,59 @@ class _Pass:
         scaled = centered * tf.math.rsqrt(tf.reduce_mean(centered * centered, -1, keepdims=True) + epsilon)
         return scaled * gamma + self._products.vector(f"{name}/beta")
 
+    def scaled(self, x: tf.Tensor, factor: float) -> tf.Tensor:
+        return x * factor
+
     def attend(self, query: tf.Tensor, key: tf.Tensor, value: tf.Tensor, layer: int) -> tf.Tensor:
         c = self._config
         heads, groups, size = c.num_attention_heads, c.key_value_heads, c.head_size
         batch = query.shape[0] or tf.shape(query)[0]
         new = query.shape[1] or tf.shape(query)[1]
         query, key, value = (
-            tf.transpose(tf.reshape(x, [batch, new, count, size]), [0, 2, 1, 3])
+            tf.reshape(x, [batch, new, count, size])
             for x, count in ((query, heads), (key, groups), (value, groups))
         )
-        if self._turn is not None:
-            query, key = turned(query, *self._turn), turned(key, *self._turn)
+        if c.query_key_norm:
+            name = f"layer_{layer}_attention"
+            query, key = self.norm(query, f"{name}_query_norm"), self.norm(key, f"{name}_key_norm")
+        query, key, value = (tf.transpose(x, [0, 2, 1, 3]) for x in (query, key, value))
+        frequencies, window = c.frequencies_of(layer), c.window_of(layer)
+        if frequencies is not None:
+            query, key = (turned(x, *self.turns[frequencies]) for x in (query, key))
         self.grown.append((key, value))
         # (batch, groups, heads per group * new, size): one product per group of heads that share keys
-        query = tf.reshape(query * size**-0.5, [batch, groups, heads // groups * new, size])
+        query = tf.reshape(query * c.score_scale, [batch, groups, heads // groups * new, size])
         shape = [batch, groups, heads // groups, new, -1]
-        scores = tf.matmul(query, key, transpose_b=True)
-        if self.fresh is not None:
-            scores = _masked(scores, self.fresh, shape)
-        context = self._context(query, scores, value, self._caches[layer] if self.slots else None, shape)
+        scores = capped(tf.matmul(query, key, transpose_b=True), c.attention_softcap)
+        if self.fresh[window] is not None:
+            scores = _masked(scores, self.fresh[window], shape)
+        past = (self._caches[layer], self.past[window]) if self.slots else None
+        context = self._context(query, scores, value, past, shape)
         context = tf.transpose(tf.reshape(context, [batch, heads, new, size]), [0, 2, 1, 3])
         return tf.reshape(context, [batch, new, heads * size])
 
     def dropout(self, x: tf.Tensor) -> tf.Tensor:
         return x
 
-    def _context(self, query: tf.Tensor, scores: tf.Tensor, value: tf.Tensor, cache: Any, shape: Any) -> tf.Tensor:
+    def _context(self, query: tf.Tensor, scores: tf.Tensor, value: tf.Tensor, past: Any, shape: Any) -> tf.Tensor:
         """What tokens take from each other and from the cache; `scores` are those among the new tokens."""
-        if cache is None:
+        if past is None:
             return tf.matmul(tf.nn.softmax(scores), value)
+        cache, bias = past
         before = tf.matmul(query, _widened(cache.key), transpose_b=True)
         if cache.key_scale is not None:
             before *= cache.key_scale[:, :, None, :]
-        probabilities = tf.nn.softmax(tf.concat([_masked(before, self.past, shape), scores], -1))
+        before = _masked(capped(before, self._config.attention_softcap), bias, shape)
+        probabilities = tf.nn.softmax(tf.concat([before, scores], -1))
         old = probabilities[..., : self.slots]
         if cache.value_scale is not None:
             old *= cache.value_scale[:, :, None, :]
         return tf.matmul(old, _widened(cache.value)) + tf.matmul(probabilities[..., self.slots :], value)
 
 
-def rotation(config: CausalLMConfig, positions: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+def rotation(frequencies: Sequence[float], positions: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """Cosines and sines of shape (positions' rows, 1, new, head_dim / 2)."""
-    half = config.head_size // 2
-    frequencies = tf.constant([config.rope_theta ** (-i / half) for i in range(half)], tf.float32)
-    angles = tf.cast(positions, tf.float32)[:, None, :, None] * frequencies
+    angles = tf.cast(positions, tf.float32)[:, None, :, None] * tf.constant(frequencies, tf.float32)
     return tf.cos(angles), tf.sin(angles)
 
 
@@ -189,6 +199,11 @@ def turned(x: tf.Tensor, cosine: tf.Tensor, sine: tf.Tensor) -> tf.Tensor:
     half = x.shape[-1] // 2
     first, second = x[..., :half], x[..., half:]
     return tf.concat([first * cosine - second * sine, second * cosine + first * sine], -1)
+
+
+def capped(x: tf.Tensor, limit: float | None) -> tf.Tensor:
+    """Bounded to plus and minus a limit by tanh."""
+    return x if limit is None else tf.tanh(x * (1.0 / limit)) * limit
 
 
 def activate(name: str, x: tf.Tensor) -> tf.Tensor:
@@ -231,7 +246,9 @@ def float_products(
 
     def logits(hidden: tf.Tensor) -> tf.Tensor:
         if config.tie_word_embeddings:
-            return product(hidden, "token_embeddings", "embeddings", transposed=True)
-        return linear(hidden, "logits")
+            found = product(hidden, "token_embeddings", "embeddings", transposed=True)
+        else:
+            found = linear(hidden, "logits")
+        return capped(found, config.logit_softcap)
 
     return Products(linear, lookup, logits, vector=lambda name: weights[name])

@@ -1,4 +1,4 @@
-"""Causal language model: GPT-2, LLaMA, Mistral and Qwen2 from one builder.
+"""Causal language model: GPT-2, LLaMA, Qwen, Gemma and their like from one builder.
 
 Radford et al., "Language Models are Unsupervised Multitask Learners" (GPT-2, 2019); Touvron et al., "LLaMA",
 https://arxiv.org/abs/2302.13971; Ainslie et al., "GQA", https://arxiv.org/abs/2305.13245.
@@ -48,25 +48,27 @@ class _Builder:
         self._layers = self._keras.layers
         self._ops = SymbolicOps(generation)
         self._tables: dict[str, Any] = {}
-        self._turn: Any = None
-        self._bias: Any = None
+        self._turns: dict[tuple[float, ...], Any] = {}
+        self._biases: dict[int | None, Any] = {}
+        self._ids: Any = None
+        self._mask: Any = None
+        self._positions: Any = None
 
     def build(self) -> Any:
         c = self._config
         ids = self._layers.Input((None,), dtype="int32", name="input_ids")
         mask = self._layers.Input((None,), dtype="int32", name="attention_mask")
-        positions = self._ops.maximum(self._ops.cumsum(mask) - 1, 0)
-        self._turn = self._rotation(positions) if c.positions == "rotary" else None
-        self._bias = self._seen(ids, mask)
-        x = hidden_states(c, self, ids, positions=positions)
+        self._ids, self._mask = ids, mask
+        self._positions = self._ops.maximum(self._ops.cumsum(mask) - 1, 0)
+        x = hidden_states(c, self, ids, positions=self._positions)
         if c.tie_word_embeddings:
             # The layer is called on every id, since a variable of its own cannot be a node of a functional model:
             # whatever replaces the layer's call, as quantization does, then holds for both of its uses.
             table = self._tables["token_embeddings"](self._ops.count_to(c.vocab_size, ids))[0]
-            product = self._ops.matmul(x, self._ops.transpose(table))
+            product = self._capped(self._ops.matmul(x, self._ops.transpose(table)), c.logit_softcap)
             logits = self._layers.Activation("linear", name="logits", dtype=self._ops.output_type)(product)
         else:
-            logits = self.linear(x, Linear("logits", c.vocab_size, False))
+            logits = self._capped(self.linear(x, Linear("logits", c.vocab_size, False)), c.logit_softcap)
         return self._keras.Model({"input_ids": ids, "attention_mask": mask}, logits, name="causal_lm")
 
     def table(self, ids: Any, name: str, rows: int) -> Any:
@@ -93,17 +95,23 @@ class _Builder:
         # No layer that both generations have multiplies by a vector of its own, but this one without statistics.
         return self._layers.BatchNormalization(center=False, epsilon=0.0, name=name)(scaled, training=False)
 
+    def scaled(self, x: Any, factor: float) -> Any:
+        return x * factor
+
     def attend(self, query: Any, key: Any, value: Any, layer: int) -> Any:
         c = self._config
         size, shared = c.head_size, c.num_attention_heads // c.key_value_heads
+        if c.query_key_norm:
+            query, key = self._normed_heads(query, layer, "query"), self._normed_heads(key, layer, "key")
         query = self._split(query, c.num_attention_heads)
         key, value = self._split(key, c.key_value_heads), self._split(value, c.key_value_heads)
-        if self._turn is not None:
-            query, key = self._turned(query, *self._turn), self._turned(key, *self._turn)
+        turn = self._rotation(c.frequencies_of(layer))
+        if turn is not None:
+            query, key = self._turned(query, *turn), self._turned(key, *turn)
         if shared > 1:
             key, value = self._ops.repeat(key, shared, 1), self._ops.repeat(value, shared, 1)
-        scores = self._ops.matmul(query * size**-0.5, self._layers.Permute((1, 3, 2))(key))
-        scores = self._ops.plus(scores, self._bias)
+        scores = self._ops.matmul(query * c.score_scale, self._layers.Permute((1, 3, 2))(key))
+        scores = self._ops.plus(self._capped(scores, c.attention_softcap), self._seen(c.window_of(layer)))
         context = self._ops.matmul(self._layers.Softmax()(scores), value)
         return self._layers.Reshape((-1, c.num_attention_heads * size))(self._layers.Permute((2, 1, 3))(context))
 
@@ -114,21 +122,36 @@ class _Builder:
         parts = self._layers.Reshape((-1, heads, self._config.head_size))(projected)
         return self._layers.Permute((2, 1, 3))(parts)
 
-    def _seen(self, ids: Any, mask: Any) -> Any:
-        """(batch, 1, length, length): 0 where a token is seen."""
-        places = self._ops.cast(self._ops.positions(ids), "float32")
-        behind = places[:, :, None] - places[:, None, :]  # how far back
-        seen = self._ops.cast(behind >= 0.0, "float32") * self._ops.cast(mask, "float32")[:, None, :]
-        if self._config.sliding_window is not None:
-            seen = seen * self._ops.cast(behind < float(self._config.sliding_window), "float32")
-        return ((1.0 - seen) * MASKED)[:, None]
+    def _normed_heads(self, projected: Any, layer: int, part: str) -> Any:
+        """Each head normed by itself, (batch, tokens, heads * head_dim) as before."""
+        width = int(projected.shape[-1])
+        heads = self._layers.Reshape((-1, self._config.head_size))(projected)
+        normed = self.norm(heads, f"layer_{layer}_attention_{part}_norm")
+        return self._layers.Reshape((-1, width))(normed)
 
-    def _rotation(self, positions: Any) -> tuple[Any, Any]:
-        half = self._config.head_size // 2
-        frequencies = np.asarray([self._config.rope_theta ** (-i / half) for i in range(half)], np.float32)
-        places = self._ops.cast(positions, "float32")[:, None, :, None]
-        cosine, sine = self._ops.cos_sin(self._ops.times(places, frequencies))
-        return cosine, sine
+    def _capped(self, x: Any, limit: float | None) -> Any:
+        return x if limit is None else self._ops.tanh(x * (1.0 / limit)) * limit
+
+    def _seen(self, window: int | None) -> Any:
+        """(batch, 1, length, length): 0 where a token is seen; one for all layers that see alike."""
+        if window not in self._biases:
+            places = self._ops.cast(self._ops.positions(self._ids), "float32")
+            behind = places[:, :, None] - places[:, None, :]  # how far back
+            seen = self._ops.cast(behind >= 0.0, "float32") * self._ops.cast(self._mask, "float32")[:, None, :]
+            if window is not None:
+                seen = seen * self._ops.cast(behind < float(window), "float32")
+            self._biases[window] = ((1.0 - seen) * MASKED)[:, None]
+        return self._biases[window]
+
+    def _rotation(self, frequencies: tuple[float, ...] | None) -> Any:
+        """Cosines and sines, once for all layers that turn alike; None for those that do not."""
+        if frequencies is None:
+            return None
+        if frequencies not in self._turns:
+            places = self._ops.cast(self._positions, "float32")[:, None, :, None]
+            angles = self._ops.times(places, np.asarray(frequencies, np.float32))
+            self._turns[frequencies] = self._ops.cos_sin(angles)
+        return self._turns[frequencies]
 
     def _turned(self, x: Any, cosine: Any, sine: Any) -> Any:
         half = self._config.head_size // 2

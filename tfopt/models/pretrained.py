@@ -59,8 +59,8 @@ def from_pretrained(
 
     Args:
         folder: holds `config.json` and `model.safetensors`, or several files and their index, or what llama2.c
-            writes, a `.bin` with its tokenizer. Known are BERT, DistilBERT, RoBERTa, GPT-2, LLaMA, Mistral and
-            Qwen2.
+            writes, a `.bin` with its tokenizer. Known are BERT, DistilBERT, RoBERTa, GPT-2, LLaMA, Mistral,
+            Qwen2 and 3, SmolLM3, Phi-3, and the text models of Gemma 1 to 3.
         generation: "tf_keras" or "keras".
         num_labels: for a classifier; with `head`, by default as many as the checkpoint's has.
         pooling: for a classifier, "mean", "cls" or "pooler".
@@ -291,7 +291,7 @@ def _assign(model: Any, config: Config, architecture: Family, folder: Path, head
                     f"the configuration asks for {expected}"
                 )
         for entry in entries:
-            for target, value in entry.read(tensors[stored[entry.theirs]]).items():
+            for target, value in entry.read(tensors[stored[entry.theirs]], shapes).items():
                 variables[target].assign(value)
 
 

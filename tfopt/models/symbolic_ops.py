@@ -58,6 +58,9 @@ class SymbolicOps:
         reduce = self._ops.mean if self._keras3 else self._ops.reduce_mean
         return reduce(x, axis=axis, keepdims=True)
 
+    def tanh(self, x: Any) -> Any:
+        return self._ops.tanh(x)
+
     def rsqrt(self, x: Any) -> Any:
         return self._ops.rsqrt(x) if self._keras3 else self._ops.math.rsqrt(x)
 

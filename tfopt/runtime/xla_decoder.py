@@ -17,7 +17,7 @@ from tfopt.decoding.config import CausalLMConfig
 from tfopt.decoding.decoder import Decoder, LoopSession
 from tfopt.decoding.generate import Choices
 from tfopt.decoding.sampling import SamplingConfig
-from tfopt.decoding.step import Cache, Products, forward
+from tfopt.decoding.step import Cache, Products, capped, forward
 from tfopt.decoding.weights import config_of, weights_of
 from tfopt.errors import InputError
 
@@ -245,7 +245,8 @@ def narrow_products(config: CausalLMConfig, weights: Mapping[str, tf.Tensor], bi
         return tf.cast(wide, tf.float32) * tf.gather(scale, ids)[..., None]
 
     def logits(hidden: tf.Tensor) -> tf.Tensor:
-        return product(hidden, "token_embeddings/embeddings" if config.tie_word_embeddings else "logits/kernel")
+        found = product(hidden, "token_embeddings/embeddings" if config.tie_word_embeddings else "logits/kernel")
+        return capped(found, config.logit_softcap)
 
     return Products(linear, lookup, logits, vector=lambda name: weights[name])
 

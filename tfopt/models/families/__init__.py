@@ -1,10 +1,13 @@
 """The table of families of public checkpoints, by the `model_type` of their `config.json`; one file each."""
 
+import contextlib
+import dataclasses
+import difflib
 from typing import Any
 
 from tfopt.decoding.config import CausalLMConfig
-from tfopt.errors import ModelFileError
-from tfopt.models.families import bert, decoder, distilbert, gpt2, llama, mistral, qwen2, roberta
+from tfopt.errors import InputError, ModelFileError
+from tfopt.models.families import bert, distilbert, gemma, gpt2, llama, mistral, phi3, qwen, roberta, smollm3
 from tfopt.models.families.base import Config, Entry, Family
 
 __all__ = ["FAMILIES", "Config", "Entry", "Family", "family_of", "write_causal"]
@@ -16,8 +19,16 @@ FAMILIES: dict[str, Family] = {
     "gpt2": gpt2.FAMILY,
     "llama": llama.FAMILY,
     "mistral": mistral.FAMILY,
-    "qwen2": qwen2.FAMILY,
+    "qwen2": qwen.QWEN2,
+    "qwen3": qwen.QWEN3,
+    "smollm3": smollm3.FAMILY,
+    "phi3": phi3.FAMILY,
+    "gemma": gemma.GEMMA,
+    "gemma2": gemma.GEMMA2,
+    "gemma3_text": gemma.GEMMA3,
 }
+# What a decoder may be written as, the plainest layout first.
+_DECODERS = ("gpt2", "llama", "mistral", "qwen2", "qwen3", "smollm3", "gemma", "gemma2", "gemma3_text")
 
 
 def family_of(raw: Any, where: str) -> tuple[str, Family]:
@@ -28,8 +39,10 @@ def family_of(raw: Any, where: str) -> tuple[str, Family]:
     """
     kind = raw.get("model_type") if isinstance(raw, dict) else None
     if not isinstance(kind, str) or kind not in FAMILIES:
+        near = difflib.get_close_matches(str(kind), FAMILIES, n=3, cutoff=0.5)
         known = ", ".join(repr(name) for name in FAMILIES)
-        raise ModelFileError(f"{where}: architecture {kind!r} is not supported; supported: {known}")
+        advice = f"nearest: {', '.join(map(repr, near))}; " if near else ""
+        raise ModelFileError(f"{where}: architecture {kind!r} is not supported; {advice}supported: {known}")
     return kind, FAMILIES[kind]
 
 
@@ -39,4 +52,11 @@ def write_causal(config: CausalLMConfig) -> dict[str, Any]:
     Raises:
         InputError: none does.
     """
-    return gpt2.write_config(config) if gpt2.is_layout(config) else decoder.write_rotary(config)
+    stored = dataclasses.replace(config, dropout=0.0)  # which not every layout holds
+    for name in _DECODERS:
+        with contextlib.suppress(InputError):
+            raw = FAMILIES[name].write_config(config)
+            read = FAMILIES[name].config({key: value for key, value in raw.items() if value is not None})
+            if isinstance(read, CausalLMConfig) and dataclasses.replace(read, dropout=0.0) == stored:
+                return raw
+    raise InputError("no public checkpoint layout holds this mix of positions, norms, windows and biases")

@@ -27,21 +27,23 @@ class Entry:
         theirs: its name, without the prefix that some checkpoints have.
         ours: paths of our weights; several lie side by side along the last axis of the stored tensor.
         transpose: outputs come first in the stored matrix.
+        offset: what the stored tensor is less than ours.
     """
 
     theirs: str
     ours: tuple[str, ...]
     transpose: bool = False
+    offset: float = 0.0
 
-    def read(self, stored: np.ndarray) -> dict[str, np.ndarray]:
-        """Our weights from the stored tensor."""
-        value = stored.T if self.transpose else stored
-        parts = np.split(value, len(self.ours), -1) if len(self.ours) > 1 else [value]
-        return dict(zip(self.ours, parts, strict=True))
+    def read(self, stored: np.ndarray, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+        """Our weights, of these shapes, from the stored tensor."""
+        value = (stored.T if self.transpose else stored) + np.float32(self.offset)
+        ends = np.cumsum([shapes[path][-1] for path in self.ours])
+        return dict(zip(self.ours, np.split(value, ends[:-1], -1), strict=True))
 
     def write(self, weights: Mapping[str, np.ndarray]) -> np.ndarray:
         """The stored tensor from our weights."""
-        joined = np.concatenate([weights[path] for path in self.ours], -1)
+        joined = np.concatenate([weights[path] for path in self.ours], -1) - np.float32(self.offset)
         return np.ascontiguousarray(joined.T if self.transpose else joined)
 
     def shape(self, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
@@ -49,6 +51,24 @@ class Entry:
         first = shapes[self.ours[0]]
         joined = (*first[:-1], sum(shapes[path][-1] for path in self.ours))
         return joined[::-1] if self.transpose else joined
+
+
+@dataclasses.dataclass(frozen=True)
+class Gguf:
+    """How GGUF files hold a family.
+
+    Attributes:
+        architecture: what they call it.
+        names: part of a name in a Hugging Face folder -> the part of GGUF's that stands for it.
+        folder_value: (name in a folder, value, configuration) -> the value as a folder stores it; None where both
+            are the same.
+        unsaid: what `config.json` says and these files leave to the reader.
+    """
+
+    architecture: str
+    names: Mapping[str, str]
+    folder_value: Callable[[str, np.ndarray, Any], np.ndarray] | None = None
+    unsaid: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +81,7 @@ class Family:
         write_config: our configuration -> `config.json`.
         entries: tensors of a configuration.
         unused: beginnings of names that checkpoints carry and our models do not need.
+        gguf: how GGUF files hold it, None if none do.
     """
 
     prefixes: tuple[str, ...]
@@ -68,6 +89,7 @@ class Family:
     write_config: Callable[[Any], dict[str, Any]]
     entries: Callable[[Any], Iterator[Entry]]
     unused: tuple[str, ...] = ()
+    gguf: Gguf | None = None
 
 
 def dense_entries(theirs: str, ours: str, bias: bool = True) -> Iterator[Entry]:
@@ -77,9 +99,9 @@ def dense_entries(theirs: str, ours: str, bias: bool = True) -> Iterator[Entry]:
         yield Entry(f"{theirs}.bias", (f"{ours}/bias",))
 
 
-def norm_entries(theirs: str, ours: str, bias: bool = True) -> Iterator[Entry]:
-    """A norm."""
-    yield Entry(f"{theirs}.weight", (f"{ours}/gamma",))
+def norm_entries(theirs: str, ours: str, bias: bool = True, offset: float = 0.0) -> Iterator[Entry]:
+    """A norm, whose stored scale may be less than ours by an offset."""
+    yield Entry(f"{theirs}.weight", (f"{ours}/gamma",), offset=offset)
     if bias:
         yield Entry(f"{theirs}.bias", (f"{ours}/beta",))
 

@@ -24,11 +24,6 @@ def _read_config(raw: Mapping[str, Any]) -> CausalLMConfig:
     )  # fmt: skip
 
 
-def is_layout(config: CausalLMConfig) -> bool:
-    """Whether a decoder is of this kind."""
-    return config.positions == "learned" and config.norm == "layer" and not config.gated
-
-
 def write_config(config: CausalLMConfig) -> dict[str, Any]:
     """`config.json` of a decoder of this kind.
 

@@ -1,6 +1,12 @@
-"""LLaMA: Touvron et al., https://arxiv.org/abs/2302.13971."""
+"""LLaMA: Touvron et al., https://arxiv.org/abs/2302.13971; with the frequencies of Llama 3.
 
-from tfopt.models.families.base import Family
-from tfopt.models.families.decoder import UNUSED, read_rotary, rotary_entries, write_rotary
+SmolLM2 is of this family too, and GGUF files call Mistral so.
+"""
 
-FAMILY = Family(("",), read_rotary, write_rotary, entries=rotary_entries, unused=UNUSED)
+from tfopt.models.families.base import Family, Gguf
+from tfopt.models.families.decoder import GGUF_NAMES, UNUSED, halves, read_rotary, rotary_entries, write_rotary
+
+FAMILY = Family(
+    ("",), read_rotary, write_rotary, entries=rotary_entries, unused=UNUSED,
+    gguf=Gguf("llama", GGUF_NAMES, folder_value=halves),
+)  # fmt: skip

@@ -9,7 +9,11 @@ from tfopt.models.families.decoder import UNUSED, read_rotary, rotary_entries, w
 
 
 def _read_config(raw: Mapping[str, Any]) -> CausalLMConfig:
-    return read_rotary(raw, window=raw.get("sliding_window", 4096))
+    return read_rotary(raw, sliding_window=raw.get("sliding_window", 4096))
 
 
-FAMILY = Family(("",), _read_config, write_rotary, entries=rotary_entries, unused=UNUSED)
+def _write_config(config: CausalLMConfig) -> dict[str, Any]:
+    return write_rotary(config) | {"model_type": "mistral", "sliding_window": config.sliding_window}
+
+
+FAMILY = Family(("",), _read_config, _write_config, entries=rotary_entries, unused=UNUSED)
