@@ -32,8 +32,8 @@ FAMILIES = {
 
 
 def make(family, generation="tf_keras", seed=0):
-    """A model whose weights, gammas and biases included, are all random."""
-    model = causal_lm(FAMILIES[family], generation)
+    """A model of a family or a shape, whose weights, gammas and biases included, are all random."""
+    model = causal_lm(family if isinstance(family, CausalLMConfig) else FAMILIES[family], generation)
     rng = np.random.default_rng(seed)
     for weight in keras_api.weights(model):
         shape = tuple(weight.variable.shape)

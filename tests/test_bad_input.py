@@ -60,6 +60,8 @@ def commands(path, out):
     yield "run", path, "--out", out / "run"
     yield "run", "demo", "--train", path, "--validation", path, "--out", out / "run"
     yield "run", "demo", "--model", path, "--out", out / "run"
+    yield "optimize", path, "--train", path, "-o", out / "optimized"
+    yield "predict", path, "x"
     yield "search", path, "--data", path, "-o", out / "search", "--max-bytes", 9
     yield "verify", path
     yield "unpack", path, "-o", out / "unpacked"

@@ -18,6 +18,7 @@ SLOW = {
     "parquet": 30,
     "dataset": 4,
     "llama2c": 20,
+    "gguf": 20,
 }
 # Numbers of cases that once ended in something else than an error of ours.
 FOUND = {

@@ -28,7 +28,13 @@ SIZES = {"vocabulary_size": 120, "num_layers": 2, "hidden_dim": 32, "intermediat
 GROUPED = {"num_query_heads": 4, "num_key_value_heads": 2}
 SETTINGS = {
     "GPT2": {"num_heads": 4, "max_sequence_length": 32}, "Llama": GROUPED, "Llama3": GROUPED,
-    "Mistral": {**GROUPED, "sliding_window": 5, "head_dim": 16}, "Qwen": GROUPED,
+    "Mistral": {**GROUPED, "sliding_window": 5, "head_dim": 16}, "Qwen": GROUPED, "Phi3": GROUPED,
+    "Qwen3": {**GROUPED, "head_dim": 12, "tie_word_embeddings": False, "sliding_window_size": 5},
+    "Gemma": {**GROUPED, "head_dim": 12}, "Gemma3": {
+        **GROUPED, "head_dim": 12, "image_size": None, "use_post_ffw_norm": True, "use_post_attention_norm": True,
+        "use_sliding_window_attention": True, "sliding_window_size": 5, "num_layers": 6,
+        "attention_logit_soft_cap": 50.0,
+    },
 }  # fmt: skip
 CORPUS = ["The cat sat on the mat and looked at the moon.", "First Citizen: we know it, speak, speak.", "1 + 1 = 2"]
 
@@ -55,9 +61,17 @@ def test_every_family_of_the_table_is_tried():
     assert {f"{name}Backbone" for name in SETTINGS} == set(FAMILIES)
 
 
-@pytest.mark.parametrize("family", SETTINGS)
-def test_logits_are_those_of_keras_hub(family):
-    model, ids = task(family), np.random.default_rng(1).integers(1, 120, (2, 12)).astype(np.int32)
+GEMMA2 = {"use_post_ffw_norm": True, "use_post_attention_norm": True, "attention_logit_soft_cap": 50.0,
+          "final_logit_soft_cap": 30.0, "use_sliding_window_attention": True, "sliding_window_size": 5}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("family", "changes"),
+    [*((family, {}) for family in SETTINGS), ("Gemma", GEMMA2)],
+    ids=[*SETTINGS, "Gemma2"],
+)
+def test_logits_are_those_of_keras_hub(family, changes):
+    model, ids = task(family, **changes), np.random.default_rng(1).integers(1, 120, (2, 12)).astype(np.int32)
     mask = np.ones_like(ids)
     theirs = np.asarray(model({"token_ids": ids, "padding_mask": mask}))
     ours = np.asarray(as_decoder(model)({"input_ids": ids, "attention_mask": mask}))
@@ -88,7 +102,24 @@ def with_pieces():
     return task("Llama", preprocessor, vocabulary_size=tokenizer.vocabulary_size())
 
 
-@pytest.mark.parametrize("which", ["with_byte_pairs", "with_pieces"])
+@pytest.fixture(scope="module")
+def with_pieces_of_gemma():
+    """Padding and the end of texts are the first tokens, and no blank is put before a text."""
+    trainer = pytest.importorskip("sentencepiece").SentencePieceTrainer
+    written = io.BytesIO()
+    trainer.train(
+        sentence_iterator=iter(CORPUS * 20), model_writer=written, model_type="bpe", vocab_size=300,
+        byte_fallback=True, pad_id=0, eos_id=1, bos_id=2, unk_id=3, add_dummy_prefix=False, minloglevel=2,
+        normalization_rule_name="identity", remove_extra_whitespaces=False, hard_vocab_limit=False,
+        pad_piece="<pad>", eos_piece="<eos>", bos_piece="<bos>",
+        user_defined_symbols=["<start_of_turn>", "<end_of_turn>"],
+    )  # fmt: skip
+    tokenizer = hub.models.GemmaTokenizer(written.getvalue())
+    preprocessor = hub.models.GemmaCausalLMPreprocessor(tokenizer, sequence_length=32)
+    return task("Gemma", preprocessor, vocabulary_size=tokenizer.vocabulary_size())
+
+
+@pytest.mark.parametrize("which", ["with_byte_pairs", "with_pieces", "with_pieces_of_gemma"])
 def test_greedy_text_is_that_of_keras_hub(which, request, tmp_path):
     model = request.getfixturevalue(which)
     prompt = "First Citizen:"
@@ -127,12 +158,9 @@ def test_a_saved_model_generates_from_the_command_line(with_byte_pairs, tmp_path
 
 
 def test_what_the_decoder_does_not_know_is_refused():
-    with pytest.raises(InputError, match="Gemma of KerasHub is not known to the decoder; known: GPT2, Llama"):
-        as_decoder(
-            hub.models.GemmaCausalLM(
-                backbone=hub.models.GemmaBackbone(**SIZES, **GROUPED, head_dim=8), preprocessor=None
-            )
-        )
+    opt = hub.models.OPTBackbone(**SIZES, num_heads=4, max_sequence_length=32)
+    with pytest.raises(InputError, match="OPT of KerasHub is not known to the decoder; known: GPT2, Llama"):
+        as_decoder(hub.models.OPTCausalLM(backbone=opt, preprocessor=None))
     with pytest.raises(InputError, match="rope_position_scaling_factor 4.0 is not known"):
         as_decoder(task("Llama", rope_position_scaling_factor=4.0))
     own = hub.models.BertBackbone(

@@ -21,6 +21,7 @@ from tfopt.models import BertConfig, bert
 from tfopt.search import clock
 from tfopt.search.ladder import full_ladder, short_ladder
 from tfopt.search.optimize import check_goal, forget
+from tfopt.search.original import Corpus, recipe_of
 from tfopt.train import TrainConfig
 
 CONFIG = BertConfig(
@@ -291,7 +292,29 @@ def test_data_and_models_that_do_not_fit(files, tmp_path):
         tfopt.optimize(bare, train, out=tmp_path / "o", log=quiet)
     with pytest.raises(InputError, match="minutes must be above 0, got 0"):
         TrainConfig(minutes=0)
-    assert not list((tmp_path / "o").glob("runs/*"))
+    assert not (tmp_path / "o").exists()
+
+
+def test_a_folder_of_hugging_face_keeps_the_head_it_was_trained_with(files, tmp_path):
+    _, train, validation, _ = files
+    tokenizer = extras.of(load_model(files[0]))[TOKENIZER]
+    size = len(json.loads(tokenizer)["model"]["vocab"]) + 8
+    model = bert(BertConfig(size, 32, 1, 4, 64, 32, hidden_dropout_prob=0.0), 2, pooling="pooler")
+    tfopt.models.save_pretrained(model, tmp_path / "hf")
+    (tmp_path / "hf" / "tokenizer.json").write_bytes(tokenizer)
+    (tmp_path / "o").mkdir()
+    corpus = Corpus(Path(train), Path(validation))
+    with pytest.raises(InputError, match="the model's classes are LABEL_0, LABEL_1, in this order; the texts have"):
+        recipe_of(tmp_path / "hf", corpus, tmp_path / "o", tokenizer=None, max_length=None, epochs=3)
+    raw = json.loads((tmp_path / "hf" / "config.json").read_text())
+    raw["id2label"] = {"0": "fruit", "1": "metal"}
+    (tmp_path / "hf" / "config.json").write_text(json.dumps(raw))
+    recipe = recipe_of(tmp_path / "hf", corpus, tmp_path / "o", tokenizer=None, max_length=None, epochs=3)
+    assert recipe.model.kind == "keras" and recipe.train.epochs == 0
+    given = load_model(tmp_path / "o" / "given.keras")
+    for weight in keras_api.weights(model):
+        same = next(w for w in keras_api.weights(given) if w.path == weight.path)
+        np.testing.assert_array_equal(keras_api.to_numpy(same.variable), keras_api.to_numpy(weight.variable))
 
 
 def test_a_folder_of_hugging_face_is_trained_if_it_has_no_head(files, tmp_path):

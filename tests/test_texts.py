@@ -13,6 +13,7 @@ from tfopt.data.readers.texts import read_texts
 from tfopt.data.text_facts import TextFacts, packed, unpacked
 from tfopt.data.tokenizers import load_tokenizer, save_tokenizer, train_bpe
 from tfopt.errors import InputError, ModelFileError
+from tfopt.models.source import load_any
 from tfopt.report import Report
 
 
@@ -169,6 +170,29 @@ def test_a_checkpoint_brings_its_labels(generation, tokenizer, tmp_path):
     assert set(found["label"]) <= {"bad", "so-so", "good"}
     tfopt.models.save_pretrained(again, tmp_path / "n")
     assert json.loads((tmp_path / "n" / "config.json").read_text())["id2label"] == stored["id2label"]
+
+
+@pytest.mark.parametrize(("head", "key"), [("classification", "label"), ("tokens", "entities"), ("span", "answer")])
+def test_commands_take_a_checkpoint_with_the_head_it_was_trained_with(head, key, tokenizer, tfopt_main, tmp_path):
+    config, folder = tfopt.models.BertConfig(400, 32, 1, 2, 64, 40), tmp_path / "m"
+    names = {} if head == "span" else {"num_labels": 3}
+    pooling = {"pooling": "pooler"} if head == "classification" else {}
+    tfopt.models.save_pretrained(tfopt.models.bert(config, head=head, **names, **pooling), folder)
+    shutil.copy(tokenizer, folder / "tokenizer.json")
+    assert tfopt_main("export", folder, "-o", tmp_path / "m.tflite", "--length", 32)[0] == 0
+    asked = ("where", "--context", folder / "context.txt") if head == "span" else ("a plain text",)
+    (folder / "context.txt").write_text("a plain text")
+    code, out, _ = tfopt_main("predict", tmp_path / "m.tflite", *asked, "--json")
+    assert code == 0 and key in json.loads(out)["answers"][0]
+    # One that was only trained to guess words, or whose head is not there, is an encoder.
+    stored = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**stored, "architectures": ["BertForMaskedLM"]}))
+    assert "last_hidden_state" in load_any(folder)(tokens_of(folder))
+
+
+def tokens_of(folder):
+    ids = np.array([load_tokenizer(folder).encode("a plain text").ids])
+    return {"input_ids": ids, "attention_mask": np.ones_like(ids)}
 
 
 def test_token_types_tell_question_and_context(generation, tokenizer, tmp_path):

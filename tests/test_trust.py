@@ -249,6 +249,24 @@ def test_an_operation_on_constants_alone_would_run_while_it_is_built(tmp_path):
     refuse_code({"layers": [node]}, tmp_path, generation="tf_keras")
 
 
+def test_an_operation_of_keras_on_constants_alone_neither(tmp_path):
+    keras = keras_api.keras_module("keras")
+    inputs = keras.Input((1,), name="x")
+    keras.Model(inputs, keras.ops.broadcast_to(inputs, (4, 8))).save(tmp_path / "m.keras")
+    load_model(tmp_path / "m.keras")
+
+    def attack(model):
+        (node,) = (layer for layer in model["config"]["layers"] if layer["class_name"] == "BroadcastTo")
+        node["config"]["shape"] = [2**20, 2**20]
+        node["inbound_nodes"][0]["args"] = [[[1.0]]]
+        return model
+
+    before = memory_bytes()
+    with pytest.raises(ModelFileError, match="an operation BroadcastTo on constants alone"):
+        load_model(rewritten(tmp_path / "m.keras", attack))
+    assert memory_bytes() - before < 2**29
+
+
 def test_a_model_larger_than_its_weights_is_not_built(keras, generation, tmp_path):
     before = memory_bytes()
     with pytest.raises(ModelFileError, match="more weights than it stores"):

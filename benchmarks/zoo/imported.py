@@ -67,14 +67,15 @@ def _hub(name: str, sizes: dict[str, Any], task: str | None = None) -> Any:
         if task is not None:
             extra = {"num_classes": 3} if "Classifier" in task else {}
             model = getattr(hub.models, name + task)(backbone=model, preprocessor=None, **extra)
-        return model, _values(model)
+        return model, _values(model, whole=task == "CausalLM")
 
     return build
 
 
-def _values(model: Any) -> Values:
+def _values(model: Any, whole: bool) -> Values:
+    """Inputs that mean something; texts of one length if `whole`, since files that generate take no padding."""
     found: Values = {}
-    text = ids(120, 16)
+    text = ids(120, 16) if not whole else np.random.default_rng(0).integers(1, 120, (ROWS, 16)).astype(np.int32)
     declared = model.input if isinstance(model.input, dict) else {"images": model.input}
     for key, tensor in declared.items():
         if key.endswith("token_ids"):

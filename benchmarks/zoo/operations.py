@@ -1,6 +1,7 @@
 """What is tried on a model, and how the result is judged: with runtimes called directly, not through tfopt."""
 
 import functools
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -191,6 +192,10 @@ def _tflite(path: Path, values: Values) -> Callable[[Any], list[np.ndarray]]:
     from ai_edge_litert.interpreter import Interpreter
 
     interpreter = Interpreter(str(path))
+    if "decode" in interpreter.get_signature_list():
+        heads = json.loads(read_metadata(path)["tfopt_causal_lm.json"])["num_key_value_heads"]
+        runner, (texts,) = interpreter.get_signature_runner("decode"), [v for n, v in values.items() if "ids" in n]
+        return lambda rows: [np.stack([_decoded(runner, texts[row], heads) for row in rows])]
     (key, *_) = interpreter.get_signature_list()
     runner = interpreter.get_signature_runner(key)
     # Of a model that is cut behind a vocabulary, the file takes ids.
@@ -211,6 +216,22 @@ def _tflite(path: Path, values: Values) -> Callable[[Any], list[np.ndarray]]:
         return [np.concatenate([p[name] for p in parts]) for name in sorted(parts[0])]
 
     return run
+
+
+def _decoded(runner: Any, ids: np.ndarray, heads: int) -> np.ndarray:
+    """Logits at every token of a text by a file that generates, one token at a time; its keys are kept here."""
+    sizes = {name: int(detail["shape"][0]) for name, detail in runner.get_input_details().items()}
+    caches = {name: np.zeros(size, np.float32) for name, size in sizes.items() if name not in ("ids", "start")}
+    layers, found = len(caches) // 2, []
+    for place, token in enumerate(ids):
+        given = {"ids": np.array([token], np.int32), "start": np.array([place], np.int32)}
+        outputs = runner(**given, **caches)
+        for part in ("key", "value"):
+            new = outputs[f"{part}s"].reshape(layers, heads, -1)
+            for layer in range(layers):
+                caches[f"{part}_{layer}"].reshape(heads, -1, new.shape[-1])[:, place] = new[layer]
+        found.append(outputs["logits"].copy())
+    return np.stack(found)
 
 
 def _stored(value: np.ndarray, detail: dict[str, Any]) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Every parser that meets foreign bytes: a good file, how to damage it, and how to read it."""
 
 import dataclasses
+import functools
 import importlib.util
 import json
 import random
@@ -13,22 +14,29 @@ import numpy as np
 
 import tfopt
 from tfopt._base.files import remove
+from tfopt._keras import keras_api
 from tfopt.archive import archive
 from tfopt.data.describe import describe
 from tfopt.data.llama2c_tokenizer import Llama2cTokenizer
+from tfopt.data.lookup import Lookup, from_json, to_json
 from tfopt.data.pack import pack
 from tfopt.data.readers.texts import Texts, read_texts
 from tfopt.data.records.fields import Field
 from tfopt.data.records.write import write_records
+from tfopt.data.text_facts import ONLY, TextFacts
 from tfopt.data.tokenizers import load_tokenizer, train_bpe
 from tfopt.data.verify import verify
 from tfopt.models import BertConfig, CausalLMConfig, bert, causal_lm
 from tfopt.models.keras_hub_presets import from_preset
+from tfopt.quantization import QuantizeConfig
+from tfopt.quantization.calibration import quantize_weights
+from tfopt.quantization.record import from_bytes, to_bytes
 from tfopt.recipe import Recipe
 from tfopt.run.state import DoneStep, State, read_state
 from tfopt.run.verification import check_manifest
 from tfopt.store import Store
 
+from .. import gguf_files
 from .mutate import damaged, damaged_json, damaged_zip
 
 Change = Callable[[bytes, random.Random], bytes]
@@ -122,12 +130,49 @@ def _preset(folder: Path) -> Path:
     return folder / "m"
 
 
+def _quantized(folder: Path) -> Path:
+    """What a model says of its quantization."""
+    path = folder / "quantization.npz"
+    path.write_bytes(to_bytes(quantize_weights(_quantized_model(), QuantizeConfig(weight_bits=4))[0]))
+    return path
+
+
+@functools.cache
+def _quantized_model() -> Any:
+    keras_api.keras_module("tf_keras").utils.set_random_seed(0)
+    return _model("tf_keras")
+
+
+def _lookups(folder: Path) -> Path:
+    """Vocabularies that a file was cut behind."""
+    words = Lookup(
+        "word", "ids", {"a": 1, "b": 2}, 0, words=True, standardize="lower", split="whitespace", length=4
+    )
+    path = folder / "lookups.json"
+    path.write_bytes(to_json([words]))
+    return path
+
+
+def _facts(folder: Path) -> Path:
+    path = folder / "text.json"
+    path.write_bytes(TextFacts("classification", {ONLY: ("no", "yes")}, max_length=9).as_json())
+    return path
+
+
 def _llama2c(folder: Path) -> Path:
     header = np.array([8, 16, 1, 2, 2, 300, 16], np.int32).tobytes()
     count = 300 * 8 + 8 + 4 * 64 + 8 + 3 * 128 + 8 + 2 * 16 * 2
     path = folder / "m.bin"
     path.write_bytes(header + np.random.default_rng(0).standard_normal(count).astype(np.float32).tobytes())
     return path
+
+
+def _gguf(folder: Path) -> Path:
+    """A decoder with 8-bit matrices and SentencePiece's pieces."""
+    config = CausalLMConfig(300, 32, 1, 2, intermediate_size=32, max_position_embeddings=16, end_tokens=(2,))
+    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256)), *(f"\u2581{i}" for i in range(41))]
+    written = gguf_files.pieces(tokens, [-float(i) for i in range(300)])
+    return gguf_files.write(folder / "m.gguf", causal_lm(config), config, quantized="Q8_0", tokenizer=written)
 
 
 def _llama2c_tokenizer(folder: Path) -> Path:
@@ -247,7 +292,11 @@ PARSERS: dict[str, Parser] = {
     "saved_model": Parser(_exported("m"), _predict, files=("saved_model.pb", "variables.*", "*.json")),
     "tflite": Parser(_exported("m.tflite", lengths=[4]), _predict),
     "generating_tflite": Parser(_decoder, _generate),
+    "quantization": Parser(_quantized, lambda path: from_bytes(path.read_bytes(), _quantized_model()), damaged_zip),
+    "lookups": Parser(_lookups, lambda path: from_json(path.read_bytes(), str(path)), damaged_json),
+    "text_facts": Parser(_facts, lambda path: TextFacts.from_json(path.read_bytes(), str(path)), damaged_json),
     "hugging_face": Parser(_folder, tfopt.models.from_pretrained),
+    "gguf": Parser(_gguf, tfopt.models.from_pretrained),
     "llama2c": Parser(_llama2c, tfopt.models.read_llama2c),
     "llama2c_tokenizer": Parser(_llama2c_tokenizer, Llama2cTokenizer.read),
     "tokenizer": Parser(_tokenizer, load_tokenizer, damaged_json),

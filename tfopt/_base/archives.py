@@ -16,16 +16,20 @@ def check_members(archive: zipfile.ZipFile, path: Path) -> None:
     Raises:
         ModelFileError: more than what real data can be packed by.
     """
-    packed = path.stat().st_size
+    check_sizes(archive, path.stat().st_size, str(path))
+
+
+def check_sizes(archive: zipfile.ZipFile, packed: int, where: str) -> None:
+    """The same for an archive of so many bytes that lies anywhere; `where` names it."""
     for member in archive.infolist():
         if member.compress_size > packed or member.file_size > max(member.compress_size, 1) * MAX_RATIO:
             raise ModelFileError(
-                f"{path} would unpack {member.filename} from {member.compress_size:,} to {member.file_size:,} "
+                f"{where} would unpack {member.filename} from {member.compress_size:,} to {member.file_size:,} "
                 "bytes: it is damaged, or made to fill the disk"
             )
     total = sum(member.file_size for member in archive.infolist())
     if total > packed * MAX_RATIO:
-        raise ModelFileError(f"{path} would unpack {packed:,} to {total:,} bytes: it is damaged")
+        raise ModelFileError(f"{where} would unpack {packed:,} to {total:,} bytes: it is damaged")
 
 
 def read_member(archive: zipfile.ZipFile, name: str, *, most: int, path: Path) -> bytes:

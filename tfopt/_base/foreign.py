@@ -65,6 +65,20 @@ def to_text(content: bytes, where: str, error: Error = DataError) -> str:
         raise error(f"{where} is not text in UTF-8: {problem.reason} at byte {problem.start}") from problem
 
 
+def check_whole(text: str, what: str) -> None:
+    """Refuses halves of characters: what UTF-8 cannot store, as bytes of other encodings become on a command line.
+
+    Raises:
+        InputError: there is one; `what` says what the text is.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as problem:
+        raise InputError(
+            f"{what} must be text in UTF-8, it holds half a character at {problem.start}: {text[:40]!r}"
+        ) from problem
+
+
 def parse_json(content: bytes | str, where: str, error: Error = DataError) -> Any:
     """What JSON stands for.
 

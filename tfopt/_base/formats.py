@@ -21,6 +21,7 @@ Kind = Literal[
     "hugging_face",
     "keras_hub",
     "llama2c",
+    "gguf",
     "pickle",
     "archive",
     "run",
@@ -148,6 +149,8 @@ def _kind_of_file(path: Path) -> Kind:
         return "pickle"
     if path.suffix == ".tfopt":
         return "archive"
+    if path.suffix == ".gguf":
+        return "gguf"
     if path.suffix == ".bin":
         with path.open("rb") as file:
             return "pickle" if file.read(2) in (b"PK", b"\x80\x02") else "llama2c"

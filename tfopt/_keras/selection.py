@@ -12,6 +12,7 @@ from tfopt.errors import InputError
 
 Pattern = str | type
 Patterns = Pattern | Sequence[Pattern] | None
+_SHOWN = 12  # names in a message
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,8 +90,14 @@ class Selection:
         return found or [(weight.layer_path, weight.layer)]
 
     def _no_match(self, name: str, pattern: Pattern) -> str:
-        known = {n for path, layer in self._layers.items() for n in (path, type(layer).__name__)}
+        around = [pair for weight in self.weights for pair in self._around(weight)]
+        paths = list(dict.fromkeys(path for path, _ in around))
+        kinds = list(dict.fromkeys(type(layer).__name__ for _, layer in around))
         text = pattern if isinstance(pattern, str) else pattern.__name__
-        near = difflib.get_close_matches(text, sorted(known), n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        return f"{name} pattern {text!r} matches no layer with weights of this model{hint}"
+        near = difflib.get_close_matches(text, [*paths, *kinds], n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else "."
+        shown = [*paths[:_SHOWN], f"and {len(paths) - _SHOWN} more"] if len(paths) > _SHOWN + 1 else paths
+        return (
+            f"{name} pattern {text!r} matches no layer with weights of this model{hint} "
+            f"It has the layers {', '.join(shown)} of the classes {', '.join(kinds)}"
+        )

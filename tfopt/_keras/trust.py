@@ -117,15 +117,16 @@ def _untrusted_object(node: dict[str, Any], generation: str) -> str | None:
     if kind == "function":
         known = place in MODULES_OF_FUNCTIONS and name in KERAS_FUNCTIONS
         return None if known else f"the function {name!r} of the module {module}"
-    if (place, name) in TRUSTED_CLASSES or _is_loaded_class(module, str(kind)):
-        return None
-    return f"{kind} of the module {module}"
+    if (place, name) in TRUSTED_CLASSES:
+        is_operation = place.startswith("keras.src.ops.") and "inbound_nodes" in node
+        return None if not is_operation or _takes_tensors(node) else f"an operation {kind} on constants alone"
+    return None if _is_loaded_class(module, str(kind)) else f"{kind} of the module {module}"
 
 
 def _takes_tensors(node: dict[str, Any]) -> bool:
     """Whether every call of an operation layer reads an output of another layer: else it runs while it is built."""
     calls = node.get("inbound_nodes")
-    return not isinstance(calls, list) or all(_names_a_tensor(call) for call in calls)
+    return isinstance(calls, list) and all(_names_a_tensor(call) for call in calls)
 
 
 def _names_a_tensor(value: Any) -> bool:

@@ -13,6 +13,7 @@ import typer
 import typer.core
 
 import tfopt
+from tfopt._base.foreign import check_whole
 from tfopt._base.native_log import native_log_aside, quiet_exit
 from tfopt.cli import archive, data, generate, model, optimize, predict, run, search
 from tfopt.cli.words import in_words_of_the_shell
@@ -87,6 +88,8 @@ def main() -> None:
         signal.signal(number, _interrupt)
     with native_log_aside() as native_log:
         try:
+            for argument in sys.argv[1:]:
+                check_whole(argument, "an argument")
             app()
         except _InterruptedBySignal:
             if sys.argv[1:2] in (["search"], ["optimize"], ["demo"]):
@@ -95,9 +98,9 @@ def main() -> None:
                 _fail("interrupted", FAILED)
             _fail("interrupted; the same command with --resume goes on from the last finished step", INTERRUPTED)
         except InputError as error:
-            _fail(in_words_of_the_shell(str(error)), USAGE)
+            _fail(in_words_of_the_shell(str(error), sys.argv[1:2]), USAGE)
         except TfoptError as error:
-            _fail(f"{in_words_of_the_shell(str(error))}{native_log.kept()}", FAILED)
+            _fail(f"{in_words_of_the_shell(str(error), sys.argv[1:2])}{native_log.kept()}", FAILED)
         except OSError as error:  # a full disk, a folder that may not be written
             _fail(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", FAILED)
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from tfopt._base import children
-from tfopt.cli.output import Json, Threads, print_json, progress, show_report
+from tfopt.cli.output import Imports, Json, Threads, print_json, progress, show_report
 
 _DEMO, _DEMO_MINUTES, _DEMO_GOAL = "demo", 3.5, 0.98
 Minutes = Annotated[float | None, typer.Option("--minutes", help="For everything; trainings are planned to fit.")]
@@ -35,6 +35,7 @@ def optimize(
     epochs: Annotated[int, typer.Option(min=1, help="Training of a model that has no head yet.")] = 2,
     rounds: Annotated[int, typer.Option(min=1, help="Timed calls of each artifact.")] = 50,
     threads: Threads = None,
+    imports: Imports = None,
     as_json: Json = False,
 ) -> None:
     """Makes a classifier as small and fast as a goal allows: one file to ship. Goes on where it stopped."""
@@ -44,7 +45,8 @@ def optimize(
     found = make(
         model, train, out=out, validation=validation, accuracy=accuracy, max_latency_ms=max_latency,
         max_bytes=max_bytes, minutes=minutes, text_column=text_column, label_column=label_column,
-        tokenizer=tokenizer, max_length=max_length, epochs=epochs, rounds=rounds, threads=threads, log=progress,
+        tokenizer=tokenizer, max_length=max_length, epochs=epochs, rounds=rounds, threads=threads,
+        imports=imports or (), log=progress,
     )  # fmt: skip
     _show(found, out, as_json)
 

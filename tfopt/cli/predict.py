@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from tfopt._base.files import existing
-from tfopt._base.foreign import read_text
+from tfopt._base.foreign import read_text, to_text
 from tfopt._base.limits import MAX_MEMBER_BYTES
 from tfopt.cli.output import Imports, Json, Threads, Trust, show
 from tfopt.errors import InputError
@@ -52,7 +52,10 @@ def _asked(texts: list[str] | None, file: Path | None) -> list[str]:
         raise InputError(f"give either texts or --file, got both ({len(texts)} texts and {file})")
     if texts:
         return texts
-    content = sys.stdin.read() if file is None else read_text(file, "texts", most=MAX_MEMBER_BYTES)
+    if file is None:
+        content = to_text(sys.stdin.buffer.read(), "standard input")
+    else:
+        content = read_text(file, "texts", most=MAX_MEMBER_BYTES)
     lines = [line for line in content.splitlines() if line.strip()]
     if not lines:
         raise InputError(f"{file or 'standard input'} holds no text; give one or more")

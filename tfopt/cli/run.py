@@ -1,6 +1,6 @@
 """`tfopt run` and `tfopt verify`."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -8,7 +8,7 @@ import typer
 
 from tfopt._base import children
 from tfopt.cli import archive
-from tfopt.cli.output import Json, print_json, progress, show, show_report
+from tfopt.cli.output import Imports, Json, print_json, progress, show, show_report
 
 Out = Annotated[Path | None, typer.Option("--out", help="Folder for everything that is written.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")]
@@ -22,7 +22,8 @@ def run(
     ] = None,
     train: Annotated[Path | None, typer.Option(help="Training texts (.tsv, .csv, .jsonl).")] = None,
     validation: Annotated[Path | None, typer.Option(help="Held-out texts.")] = None,
-    out: Out = None, resume: Resume = False, overwrite: Overwrite = False, as_json: Json = False,
+    imports: Imports = None, out: Out = None, resume: Resume = False, overwrite: Overwrite = False,
+    as_json: Json = False,
 ) -> None:  # fmt: skip
     """Runs a recipe from data to report."""
     is_file = model is not None and model.is_file()
@@ -34,13 +35,14 @@ def run(
         texts["model.kind"] = "keras" if is_file else "pretrained"
     if train is not None or validation is not None:  # of whatever source the recipe speaks
         texts["data.source"] = "files"
-    _run(recipe, texts, out, resume=resume, overwrite=overwrite, as_json=as_json)
+    _run(recipe, texts, out, imports=imports or (), resume=resume, overwrite=overwrite, as_json=as_json)
 
 
 def _run(
     recipe: str,
     changes: Mapping[str, str],
     out: Path | None,
+    imports: Sequence[str],
     resume: bool,
     overwrite: bool,
     as_json: bool,
@@ -50,8 +52,10 @@ def _run(
 
     chosen = Recipe.load(recipe).with_changes(changes)
     target = out or Path("saved_models", chosen.name)
+    from tfopt._keras.custom import register_classes
     from tfopt.run import pipeline
 
+    register_classes(imports)
     report = pipeline.run(chosen, target, resume=resume, overwrite=overwrite)
     if as_json:
         print_json(report.to_dict())

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from tfopt.cli.output import Json, print_json
+from tfopt.cli.output import Imports, Json, print_json
 
 
 def search(
@@ -22,11 +22,14 @@ def search(
     samples: Annotated[int, typer.Option(min=2, help="Texts for the sensitivity table.")] = 64,
     rounds: Annotated[int, typer.Option(min=1, help="Timed calls of each artifact.")] = 50,
     threads: Annotated[int | None, typer.Option(help="Of each runtime; all cores if not given.")] = None,
+    imports: Imports = None,
     as_json: Json = False,
 ) -> None:
     """Finds layers, heads, neurons, ranks, zeros and bits that meet a budget; goes on where it stopped."""
+    from tfopt._keras.custom import register_classes
     from tfopt.search import search as find
 
+    register_classes(imports or ())
     found = find(
         model, data, out=out, max_bytes=max_bytes, max_packed_bytes=max_packed_bytes,
         max_latency_ms=max_latency_ms, max_loss=max_loss, points=points, epochs=epochs, samples=samples,

@@ -1,6 +1,7 @@
 """Messages in the language of the command line: its options instead of arguments of Python."""
 
 import re
+from collections.abc import Sequence
 
 _WORDS = (
     (
@@ -27,12 +28,18 @@ _WORDS = (
 )
 
 
-def in_words_of_the_shell(message: str) -> str:
-    """A message with the names that options have on the command line.
+# Commands that load what they wrote themselves again and again, and so run no code of a file.
+_UNTRUSTING = ("optimize", "run", "search")
+
+
+def in_words_of_the_shell(message: str, command: Sequence[str] = ()) -> str:
+    """A message with the names that options of a command have on the command line.
 
     >>> in_words_of_the_shell("trust=True where you trust it; pass lengths=[...]")
     '--trust where you trust it; give --length N'
     """
     for pattern, words in _WORDS:
         message = re.sub(pattern, words, message)
+    if command and command[0] in _UNTRUSTING:
+        message = re.sub(r",? or --trust where you trust whoever made it", "", message)
     return message

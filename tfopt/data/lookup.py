@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from tfopt._base.foreign import parse_json
+from tfopt._base.foreign import check_whole, parse_json
 from tfopt.errors import InputError, ModelFileError
 
 Standardize = Literal["lower_and_strip_punctuation", "lower", "strip_punctuation"]
@@ -135,5 +135,6 @@ def _text(value: Any) -> str:
         except UnicodeDecodeError as error:
             raise InputError(f"a text must be UTF-8, got {value[:40]!r}") from error
     if isinstance(value, str | np.integer):
+        check_whole(str(value), "a text")
         return str(value)
     raise InputError(f"a text was expected, got {type(value).__name__} {value!r:.40}")

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tfopt._base.foreign import check_whole
 from tfopt._base.formats import kind_of
 from tfopt._keras import extras
 from tfopt.data.detokenizers import HuggingFaceTokenizer, Tokenizer
@@ -94,8 +95,8 @@ class Generator:
 
         Args:
             source: a Keras causal language model, or a `CausalLM` of KerasHub, a `.keras` file of one, a Hugging
-                Face folder, a llama2.c `.bin` file or a folder with one and its tokenizer, or a `.tflite` file that
-                `export` wrote.
+                Face folder, a `.gguf` file, a llama2.c `.bin` file or a folder with one and its tokenizer, or a
+                `.tflite` file that `export` wrote.
             runtime: "eager" (the reference), "xla" or "tflite"; by default "tflite" for such files, else "xla".
             threads: threads of a TFLite file; by default all cores.
             draft: a smaller model likewise, for speculative decoding.
@@ -232,6 +233,7 @@ class Generator:
             raise InputError("the model came without a tokenizer; give token ids, or load it from its folder")
         if not prompt:
             raise InputError("the prompt is empty; give at least a word, or the ids that begin a text")
+        check_whole(prompt, "a prompt")
         return self.tokenizer.encode_ids(prompt)
 
 
@@ -318,7 +320,7 @@ def generates(path: Path) -> bool:
         return isinstance(read_config(path), CausalLMConfig)
     if kind == "keras_hub":
         return class_in(path).endswith("CausalLM")
-    return kind == "llama2c"
+    return kind in ("llama2c", "gguf")
 
 
 def tokenizer_of(members: Mapping[str, bytes]) -> Tokenizer | None:

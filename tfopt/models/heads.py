@@ -79,6 +79,16 @@ def stored_names(raw: Mapping[str, Any], classes: int) -> tuple[str, ...]:
     return tuple(map(str, names)) if fine else tuple(f"LABEL_{i}" for i in range(classes))
 
 
+def named_head(raw: Mapping[str, Any]) -> str | None:
+    """The head that a `config.json` says it was trained for a task with, by our name; None without one.
+
+    A head of pretraining, which guesses words, is none.
+    """
+    found = raw.get("architectures")
+    name = found[0] if isinstance(found, list) and found and isinstance(found[0], str) else ""
+    return next((head for head, end in _CLASSES.items() if head != "masked_lm" and name.endswith(end)), None)
+
+
 def head_config(kind: str, head: str, labels: Sequence[str] | None) -> dict[str, Any]:
     """What `config.json` says of a head with classes of such names."""
     names = {} if labels is None else {str(i): label for i, label in enumerate(labels)}

@@ -6,16 +6,17 @@ KerasHub itself is not imported: the model that is given brings its classes.
 import dataclasses
 import importlib
 import struct
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
 from tfopt._keras import extras, keras_api
+from tfopt.data.gguf_tokenizer import tokenizer_json
 from tfopt.data.llama2c_tokenizer import BOS, EOS, UNKNOWN, Llama2cTokenizer
-from tfopt.decoding.config import CausalLMConfig
+from tfopt.data.tokenizers import parse_tokenizer
 from tfopt.errors import InputError
 from tfopt.models.causal_lm import causal_lm
+from tfopt.models.keras_hub_families import FAMILIES, value_of
 
 _TRIED = (
     "Once upon a time, there was 1 girl.",
@@ -24,7 +25,10 @@ _TRIED = (
 )  # texts, split alike or not
 _LEAST_PIECES = 3 + 256
 # How names of weights of a backbone begin.
-_FIRST = ("token_embedding", "position_embedding", "transformer_layer_", "sequence_output_layernorm", "layer_norm")
+_FIRST = (
+    "token_embedding", "position_embedding", "transformer_layer_", "sequence_output_layernorm", "layer_norm",
+    "decoder_block_", "final_normalization",
+)  # fmt: skip
 NAMES = {"token_ids": "input_ids", "padding_mask": "attention_mask"}  # of inputs, and those of the decoder
 _CONTEXT = 1024  # slots, where neither model nor preprocessor says how many
 _PACKAGE, _TASK, _BACKBONE = "keras_hub", "CausalLM", "Backbone"
@@ -79,9 +83,12 @@ def as_decoder(model: Any, *, context: int | None = None) -> Any:
     for path, theirs in entries(config):
         if theirs not in stored:
             raise InputError(f"{family} has no weight {theirs!r}: it is of a version that is not known here")
-        ours[path].assign(np.asarray(stored[theirs], np.float32).reshape(ours[path].shape))
+        value = value_of(family, theirs, np.asarray(stored[theirs], np.float32))
+        ours[path].assign(value.reshape(ours[path].shape))
     start = bool(getattr(preprocessor, "add_start_token", False))
-    tokenizers = (byte_pairs(tokenizer, start), _pieces(tokenizer) if start else None)
+    pieces = _pieces(tokenizer) if start else None
+    as_json = byte_pairs(tokenizer, start) or (_piece_json(tokenizer) if start and pieces is None else None)
+    tokenizers = (as_json, pieces)
     for name, content in zip(extras.TOKENIZERS, tokenizers, strict=True):
         if content is not None:
             extras.keep(made, name, content)
@@ -93,10 +100,6 @@ def path_of(weight: Any, first: tuple[str, ...] = _FIRST) -> str:
     parts = weight.path.split("/")
     at = next((i for i, part in enumerate(parts) if part.startswith(first)), 0)
     return "/".join(parts[at:])
-
-
-_Read = Callable[[dict[str, Any], set[str], int], CausalLMConfig]
-_Entries = Callable[[CausalLMConfig], Iterator[tuple[str, str]]]
 
 
 def byte_pairs(tokenizer: Any, add_start: bool) -> bytes | None:
@@ -117,11 +120,9 @@ def byte_pairs(tokenizer: Any, add_start: bool) -> bytes | None:
 
 def _pieces(tokenizer: Any) -> bytes | None:
     """A SentencePiece model as llama2.c stores one; None for one that splits in another way."""
-    proto = getattr(tokenizer, "proto", None)
-    if not isinstance(proto, bytes):
+    model = _sentencepiece(tokenizer)
+    if model is None:
         return None
-    sentencepiece = importlib.import_module("sentencepiece")  # KerasHub reads its tokenizers with it
-    model = sentencepiece.SentencePieceProcessor(model_proto=proto)
     pieces = [model.id_to_piece(i).replace("\u2581", " ").encode() for i in range(model.get_piece_size())]
     parts = [struct.pack("<i", max(map(len, pieces)))]
     for number, piece in enumerate(pieces):
@@ -134,82 +135,30 @@ def _pieces(tokenizer: Any) -> bytes | None:
     return content if same else None
 
 
-def _read_rotary(settings: dict[str, Any], paths: set[str], context: int) -> CausalLMConfig:
-    """LLaMA, Mistral and Qwen2."""
-    for name in ("rope_position_scaling_factor", "rope_scaling_factor", "rope_frequency_adjustment_factor"):
-        if settings.get(name) not in (None, 1, 1.0):
-            raise InputError(f"{name} {settings[name]} is not known to the decoder, whose positions are unscaled")
-    window = settings.get("sliding_window")
-    if settings.get("use_sliding_window_attention"):
-        window = settings["sliding_window_size"]
-    return CausalLMConfig(
-        settings["vocabulary_size"], settings["hidden_dim"], settings["num_layers"],
-        num_attention_heads=settings["num_query_heads"], num_key_value_heads=settings["num_key_value_heads"],
-        head_dim=settings.get("head_dim"), intermediate_size=settings["intermediate_dim"],
-        max_position_embeddings=context,
-        norm_eps=settings["layer_norm_epsilon"], rope_theta=float(settings["rope_max_wavelength"]),
-        attention_bias=any(path.endswith("query/bias") for path in paths), sliding_window=window,
-        tie_word_embeddings=not any(path.endswith("reverse_embeddings") for path in paths),
-        dropout=settings.get("dropout") or 0.0,
-    )  # fmt: skip
+def _piece_json(tokenizer: Any) -> bytes | None:
+    """The same as a `tokenizer.json`, whatever its special tokens are."""
+    model = _sentencepiece(tokenizer)
+    if model is None or model.unk_id() < 0 or model.bos_id() < 0:
+        return None
+    numbers = range(model.get_piece_size())
+    said = {
+        "model": "llama", "tokens": [model.id_to_piece(i) for i in numbers], "add_bos_token": True,
+        "scores": [model.get_score(i) for i in numbers], "bos_token_id": model.bos_id(),
+        "token_type": [3 if model.is_control(i) else 2 if model.is_unknown(i) else 1 for i in numbers],
+        "unknown_token_id": model.unk_id(), "add_space_prefix": model.encode_as_pieces("a")[0].startswith("\u2581"),
+    }  # fmt: skip
+    metadata = {f"tokenizer.ggml.{name}": value for name, value in said.items()}
+    content = tokenizer_json(metadata, len(numbers), where="a tokenizer of KerasHub")
+    if content is None:
+        return None
+    ours = parse_tokenizer(content.decode(), "a tokenizer of KerasHub")
+    same = all(ours.encode(text).ids == [model.bos_id(), *model.encode(text)] for text in _TRIED)
+    return content if same else None
 
 
-def _read_gpt2(settings: dict[str, Any], paths: set[str], context: int) -> CausalLMConfig:
-    return CausalLMConfig(
-        settings["vocabulary_size"], settings["hidden_dim"], settings["num_layers"],
-        num_attention_heads=settings["num_heads"], intermediate_size=settings["intermediate_dim"],
-        max_position_embeddings=settings["max_sequence_length"],
-        positions="learned", norm="layer", norm_eps=1e-5, hidden_act="gelu_tanh", gated=False, attention_bias=True,
-        output_bias=True, dropout=settings["dropout"],
-    )  # fmt: skip
-
-
-def _attention(config: CausalLMConfig, number: int) -> Iterator[tuple[str, str]]:
-    ours, theirs = f"layer_{number}", f"transformer_layer_{number}/self_attention"
-    for part in ("query", "key", "value"):
-        yield f"{ours}_attention_{part}/kernel", f"{theirs}/{part}/kernel"
-        if config.attention_bias:
-            yield f"{ours}_attention_{part}/bias", f"{theirs}/{part}/bias"
-    yield f"{ours}_attention_output/kernel", f"{theirs}/attention_output/kernel"
-
-
-def _rotary_entries(config: CausalLMConfig) -> Iterator[tuple[str, str]]:
-    """Our path and theirs."""
-    yield "token_embeddings/embeddings", "token_embedding/embeddings"
-    for i in range(config.num_hidden_layers):
-        ours, theirs = f"layer_{i}", f"transformer_layer_{i}"
-        yield f"{ours}_attention_norm/gamma", f"{theirs}/self_attention_layernorm/scale"
-        yield from _attention(config, i)
-        yield f"{ours}_mlp_norm/gamma", f"{theirs}/feedforward_layernorm/scale"
-        for name, other in (("gate", "gate"), ("up", "intermediate"), ("down", "output")):
-            yield f"{ours}_{name}/kernel", f"{theirs}/feedforward_{other}_dense/kernel"
-    yield "final_norm/gamma", "sequence_output_layernorm/scale"
-    if not config.tie_word_embeddings:
-        yield "logits/kernel", "token_embedding/reverse_embeddings"
-
-
-def _gpt2_entries(config: CausalLMConfig) -> Iterator[tuple[str, str]]:
-    yield "token_embeddings/embeddings", "token_embedding/embeddings"
-    yield "position_embeddings/embeddings", "position_embedding/embeddings"
-    for i in range(config.num_hidden_layers):
-        ours, theirs = f"layer_{i}", f"transformer_layer_{i}"
-        yield from _attention(config, i)
-        yield f"{ours}_attention_output/bias", f"{theirs}/self_attention/attention_output/bias"
-        for norm, other in (
-            ("attention_norm", "self_attention_layer_norm"),
-            ("mlp_norm", "feedforward_layer_norm"),
-        ):
-            yield from ((f"{ours}_{norm}/{kind}", f"{theirs}/{other}/{kind}") for kind in ("gamma", "beta"))
-        for name, other in (("up", "intermediate"), ("down", "output")):
-            stored = f"{theirs}/feedforward_{other}_dense"
-            yield from ((f"{ours}_{name}/{kind}", f"{stored}/{kind}") for kind in ("kernel", "bias"))
-    yield from ((f"final_norm/{kind}", f"layer_norm/{kind}") for kind in ("gamma", "beta"))
-
-
-FAMILIES: dict[str, tuple[_Read, _Entries]] = {
-    "GPT2Backbone": (_read_gpt2, _gpt2_entries),
-    "LlamaBackbone": (_read_rotary, _rotary_entries),
-    "Llama3Backbone": (_read_rotary, _rotary_entries),
-    "MistralBackbone": (_read_rotary, _rotary_entries),
-    "QwenBackbone": (_read_rotary, _rotary_entries),
-}
+def _sentencepiece(tokenizer: Any) -> Any:
+    proto = getattr(tokenizer, "proto", None)
+    if not isinstance(proto, bytes):
+        return None
+    # KerasHub reads its tokenizers with it.
+    return importlib.import_module("sentencepiece").SentencePieceProcessor(model_proto=proto)

@@ -3,9 +3,9 @@
 import dataclasses
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast
 
 import numpy as np
 
@@ -20,16 +20,19 @@ from tfopt.data.text_facts import ONLY, TextFacts, TextTask
 from tfopt.decoding.config import CausalLMConfig
 from tfopt.decoding.weights import config_of, is_causal_lm
 from tfopt.errors import InputError, MissingFileError, ModelFileError
+from tfopt.models.assign import assign, check_names
 from tfopt.models.bert import BertConfig, Head, Pooling, bert, encoder_config
 from tfopt.models.causal_lm import causal_lm
 from tfopt.models.checkpoints import Tensors, opened, write_tensors
 from tfopt.models.families import FAMILIES, Config, Entry, Family, family_of, write_causal
 from tfopt.models.families.fields import check_fields
+from tfopt.models.gguf import read_gguf
 from tfopt.models.heads import (
     OF_THE_ENCODER,
     check_public,
     head_config,
     head_entries,
+    named_head,
     stored_entries,
     stored_labels,
     stored_names,
@@ -52,21 +55,22 @@ def from_pretrained(
     num_labels: int | None = None,
     pooling: Pooling = "mean",
     dropout: float | None = None,
-    head: Head | None = None,
+    head: Head | Literal["stored"] | None = None,
     heads: Mapping[str, int] | None = None,
 ) -> Any:
     """Builds the model that a Hugging Face folder describes and gives it the stored weights.
 
     Args:
         folder: holds `config.json` and `model.safetensors`, or several files and their index, or what llama2.c
-            writes, a `.bin` with its tokenizer. Known are BERT, DistilBERT, RoBERTa, GPT-2, LLaMA, Mistral,
-            Qwen2 and 3, SmolLM3, Phi-3, and the text models of Gemma 1 to 3.
+            writes, a `.bin` with its tokenizer; or a `.gguf` file of a decoder. Known are BERT, DistilBERT,
+            RoBERTa, GPT-2, LLaMA, Mistral, Qwen2 and 3, SmolLM3, Phi-3, and the text models of Gemma 1 to 3.
         generation: "tf_keras" or "keras".
         num_labels: for a classifier; with `head`, by default as many as the checkpoint's has.
         pooling: for a classifier, "mean", "cls" or "pooler".
         dropout: overrides the checkpoint's dropout while training, in [0, 1).
         head: for encoders, as for `models.bert`. Weights that the checkpoint has for it are read ("pooler" only for
-            classifiers); the others are fresh.
+            classifiers); the others are fresh. "stored" is the head that the checkpoint was trained for a task
+            with, whole, or none if it has none.
         heads: for encoders, several fresh classifiers, as for `models.bert`.
 
     Raises:
@@ -75,15 +79,19 @@ def from_pretrained(
         InputError: labels or a head for a model that generates.
     """
     folder = _found(folder)
+    is_told = (num_labels, head, heads) not in ((None, None, None), (None, "stored", None))
+    if is_told and not (folder / "config.json").exists():
+        raise InputError(f"labels and heads are for encoders; {folder} holds a model that generates")
+    if folder.suffix == ".gguf":
+        return read_gguf(folder, generation=generation, dropout=dropout)
     if not (folder / "config.json").exists() and llama2c_models(folder):
-        if (num_labels, head, heads) != (None, None, None):
-            raise InputError(f"labels and heads are for encoders; {folder} holds a model that generates")
         path, tokenizer = llama2c_files(folder)
         return read_llama2c(path, generation=generation, tokenizer=tokenizer, dropout=dropout)
     config, architecture = _read(folder)
     model: Any
     extra: list[Entry] = []
     if isinstance(config, CausalLMConfig):
+        head = None if head == "stored" else head
         if num_labels is not None or head is not None or heads is not None:
             given = f"num_labels={num_labels}" if head is None else f"head={head!r}"
             raise InputError(f"{given} is for encoders; {folder} holds a model that generates")
@@ -96,6 +104,8 @@ def from_pretrained(
     else:
         if dropout is not None:
             config = dataclasses.replace(config, hidden_dropout_prob=dropout)
+        if head == "stored":
+            head, pooling = _head_of(folder, config, architecture)
         head = head or (None if num_labels is None else "classification")
         extra, found = _stored_head(folder, config, architecture, head=head, pooling=pooling)
         if head in ("classification", "tokens") and num_labels is None:
@@ -103,7 +113,9 @@ def from_pretrained(
         with room_for(_checked_bytes(folder, config, architecture), folder):
             model = bert(config, num_labels, pooling=pooling, generation=generation, head=head, heads=heads)
         _keep_for_texts(model, folder, config, head=head if extra or head == "embedding" else None)
-    _assign(model, config, architecture, folder=folder, heads=extra)
+    with opened(folder) as tensors:
+        stored = _names(tensors, architecture)
+        assign(model, [*architecture.entries(config), *extra], tensors, names=stored, where=folder)
     return model
 
 
@@ -136,7 +148,7 @@ def _checked_bytes(folder: Path, config: Config, architecture: Family) -> int:
     """Bytes of the stored tensors as float32, after their names were checked: headers only."""
     with opened(folder) as tensors:
         names = {e.theirs for e in architecture.entries(config)}
-        _check_names(names, set(_names(tensors, architecture)), architecture, folder=folder)
+        check_names(names, set(_names(tensors, architecture)), architecture.unused, where=folder)
         return 4 * sum(math.prod(shape) for shape in tensors.shapes.values())
 
 
@@ -153,6 +165,16 @@ def _stored_head(
         names = _names(tensors, architecture)
         entries = stored_entries(wanted, names, str(folder))
         return entries, stored_labels(entries, {ours: tensors.shapes[name] for ours, name in names.items()})
+
+
+def _head_of(folder: Path, config: BertConfig, architecture: Family) -> tuple[Head | None, Pooling]:
+    """The head that a checkpoint was trained with, if all of it is there, and where a classifier looks."""
+    raw = read_json(folder / "config.json", "model configuration", error=ModelFileError)
+    head = cast(Head | None, named_head(raw))
+    pooling: Pooling = "pooler" if head == "classification" else "mean"
+    found, classes = _stored_head(folder, config, architecture, head=head, pooling=pooling)
+    whole = head is not None and len(found) == len(head_entries(_kind(config), head, pooling))
+    return (None, "mean") if not whole or classes == 1 else (head, pooling)  # one class is a number, not a label
 
 
 def _kind(config: BertConfig) -> str:
@@ -177,7 +199,9 @@ def check_weights(folder: Path, config: Config) -> None:
     _, architecture = _read(folder)
     with opened(folder) as tensors:
         stored = _names(tensors, architecture)
-        _check_names({e.theirs for e in architecture.entries(config)}, set(stored), architecture, folder=folder)
+        check_names(
+            {e.theirs for e in architecture.entries(config)}, set(stored), architecture.unused, where=folder
+        )
         table = next(e.theirs for e in architecture.entries(config))
         shape = tensors.shapes[stored[table]]
     if shape != (config.vocab_size, config.hidden_size):
@@ -270,35 +294,3 @@ def _names(tensors: Tensors, architecture: Family) -> dict[str, str]:
         if not _BUFFERS.search(name):
             found[name.removeprefix(prefix)] = name
     return found
-
-
-def _assign(model: Any, config: Config, architecture: Family, folder: Path, heads: Sequence[Entry] = ()) -> None:
-    variables = {weight.path: weight.variable for weight in keras_api.weights(model)}
-    shapes = {path: tuple(int(d) for d in v.shape) for path, v in variables.items()}
-    with opened(folder) as tensors:
-        stored = _names(tensors, architecture)
-        entries: list[Entry] = list(architecture.entries(config))
-        _check_names({e.theirs for e in entries}, set(stored), architecture, folder=folder)
-        entries += heads
-        for entry in entries:
-            name = stored[entry.theirs]
-            if not set(entry.ours) <= set(shapes):
-                raise ModelFileError(f"{folder}: tensor {name!r} has no place in the model of the configuration")
-            expected = entry.shape(shapes)
-            if tensors.shapes[name] != expected:
-                raise ModelFileError(
-                    f"{folder}: tensor {name!r} has shape {tensors.shapes[name]}, "
-                    f"the configuration asks for {expected}"
-                )
-        for entry in entries:
-            for target, value in entry.read(tensors[stored[entry.theirs]], shapes).items():
-                variables[target].assign(value)
-
-
-def _check_names(expected: set[str], stored: set[str], architecture: Family, folder: Path) -> None:
-    missing = sorted(expected - stored)
-    extra = sorted(n for n in stored - expected if not n.startswith(architecture.unused))
-    if missing or extra:
-        parts = [f"lacks {missing[0]!r}" if missing else "", f"has unknown {extra[0]!r}" if extra else ""]
-        counts = f"({len(missing)} missing, {len(extra)} unknown)"
-        raise ModelFileError(f"{folder} {' and '.join(p for p in parts if p)} {counts}")

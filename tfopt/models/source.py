@@ -9,6 +9,7 @@ from tfopt._keras.custom import register_classes
 from tfopt._keras.loading import load_model
 from tfopt.errors import ModelFileError
 from tfopt.models.checkpoints import PICKLE_ADVICE
+from tfopt.models.gguf import read_gguf
 from tfopt.models.keras_hub_presets import from_preset
 from tfopt.models.llama2c import llama2c_files, read_llama2c
 from tfopt.models.pretrained import from_pretrained
@@ -16,9 +17,10 @@ from tfopt.models.pretrained import from_pretrained
 
 def load_any(path: str | Path, *, generation: str = "tf_keras", dropout: float | None = None,
              trust: bool = False, imports: Sequence[str] = ()) -> Any:  # fmt: skip
-    """A Keras model from a `.keras` or `.h5` file, a Hugging Face folder, one of KerasHub, or what llama2.c writes.
+    """A Keras model from a `.keras`, `.h5` or `.gguf` file, a Hugging Face or KerasHub folder, or llama2.c's file.
 
-    A tokenizer that lies beside a causal language model stays with it.
+    A tokenizer that lies beside a model stays with it, and so does the head that an encoder was trained for a task
+    with.
 
     Args:
         path: the file or folder.
@@ -36,9 +38,11 @@ def load_any(path: str | Path, *, generation: str = "tf_keras", dropout: float |
     if kind == "pickle":
         raise ModelFileError(f"{path} is a pickle, which runs code when it is read; {PICKLE_ADVICE}")
     if kind == "hugging_face":
-        return from_pretrained(path, generation, dropout=dropout)
+        return from_pretrained(path, generation, dropout=dropout, head="stored")
     if kind == "keras_hub":
         return from_preset(path, trust=trust)
+    if kind == "gguf":
+        return read_gguf(path, generation=generation, dropout=dropout)
     if kind == "llama2c" and path.is_file():
         return read_llama2c(path, generation=generation, dropout=dropout)
     if path.is_file():

@@ -7,12 +7,16 @@ itself ignores it.
 import dataclasses
 import io
 import json
+import zipfile
 from typing import Any
 
 import numpy as np
 
+from tfopt._base.archives import check_sizes
+from tfopt._base.foreign import parse_json
 from tfopt._keras import extras, keras_api
 from tfopt._keras.selection import Skipped
+from tfopt.errors import ModelFileError
 from tfopt.numerics.grids import Layout, WeightSpec
 from tfopt.quantization.config import QuantizeConfig
 
@@ -132,24 +136,43 @@ def to_bytes(record: Record) -> bytes:
 
 
 def from_bytes(content: bytes, model: Any) -> Record:
-    """Reads what `to_bytes` wrote; the integers come from the model's weights, which lie on the grid."""
+    """Reads what `to_bytes` wrote; the integers come from the model's weights, which lie on the grid.
+
+    Raises:
+        ModelFileError: it is damaged, or unpacks to more than records do.
+    """
+    where = f"what model {model.name!r} says of its quantization"
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as packed:
+            check_sizes(packed, len(content), where)
+        with np.load(io.BytesIO(content), allow_pickle=False) as archive:
+            return _parsed(archive, model)
+    except ModelFileError:
+        raise
+    except Exception as error:  # NumPy, its header's parser and zlib each have errors of their own
+        raise ModelFileError(f"{where} is damaged: {type(error).__name__}: {error}") from error
+
+
+def _parsed(archive: Any, model: Any) -> Record:
     from tfopt.quantization.kinds import layouts
 
-    with np.load(io.BytesIO(content), allow_pickle=False) as archive:
-        head = json.loads(archive["head"].tobytes())
-        found = {w.path: w for w in keras_api.weights(model)}
-        grids = {}
-        for index, (path, spec, note) in enumerate(head["grids"]):
-            if path not in found:
-                continue
-            weight = found[path]
-            source = as_matrix(keras_api.to_numpy(weight.variable), layouts(weight.layer)[weight.name])
-            scale, zero = archive[f"scale{index}"], archive[f"zero{index}"]
-            grids[path] = grid_of(path, WeightSpec(*spec), source, scale=scale, zero=zero, note=note)
-    return Record(
-        QuantizeConfig(**head["config"]), grids, {k: (v[0], v[1]) for k, v in head["ranges"].items()},
-        skipped=tuple(Skipped(*s) for s in head["skipped"]), trained=True,
-    )  # fmt: skip
+    head = parse_json(archive["head"].tobytes(), "its head", ModelFileError)
+    found = {w.path: w for w in keras_api.weights(model)}
+    grids = {}
+    for index, (path, spec, note) in enumerate(head["grids"]):
+        if path not in found:
+            continue
+        weight = found[path]
+        source = as_matrix(keras_api.to_numpy(weight.variable), layouts(weight.layer)[weight.name])
+        scale, zero = archive[f"scale{index}"], archive[f"zero{index}"]
+        if not np.isfinite(scale).all() or not (scale > 0).all() or source.shape[1] % max(scale.shape[1], 1):
+            raise ValueError(f"scales of {path}")
+        grids[path] = grid_of(path, WeightSpec(*spec), source, scale=scale, zero=zero, note=str(note))
+    ranges = {str(k): (float(v[0]), float(v[1])) for k, v in head["ranges"].items()}
+    if not np.isfinite(list(ranges.values())).all():
+        raise ValueError("ranges that are not finite")
+    skipped = tuple(Skipped(str(path), str(reason)) for path, reason in head["skipped"])
+    return Record(QuantizeConfig(**head["config"]), grids, ranges, skipped=skipped, trained=True)
 
 
 def grid_of(

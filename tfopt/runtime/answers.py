@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from tfopt._base.foreign import to_text
+from tfopt._base.foreign import check_whole, to_text
 from tfopt._base.members import FACTS, TOKENIZER
 from tfopt.data.text_facts import ONLY, TextFacts
 from tfopt.data.tokenizers import OnLong, cut_ids, parse_tokenizer, types_of
@@ -220,8 +220,10 @@ def softmax(values: np.ndarray) -> np.ndarray:
 
 def _checked(texts: Sequence[Text], task: str) -> Sequence[Text]:
     for text in texts:
-        if not all(part.strip() for part in ((text,) if isinstance(text, str) else text)):
-            raise InputError(f"a text must hold a word or more, got {text!r:.80}")
+        for part in (text,) if isinstance(text, str) else text:
+            check_whole(part, "a text")
+            if not part.strip():
+                raise InputError(f"a text must hold a word or more, got {text!r:.80}")
         if task == "span" and isinstance(text, str):
             raise InputError(f"each text must be a pair of a question and its context, got {text!r:.80}")
     return texts

@@ -5,7 +5,7 @@ import hashlib
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,13 @@ import numpy as np
 from tfopt._base.files import remove, sha256, tree_digest, write_json
 from tfopt._base.foreign import read_json
 from tfopt._keras import keras_api
+from tfopt._keras.custom import register_classes
 from tfopt._keras.loading import load_model
 from tfopt.compress.vocabulary import cut_rows
 from tfopt.data.readers.texts import read_texts
 from tfopt.data.tokenizers import load_tokenizer
 from tfopt.data.vocabulary import cut_tokenizer
-from tfopt.errors import InputError, ModelFileError, WorkFailedError
+from tfopt.errors import InputError, ModelFileError, TfoptError, WorkFailedError
 from tfopt.recipe import BASELINE, Recipe
 from tfopt.run import pipeline
 from tfopt.search import clock
@@ -59,6 +60,7 @@ def optimize(
     epochs: int = 2,
     rounds: int = 50,
     threads: int | None = None,
+    imports: Sequence[str] = (),
     log: Log = pipeline.to_stderr,
 ) -> Optimized:
     """Makes a classifier of texts as small and fast as a goal allows, and names the one file to ship.
@@ -85,6 +87,7 @@ def optimize(
         epochs: of the training of a model without a head.
         rounds: timed calls of each artifact.
         threads: of the runtimes.
+        imports: modules or files that define classes of a Keras file; they are run.
         log: told what is being done.
 
     Raises:
@@ -94,12 +97,19 @@ def optimize(
     """
     goal = check_goal(accuracy, max_latency_ms, max_bytes, minutes=minutes)
     folder, began = Path(out).resolve(), time.monotonic()
-    folder.mkdir(parents=True, exist_ok=True)
+    register_classes(imports)
     corpus = Corpus(
         Path(data), None if validation is None else Path(validation), text_column=text_column,
         label_column=label_column,
     )  # fmt: skip
-    recipe = recipe_of(model, corpus, folder, tokenizer=tokenizer, max_length=max_length, epochs=epochs)
+    is_new = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        recipe = recipe_of(model, corpus, folder, tokenizer=tokenizer, max_length=max_length, epochs=epochs)
+    except TfoptError:
+        if is_new:
+            remove(folder)
+        raise
     return optimize_recipe(
         recipe, folder, goal=goal, minutes=minutes, rounds=rounds, threads=threads, log=log, began=began
     )

@@ -77,7 +77,7 @@ def recipe_of(
     if isinstance(model, str | Path) and kind_of(model) == "keras_hub":
         model = from_preset(model)
     if isinstance(model, str | Path) and existing(model, "model").is_dir():
-        found = from_pretrained(model, num_labels=len(names))
+        found = from_pretrained(model, head="stored")
         trained = FACTS in extras.of(found)
         section = {"kind": "pretrained", "folder": str(Path(model).resolve())}
     else:

@@ -11,7 +11,7 @@ from tfopt.errors import InputError
 from tfopt.models.families.base import Entry, dense_entries, known, norm_entries
 
 ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu": "gelu", "gelu_new": "gelu_tanh",
-                       "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu"}  # fmt: skip
+              "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu"}  # fmt: skip
 _LLAMA = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
           "head_dim", "intermediate_size", "max_position_embeddings", "rope_theta",
           "tie_word_embeddings")  # fmt: skip
