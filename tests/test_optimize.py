@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import math
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -127,19 +126,20 @@ def test_without_time_the_plain_file_is_what_there_is(files, tmp_path):
     assert "no students are trained" in lines and found.result.chosen.name.startswith("baseline_tflite")
 
 
-def test_a_vocabulary_is_cut_and_given_back(tmp_path):
+def test_a_folder_without_a_head_is_trained_and_its_vocabulary_cut_and_given_back(tmp_path):
     """Students have the tokens that the texts have; the others' rows come back in a file of its own."""
     rng = np.random.default_rng(0)
     words = ["".join(rng.choice(list("abcdefghijklmnop"), 5)) for _ in range(300)]
-    train_bpe([" ".join(words)] * 3, 700).save(str(tmp_path / "tokenizer.json"))
-    vocabulary = load_tokenizer(tmp_path / "tokenizer.json").get_vocab_size()
-    model = bert(dataclasses.replace(CONFIG, vocab_size=vocabulary), 2)
+    tokenizer = train_bpe([" ".join(words)] * 3, 700)
+    vocabulary, folder = tokenizer.get_vocab_size(), tmp_path / "hf"
+    tfopt.models.save_pretrained(bert(dataclasses.replace(CONFIG, vocab_size=vocabulary)), folder)
+    tokenizer.save(str(folder / "tokenizer.json"))
     few = tmp_path / "few.csv"
     few.write_text("text,label\n" + "".join(f"{' '.join(rng.choice(words[:20], 4))},{i % 2}\n" for i in range(80)))
     found = tfopt.optimize(
-        model, few, out=tmp_path / "o", accuracy=0.01, rounds=2, minutes=3, max_length=24, log=quiet,
-        tokenizer=tmp_path / "tokenizer.json",
-    )  # fmt: skip
+        folder, few, out=tmp_path / "o", accuracy=0.01, rounds=2, minutes=3, max_length=24, epochs=1, log=quiet
+    )
+    assert found.report.curves["baseline"]["loss"] and found.file.exists()
     names = {point.name for point in found.result.points}
     assert {"small", "small-narrow", "small-all-words"} <= names, names
     rows = {}
@@ -151,8 +151,19 @@ def test_a_vocabulary_is_cut_and_given_back(tmp_path):
     assert (tmp_path / "o" / "validation.jsonl").read_text().count("\n") == 8
 
 
-def test_a_model_of_somebody_whose_input_has_another_name(files, tmp_path):
-    """No mask, one length, probabilities: students are found without a word about any of it."""
+def test_a_model_of_somebody_and_a_student_that_is_no_copy_of_its_own(files, tmp_path, monkeypatch):
+    """An input of another name, no mask, one length, probabilities: students are found without a word about any of it.
+
+    One file that does not pass verification costs neither the others nor the report.
+    """
+    from tfopt.run import pipeline
+
+    def broken(model, path, **settings):
+        if "small_tflite" in str(path):
+            raise VerificationError("correlation", "it answers otherwise")
+        return export(model, path, **settings)
+
+    monkeypatch.setattr(pipeline, "export", broken)
     keras = keras_api.keras_module("keras")
     tokenizer = tmp_path / "tokenizer.json"
     tokenizer.write_bytes(extras.of(load_model(files[0]))[TOKENIZER])
@@ -166,26 +177,10 @@ def test_a_model_of_somebody_whose_input_has_another_name(files, tmp_path):
         model, files[1], validation=files[2], out=tmp_path / "o", accuracy=0.01, tokenizer=tokenizer, max_length=16,
         rounds=2, minutes=2, log=quiet,
     )  # fmt: skip
-    assert any(point.name == "small" for point in found.result.points)
-    assert set(tfopt.Predictor.load(found.file).predict(["a good thing"])["label"]) <= labels
-
-
-def test_a_student_that_is_no_copy_of_its_model_is_left_out(files, tmp_path, monkeypatch):
-    """One file that does not pass verification costs neither the others nor the report."""
-    from tfopt.run import pipeline
-
-    def broken(model, path, **settings):
-        if "small_tflite" in str(path):
-            raise VerificationError("correlation", "it answers otherwise")
-        return export(model, path, **settings)
-
-    monkeypatch.setattr(pipeline, "export", broken)
-    found = tfopt.optimize(
-        files[0], files[1], validation=files[2], out=tmp_path / "o", accuracy=0.01, rounds=2, minutes=2, log=quiet
-    )
     names = {point.name for point in found.result.points}
     assert "small-narrow" in names and "small" not in names
     assert any("small_tflite_dynamic_int8 is left out: " in note for note in found.report.notes)
+    assert set(tfopt.Predictor.load(found.file).predict(["a good thing"])["label"]) <= labels
 
 
 def test_beginning_anew_removes_only_what_an_optimization_wrote(tmp_path):
@@ -315,19 +310,3 @@ def test_a_folder_of_hugging_face_keeps_the_head_it_was_trained_with(files, tmp_
     for weight in keras_api.weights(model):
         same = next(w for w in keras_api.weights(given) if w.path == weight.path)
         np.testing.assert_array_equal(keras_api.to_numpy(same.variable), keras_api.to_numpy(weight.variable))
-
-
-def test_a_folder_of_hugging_face_is_trained_if_it_has_no_head(files, tmp_path):
-    _, train, validation, _ = files
-    recipe_tokenizer = extras.of(load_model(files[0]))[TOKENIZER]
-    size = len(json.loads(recipe_tokenizer)["model"]["vocab"]) + 8
-    model = bert(BertConfig(size, 32, 2, 4, 64, 32, hidden_dropout_prob=0.0))
-    folder = tmp_path / "hf"
-    tfopt.models.save_pretrained(model, folder)
-    (folder / "tokenizer.json").write_bytes(recipe_tokenizer)
-    found = tfopt.optimize(
-        folder, train, validation=validation, out=tmp_path / "o", accuracy=0.01, minutes=2, rounds=2, max_length=24,
-        epochs=1, log=quiet,
-    )  # fmt: skip
-    assert found.report.curves["baseline"]["loss"] and found.file.exists()
-    shutil.rmtree(tmp_path / "o")
