@@ -274,6 +274,16 @@ def test_the_numbers_in_a_report_are_those_of_the_artifact(finished_run):
         (["export", "nothing.keras", "-o", "m.tflite"], "model not found: nothing.keras"),
         (["inspect", "nothing.keras"], "model not found: nothing.keras"),
         (["bench", "{model}", "nothing.tflite"], "artifact not found: nothing.tflite"),
+        (["optimize", "nothing", "--train", "{model}", "-o", "o"], "model not found: nothing"),
+        (
+            ["optimize", "{model}", "--train", "x", "-o", "o", "--accuracy", "2"],
+            "accuracy must be in (0, 1], got 2",
+        ),
+        (["search", "{model}", "--data", "nothing", "-o", "o"], "packed data not found: nothing"),
+        (["verify", "nothing"], "run folder not found: nothing"),
+        (["run", "nothing"], "no recipe file 'nothing'"),
+        (["predict", "nothing.tflite", "x"], "artifact not found: nothing.tflite"),
+        (["generate", "caf\udce9", "--prompt", "x"], "an argument must be text in UTF-8"),
     ],
 )
 def test_arguments_are_checked_before_tensorflow_is_loaded(tmp_path, arguments, says):

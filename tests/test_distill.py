@@ -185,6 +185,33 @@ def test_the_teacher_runs_once_where_its_answers_are_kept(keras, tmp_path):
         distiller.teach(data.repeat(), tmp_path / "endless")
 
 
+def test_padding_teaches_nothing_under_any_name(keras):
+    """Hidden states at padding differ between two batches; what is learned from them does not."""
+    k, mean = keras.layers, []
+
+    def make(width):
+        text, real = k.Input((12,), dtype="int32", name="tokens"), k.Input((12,), name="is_text")
+        x = k.Embedding(60, width)(text)
+        for _ in range(2):
+            see = k.Reshape((1, -1))(real)
+            x = k.LayerNormalization()(k.Add()([x, k.MultiHeadAttention(2, 8)(x, x, attention_mask=see)]))
+            x = k.LayerNormalization()(k.Add()([x, k.Dense(width)(k.Dense(2 * width, "relu")(x))]))
+        return keras.Model({"tokens": text, "is_text": real}, k.Dense(3)(k.Dot(axes=1)([x, real])))
+
+    teacher, student = make(16), make(16)
+    distiller = tfopt.Distiller(student, teacher, hidden=1.0)
+    distiller.compile(keras.optimizers.Adam(0.0))
+    ids = np.random.default_rng(0).integers(1, 60, (8, 12)).astype(np.int32)
+    real = (np.arange(12)[None] < np.arange(4, 12)[:, None]).astype(np.float32)
+    for filler in (0, 7):
+        given = {"tokens": np.where(real > 0, ids, filler).astype(np.int32), "is_text": real}
+        data = tf.data.Dataset.from_tensor_slices(given).batch(8)
+        history = distiller.model.fit(distiller.teach(data), epochs=1, verbose=0).history
+        mean.append(history["loss"][0])
+    assert mean[0] > 0.01
+    np.testing.assert_allclose(mean[0], mean[1], rtol=1e-5)
+
+
 def test_layers_are_mapped_as_told(keras):
     teacher = encoder(keras)
     student = tfopt.shrink(teacher, layers=2)

@@ -296,6 +296,16 @@ def test_a_model_that_is_being_quantized_is_finished_first(make_bert, tmp_path):
         tfopt.export(model, tmp_path / "m")
 
 
+def test_a_fixed_shape_says_what_to_leave_out(keras, tmp_path, tfopt_main):
+    inputs = keras.Input((5,), name="x")
+    model = keras.Model(inputs, keras.layers.Dense(3)(inputs))
+    with pytest.raises(InputError, match=r"no open axis: leave out lengths=\[32, 128\]"):
+        tfopt.export(model, tmp_path / "m.tflite", lengths=[32, 128])
+    model.save(tmp_path / "m.keras")
+    code, _, told = tfopt_main("export", tmp_path / "m.keras", "-o", tmp_path / "m.tflite", "--length", 32)
+    assert code == 2 and "leave out --length 32" in told
+
+
 def test_subclassed_models_say_their_inputs(keras, tmp_path, caplog):
     class Model(keras.Model):
         def __init__(self):

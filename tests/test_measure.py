@@ -15,8 +15,10 @@ from tfopt.measure import findings, latency, size
 from tfopt.measure.results import Latency, Measurement
 from tfopt.report import Report, Step, html, machine_info
 from tfopt.report.plots import plots
+from tfopt.run.named import told
 from tfopt.runtime import StoredWeight
 from tfopt.runtime.child import try_in_child
+from tfopt.runtime.operators import operator_times
 
 
 class Fake:
@@ -218,3 +220,26 @@ def test_measure_and_compare(finished_run, tokens):
     assert report.artifact("half_tflite_dynamic_int8").shrink > 1 and report.baseline.shrink == 1
     with pytest.raises(InputError, match="nothing to compare"):
         tfopt.compare([])
+
+
+def test_operators_are_timed_and_told_by_the_path_they_ran_on(make_bert, tokens, tmp_path):
+    """The accelerated path of LiteRT computes products, and looks nothing up."""
+    path = tfopt.export(make_bert(), tmp_path / "m.tflite", lengths=[8, 12]).path
+    times = {time.name: time for time in operator_times(path, {n: v[:1] for n, v in tokens.items()}, threads=1)}
+    products, lookups = times["FULLY_CONNECTED"], times.get("GATHER") or times["EMBEDDING_LOOKUP"]
+    assert products.count == products.accelerated == 7 and lookups.accelerated == 0 < lookups.count
+    assert all(time.milliseconds >= 0 for time in times.values()) and products.milliseconds > 0
+    assert list(times) == sorted(times, key=lambda name: -times[name].milliseconds)
+
+
+def test_changed_answers_have_their_texts_and_names():
+    measured = Measurement(
+        "m", "tflite", "m.tflite", bytes=1, confusion={"classes": [0, 1], "counts": [[1, 1], [0, 1]]},
+        changed=[{"row": 2, "answer": 1, "baseline": 0, "true": 0}, {"row": 7, "answer": 0, "baseline": 1, "true": 1}],
+    )  # fmt: skip
+    found = told(measured, ["no", "yes"], lambda rows: {row: f"text {row}" for row in rows if row < 5})
+    assert found.confusion == {"classes": ["no", "yes"], "counts": [[1, 1], [0, 1]]}
+    assert found.changed == [
+        {"row": 2, "answer": "yes", "baseline": "no", "true": "no", "text": "text 2"},
+        {"row": 7, "answer": "no", "baseline": "yes", "true": "yes"},
+    ]

@@ -17,9 +17,10 @@ from tfopt.data.tokenizers import load_tokenizer, train_bpe
 from tfopt.errors import DataError, InputError, VerificationError
 from tfopt.export import export
 from tfopt.models import BertConfig, bert
+from tfopt.recipe.goal import check_goal
 from tfopt.search import clock
 from tfopt.search.ladder import full_ladder, short_ladder
-from tfopt.search.optimize import check_goal, forget
+from tfopt.search.optimize import forget
 from tfopt.search.original import Corpus, recipe_of
 from tfopt.train import TrainConfig
 

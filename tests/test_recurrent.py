@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import tfopt
+from tfopt._keras.keras_api import keras_module
 from tfopt.errors import InputError
 from tfopt.numerics.agreement import correlation
 from tfopt.quantization.record import record_of
@@ -78,3 +79,13 @@ def test_static_training_without_data_at_export_says_what_to_give(tmp_path, seri
 
 def name_of(model):
     return model.inputs[0].name.partition(":")[0]
+
+
+def test_loops_of_convolutions_are_refused_before_anything_is_trained(tmp_path):
+    tf_keras = keras_module("tf_keras")
+    inputs = tf_keras.Input((4, 8, 8, 2), name="film")
+    x = tf_keras.layers.ConvLSTM2D(3, 3)(inputs)
+    model = tf_keras.Model(inputs, tf_keras.layers.Dense(2)(tf_keras.layers.Flatten()(x)))
+    with pytest.raises(InputError, match="of class ConvLSTM2D runs as a loop in tf_keras.*use dynamic activations"):
+        tfopt.quantize_aware(model, activations="static")
+    tfopt.finish(tfopt.quantize_aware(model, activations="dynamic"))

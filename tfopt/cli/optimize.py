@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from tfopt._base import children
+from tfopt._base.files import existing
 from tfopt.cli.output import Imports, Json, Threads, print_json, progress, show_report
 
 _DEMO, _DEMO_MINUTES, _DEMO_GOAL = "demo", 3.5, 0.98
@@ -39,6 +40,12 @@ def optimize(
     as_json: Json = False,
 ) -> None:
     """Makes a classifier as small and fast as a goal allows: one file to ship. Goes on where it stopped."""
+    from tfopt.recipe.goal import check_goal
+
+    check_goal(accuracy, max_latency, max_bytes, minutes=minutes)
+    for path, what in ((model, "model"), (train, "training data"), (validation, "validation data")):
+        if path is not None:
+            existing(path, what)
     children.warm_up()
     from tfopt.search import optimize as make
 
@@ -60,7 +67,8 @@ def demo(
     """Trains a small transformer on Python's own documentation, and makes it much faster and smaller."""
     children.warm_up()
     from tfopt.recipe import Recipe
-    from tfopt.search.optimize import check_goal, forget, optimize_recipe
+    from tfopt.recipe.goal import check_goal
+    from tfopt.search.optimize import forget, optimize_recipe
 
     target = (out or Path("saved_models", _DEMO)).resolve()
     if overwrite:

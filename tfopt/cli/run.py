@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from tfopt._base import children
+from tfopt._base.files import existing
 from tfopt.cli import archive
 from tfopt.cli.output import Imports, Json, print_json, progress, show, show_report
 
@@ -68,6 +69,7 @@ def verify(
     folder: Annotated[Path, typer.Argument(help="What a run wrote, or a .tfopt archive.")], as_json: Json = False
 ) -> None:
     """Checks a run's files against its manifest, and its artifacts against the models they came from."""
+    existing(folder, "run folder")
     if folder.is_file():
         show(as_json, *archive.check(folder))
         return

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from tfopt._base.files import existing
 from tfopt.cli.output import Imports, Json, print_json
 
 
@@ -26,6 +27,8 @@ def search(
     as_json: Json = False,
 ) -> None:
     """Finds layers, heads, neurons, ranks, zeros and bits that meet a budget; goes on where it stopped."""
+    existing(model, "model")
+    existing(data, "packed data")
     from tfopt._keras.custom import register_classes
     from tfopt.search import search as find
 

@@ -26,7 +26,7 @@ def check_lengths(
     axes = open_axes(inputs.specs)
     if not axes:
         if lengths:
-            raise InputError(f"the model has no unknown axis, so lengths={list(lengths)} mean nothing")
+            raise InputError(f"the model has no open axis: leave out lengths={list(lengths)}, which mean nothing")
         return ()
     if lengths is None:
         return _default_lengths(model, inputs, masks)
