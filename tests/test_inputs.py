@@ -100,3 +100,24 @@ def test_threads_that_share_a_generator_get_their_own_texts(tmp_path):
         for thread in threads:
             thread.join()
         assert found == {i: [tokens] * 3 for i, tokens in enumerate(expected)}
+
+
+def test_a_mask_of_any_name_is_checked_in_every_format(keras, tmp_path):
+    k = keras.layers
+    text, real = k.Input((8,), dtype="int32", name="tokens"), k.Input((8,), dtype="int32", name="is_text")
+    table = k.Embedding(50, 16)(text)
+    see = k.Reshape((1, -1))(real)
+    x = k.LayerNormalization()(k.Add()([table, k.MultiHeadAttention(2, 8)(table, table, attention_mask=see)]))
+    scores = k.Dot(axes=1)([x, k.Rescaling(1.0)(real)])
+    model = keras.Model({"tokens": text, "is_text": real}, k.Dense(3)(scores))
+    model.save(tmp_path / "m.keras")
+    tfopt.export(model, tmp_path / "m.tflite")
+    tfopt.export(model, tmp_path / "m")
+    for name in ("m.keras", "m.tflite", "m"):
+        predictor = tfopt.Predictor.load(tmp_path / name)
+        good = {"tokens": np.full((2, 8), 4), "is_text": np.ones((2, 8), np.int32)}
+        assert np.isfinite(next(iter(predictor.predict(good).values()))).all()
+        with pytest.raises(InputError, match="must hold 0 and 1, got"):
+            predictor.predict({**good, "is_text": with_one(2)})
+        with pytest.raises(InputError, match="no token in row 0"):
+            predictor.predict({**good, "is_text": np.eye(2, 8, dtype=int)[:, ::-1] * [[0], [1]]})

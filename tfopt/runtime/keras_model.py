@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from tfopt._keras import extras, keras_api
 from tfopt._keras.custom import register_classes
-from tfopt._keras.input_facts import rows_of_tables
+from tfopt._keras.input_facts import masks_of, rows_of_tables, size_to_try
 from tfopt._keras.keras_io import inputs_of, output_names
 from tfopt._keras.loading import load_model
 from tfopt.decoding.weights import is_causal_lm
@@ -32,7 +32,10 @@ class KerasPredictor(Predictor):
         # Keras 3 counts an id below zero from the end of its table.
         rows = rows_of_tables(self.model, self._inputs)
         specs = {n: (tuple(s.shape), np.dtype(s.dtype.as_numpy_dtype)) for n, s in self._inputs.specs.items()}
-        self.described = Described(rows, masks_by_name(specs))
+        masks = masks_by_name(specs)
+        if not masks and len(specs) > 1:
+            masks = masks_of(self.model, self._inputs, size_to_try(self.model, self._inputs), rows=rows)
+        self.described = Described(rows, masks)
         return [Signature("predict", specs, {})]
 
     def _run(self, signature: Signature, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
