@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import tfopt
 from tfopt._keras import keras_api
@@ -167,3 +168,20 @@ def test_what_the_decoder_does_not_know_is_refused():
         vocabulary_size=50, num_layers=1, num_heads=2, hidden_dim=8, intermediate_dim=16, max_sequence_length=8
     )
     assert as_decoder(own) is own
+
+
+def test_padding_is_of_the_part_that_its_mask_is_of():
+    """Whisper has a mask of its decoder only; hidden states of its encoder have another length."""
+    sizes = {**SIZES, "num_heads": 4, "num_mels": 8, "max_encoder_sequence_length": 12}
+    teacher, student = (hub.models.WhisperBackbone(**sizes, max_decoder_sequence_length=8) for _ in range(2))
+    rng = np.random.default_rng(0)
+    ids = rng.integers(1, 120, (4, 6)).astype(np.int32)
+    mask = (np.arange(6)[None] < np.arange(3, 7)[:, None]).astype(np.int32)
+    sounds = rng.standard_normal((4, 12, 8)).astype(np.float32)
+    given = {"encoder_features": sounds, "decoder_token_ids": ids * mask, "decoder_padding_mask": mask}
+    distiller = tfopt.Distiller(student, teacher)
+    distiller.compile("adam")
+    data = distiller.teach(tf.data.Dataset.from_tensor_slices(given).batch(4))
+    _, targets = next(iter(data))
+    heard, said = (targets[f"logits_{part}_sequence_output"].numpy() for part in ("encoder", "decoder"))
+    assert heard.any(-1).all() and (said.any(-1) == (mask > 0)).all()

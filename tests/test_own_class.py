@@ -136,15 +136,9 @@ def test_a_student_learns_hidden_states_inside_the_backbone_of_a_task():
 
 
 def test_a_family_that_the_decoder_does_not_know_is_exported_as_it_is_and_said(tmp_path, caplog):
-    sizes = {
-        "num_query_heads": 4,
-        "num_key_value_heads": 2,
-        "hidden_dim": 16,
-        "intermediate_dim": 24,
-        "head_dim": 8,
-    }
-    backbone = hub.models.GemmaBackbone(vocabulary_size=40, num_layers=1, **sizes)
-    model = random_weights(hub.models.GemmaCausalLM(backbone=backbone, preprocessor=None))
+    sizes = {"num_heads": 4, "hidden_dim": 16, "intermediate_dim": 24, "max_sequence_length": 16}
+    backbone = hub.models.OPTBackbone(vocabulary_size=40, num_layers=1, **sizes)
+    model = random_weights(hub.models.OPTCausalLM(backbone=backbone, preprocessor=None))
     with caplog.at_level(logging.WARNING):
         tfopt.export(model, tmp_path / "m.tflite", lengths=(16,), representative=tokens(segments=False))
     assert "does not generate: the decoder does not know its family" in caplog.text

@@ -76,7 +76,7 @@ def _values(model: Any, whole: bool) -> Values:
     """Inputs that mean something; texts of one length if `whole`, since files that generate take no padding."""
     found: Values = {}
     text = ids(120, 16) if not whole else np.random.default_rng(0).integers(1, 120, (ROWS, 16)).astype(np.int32)
-    declared = model.input if isinstance(model.input, dict) else {"images": model.input}
+    declared = model.input if isinstance(model.input, dict) else {model.inputs[0].name: model.input}
     for key, tensor in declared.items():
         if key.endswith("token_ids"):
             found[key] = text
@@ -161,9 +161,15 @@ HUB: list[tuple[str, dict[str, Any], str | None]] = [
     ),
 ]
 
+# Of what is no text of one length.
+_LENGTHS: dict[str, Any] = {
+    "ViT": None,
+    "ResNet": None,
+    "Whisper": ({"encoder_features": 40, "decoder_token_ids": 16, "decoder_padding_mask": 16},),
+}
 ENTRIES = [
     *(
-        Entry(f"hub_{name}{task or ''}", _hub(name, sizes, task), ("keras",), lengths=(16,))
+        Entry(f"hub_{name}{task or ''}", _hub(name, sizes, task), ("keras",), lengths=_LENGTHS.get(name, (16,)))
         for name, sizes, task in HUB
     ),
     *(Entry(name, _application(name)) for name in APPLICATIONS),

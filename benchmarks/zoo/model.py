@@ -27,7 +27,7 @@ class Entry:
     build: Build
     generations: tuple[str, ...] = ("tf_keras", "keras")
     senseless: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    lengths: tuple[int, ...] | None = None
+    lengths: tuple[Any, ...] | None = None
 
 
 def ids(limit: int, length: int, seed: int = 0) -> np.ndarray:

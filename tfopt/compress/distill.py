@@ -216,9 +216,9 @@ class Distiller:
             labels_by_loss(data.element_spec[1], list(self._kinds))  # raises here, and not in the traced function
 
         def taught(*batch: Any) -> tuple[Any, dict[str, tf.Tensor]]:
-            mask = self._mask_in(batch[0])
+            masks = self._masks_in(batch[0])
             found = self._taught(batch[0], training=False)
-            targets = {name: _without_padding(value, mask) for name, value in found.items()}
+            targets = {name: _without_padding(name, value, masks) for name, value in found.items()}
             if self.config.labels:
                 targets |= labels_by_loss(batch[1], list(self._kinds))
             return batch[0], targets
@@ -229,11 +229,11 @@ class Distiller:
         fingerprint = self._fingerprint(lessons.element_spec, int(lessons.cardinality()))
         return cached(lessons, cache, fingerprint, epoch=epoch)
 
-    def _mask_in(self, given: Any) -> Any:
-        """The mask of what hidden states stand for, whatever it is called; None where there is none."""
+    def _masks_in(self, given: Any) -> dict[str, tf.Tensor]:
+        """The masks of padding, whatever they are called."""
         names = list(self._inputs.specs)
         values = given if isinstance(given, Mapping) else dict(zip(names, tf.nest.flatten(given), strict=False))
-        return next((values[name] for name in self._masks if name in values), None)
+        return {name: values[name] for name in self._masks if name in values}
 
     def finish(self) -> Any:
         """The student, with what other techniques attached to `model`; `tfopt.finish` ends all of them."""
@@ -272,6 +272,9 @@ class Distiller:
         return digest.hexdigest()
 
 
+_PARTS = ("encoder", "decoder")  # as names of masks and outputs begin in models that have both
+
+
 def _are_tensors(spec: tuple[Any, ...], inputs: Inputs) -> bool:
     return inputs.style == "list" and not any(isinstance(part, tuple | list | dict) for part in spec)
 
@@ -306,12 +309,23 @@ def _seen(tensor: Any, model: Any) -> Any:
     return tensor
 
 
-def _without_padding(value: tf.Tensor, mask: tf.Tensor | None) -> tf.Tensor:
-    """What belongs to tokens, zeros elsewhere; the logits of a whole text as they are."""
-    if mask is None or len(value.shape) < 3:
+def _without_padding(name: str, value: tf.Tensor, masks: Mapping[str, tf.Tensor]) -> tf.Tensor:
+    """What belongs to tokens, zeros elsewhere; the logits of a whole text as they are.
+
+    Of several masks, as models that translate have them, the one that begins as the output does ("encoder_...").
+    """
+    part = name.removeprefix("logits_").partition("_")[0]
+    begins = [mask for key, mask in masks.items() if key.partition("_")[0] == part]
+    told_apart = part in _PARTS and any(key.partition("_")[0] in _PARTS for key in masks)
+    chosen = begins if told_apart or len(masks) != 1 else list(masks.values())
+    if len(chosen) != 1 or len(value.shape) < 3:
         return value
-    keep = tf.cast(mask, value.dtype)
-    return value * (keep[:, None, :, None] if len(value.shape) == 4 else keep[:, :, None])
+    keep, axis = tf.cast(chosen[0], value.dtype), 2 if len(value.shape) == 4 else 1
+    if None not in (keep.shape[1], value.shape[axis]) and keep.shape[1] != value.shape[axis]:
+        return value  # of another part of the model
+    masked = value * (keep[:, None, :, None] if axis == 2 else keep[:, :, None])
+    masked.set_shape(value.shape)
+    return masked
 
 
 def _check_pair(student: Any, teacher: Any) -> None:

@@ -19,7 +19,7 @@ from tfopt.structure.axes import Axis, Factor, axis, fix, leaves
 from tfopt.structure.one_token import ATTENTION
 from tfopt.structure.own_class import can_be_made, own_config
 from tfopt.structure.rebuild import why_fixed
-from tfopt.structure.resize import Shape, config_of_layer, custom_layers, resized_config
+from tfopt.structure.resize import Made, Shape, config_of_layer, custom_layers, resized_config
 from tfopt.structure.rules import apply
 from tfopt.structure.trace import Trace, trace
 from tfopt.structure.walk import Walk, fresh
@@ -159,18 +159,22 @@ def _possible(
     """The groups that all layers of somebody's own can be made without; others are fixed, and say why."""
     customs = custom_layers(model)
     tried: dict[Any, bool] = {}
+    made: Made = {}
     refused: dict[str, str] = {}
     for group in groups:
         inside = {path for path in customs if any(s.path.startswith(f"{path}/") for s in group.slices)}
-        by = next((p for p in sorted(inside) if not _can_lose(group, p, customs[p], own=own, tried=tried)), None)
+        by = next(
+            (p for p in sorted(inside) if not _can_lose(group, p, customs[p], own=own, tried=tried, made=made)),
+            None,
+        )
         reason = next((stiff[s.path] for s in group.slices if s.path in stiff), None)
         if by is not None:
             kind = type(customs[by].operation).__name__
             reason = f"it lies inside {by!r} of class {kind}, {_BY_CLASS}"
         if reason is not None:
             refused[group.name] = reason
-    by_class = _by_class(model, own, groups)
-    together = _together(model, own, groups, refused=set(refused) - by_class)
+    by_class = _by_class(model, own, groups, made=made)
+    together = _together(model, own, groups, refused=set(refused) - by_class, made=made)
     for group in groups:
         if group.name in refused and group.name not in by_class | together:
             fix(refused[group.name], (group.factor,))
@@ -181,7 +185,7 @@ def _possible(
     )
 
 
-def _by_class(model: Any, own: dict[str, Any], groups: tuple[Group, ...]) -> set[str]:
+def _by_class(model: Any, own: dict[str, Any], groups: tuple[Group, ...], made: Made) -> set[str]:
     """Names of the groups that the model's own class can be made without: all of a kind, or those called alike."""
     found: set[str] = set()
     if own_config(model) is None:
@@ -191,11 +195,11 @@ def _by_class(model: Any, own: dict[str, Any], groups: tuple[Group, ...]) -> set
         for group in (g for g in groups if g.kind == kind):
             alike.setdefault(_DIGITS.sub("#", group.name), []).append(group)
         whole = [g for some in alike.values() for g in some]
-        if can_be_made(model, _without_half(own, whole)):
+        if can_be_made(model, _without_half(own, whole), made):
             found |= {g.name for g in whole}
             continue
         for some in alike.values() if len(alike) > 1 else ():
-            if can_be_made(model, _without_half(own, some)):
+            if can_be_made(model, _without_half(own, some), made):
                 found |= {g.name for g in some}
     return found
 
@@ -204,7 +208,9 @@ def _by_class(model: Any, own: dict[str, Any], groups: tuple[Group, ...]) -> set
 _TOGETHER: tuple[tuple[Kind, ...], ...] = (("heads", "width"), ("heads", "neurons", "width"))
 
 
-def _together(model: Any, own: dict[str, Any], groups: tuple[Group, ...], refused: set[str]) -> set[str]:
+def _together(
+    model: Any, own: dict[str, Any], groups: tuple[Group, ...], refused: set[str], made: Made
+) -> set[str]:
     """Names of the groups that the model's own class can only be made without if several kinds go at once."""
     found: set[str] = set()
     if own_config(model) is None:
@@ -213,7 +219,7 @@ def _together(model: Any, own: dict[str, Any], groups: tuple[Group, ...], refuse
         some = [g for g in groups if g.kind in kinds]
         names = {g.name for g in some}
         if {g.kind for g in some} == set(kinds) and names & refused > found & names:
-            found |= names if can_be_made(model, _without_half(own, some)) else set()
+            found |= names if can_be_made(model, _without_half(own, some), made) else set()
     return found
 
 
@@ -247,7 +253,9 @@ def _without(own: dict[str, Any], groups: Sequence[Group], counts: Mapping[str, 
     return {path: tuple(shape) for path, shape in shapes.items()}
 
 
-def _can_lose(group: Group, path: str, node: Any, own: dict[str, Any], tried: dict[Any, bool]) -> bool:
+def _can_lose(
+    group: Group, path: str, node: Any, *, own: dict[str, Any], tried: dict[Any, bool], made: Made
+) -> bool:
     """Whether a layer can be made with half of the units of a group."""
     kept = max(1, group.units // 2)
     cut = {(s.path, s.axis): s.outer * kept * s.inner for s in group.slices}
@@ -259,7 +267,7 @@ def _can_lose(group: Group, path: str, node: Any, own: dict[str, Any], tried: di
     config = config_of_layer(node.operation) or {}
     key = (type(node.operation), repr({k: v for k, v in config.items() if k != "name"}), tuple(wanted))
     if key not in tried:
-        tried[key] = kept < group.units and resized_config(node, wanted) is not None
+        tried[key] = kept < group.units and resized_config(node, wanted, made) is not None
     return tried[key]
 
 

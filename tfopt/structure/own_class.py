@@ -15,7 +15,7 @@ import numpy as np
 from tfopt._keras import keras_api
 from tfopt._keras.lookups import carry_vocabularies
 from tfopt.structure.nodes import called_layers, is_functional
-from tfopt.structure.resize import Shape, config_of_layer, fitting_changes
+from tfopt.structure.resize import Made, Shape, config_of_layer, fitting_changes, remembered
 
 _BY_KERAS = ("Functional", "Model", "Sequential")
 
@@ -52,10 +52,10 @@ def in_sizes(model: Any, values: Mapping[str, np.ndarray]) -> Any | None:
     return made
 
 
-def can_be_made(model: Any, shapes: Mapping[str, Shape]) -> bool:
-    """Whether the class can be made with weights of other shapes; all weights by path."""
+def can_be_made(model: Any, shapes: Mapping[str, Shape], made: Made | None = None) -> bool:
+    """Whether the class can be made with weights of other shapes; all weights by path. `made` as in `resize`."""
     wanted = {id(w.variable): shapes[w.path] for w in keras_api.weights(model)}
-    return _config_for(model, wanted, hollow=True) is not None
+    return _config_for(model, wanted, hollow=True, made=made) is not None
 
 
 def with_part(model: Any, key: str, part: Any) -> Any | None:
@@ -74,7 +74,9 @@ def with_part(model: Any, key: str, part: Any) -> Any | None:
     return made
 
 
-def _config_for(model: Any, shapes: Mapping[int, Shape], hollow: bool) -> dict[str, Any] | None:
+def _config_for(
+    model: Any, shapes: Mapping[int, Shape], hollow: bool, made: Made | None = None
+) -> dict[str, Any] | None:
     """The configuration of a model whose weights, in their order, have other shapes.
 
     With `hollow`, parts in it have no values, only shapes.
@@ -85,16 +87,20 @@ def _config_for(model: Any, shapes: Mapping[int, Shape], hollow: bool) -> dict[s
     have = [tuple(map(int, v.shape)) for v in variables]
     wanted = [tuple(map(int, shapes[id(v)])) for v in variables]
     config, parts = config_to_change(model), own_parts(model)
+    inside: dict[str, Any] = {}  # configurations of the parts, which tell them apart as objects do not
     for key, part in parts.items():
-        inner = _config_for(part, shapes, hollow=hollow)
-        config[key] = None if inner is None else from_config(part, inner, hollow=hollow)
+        inside[key] = _config_for(part, shapes, hollow=hollow, made=made)
+        config[key] = None if inside[key] is None else from_config(part, inside[key], hollow=hollow)
         if config[key] is None:
             return None
 
     def shapes_of(tried: dict[str, Any]) -> list[Shape] | None:
+        return remembered(made, (type(model).__name__, {**tried, **inside}), lambda: made_shapes(tried))
+
+    def made_shapes(tried: dict[str, Any]) -> list[Shape] | None:
         # The values of a large model take longer than its graph; a task makes some that need values.
-        made = from_config(model, dict(tried), hollow=not parts)
-        return None if made is None else [tuple(map(int, w.variable.shape)) for w in keras_api.weights(made)]
+        found = from_config(model, dict(tried), hollow=not parts)
+        return None if found is None else [tuple(map(int, w.variable.shape)) for w in keras_api.weights(found)]
 
     if shapes_of(config) == wanted:
         return config

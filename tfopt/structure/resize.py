@@ -40,19 +40,39 @@ def _all_nodes(model: Any) -> Iterator[Node]:
             yield from _all_nodes(node.operation)
 
 
-def resized_config(node: Node, wanted: list[Shape]) -> dict[str, Any] | None:
+# What was made so far to see its weights: by class and configuration, their shapes, or None if nothing came of it.
+Made = dict[str, "list[Shape] | None"]
+
+
+def remembered(made: Made | None, key: Any, shapes_of: Callable[[], list[Shape] | None]) -> list[Shape] | None:
+    """The shapes that `made` has under a key; else those that are found now, which it keeps."""
+    if made is None:
+        return shapes_of()
+    if repr(key) not in made:
+        made[repr(key)] = shapes_of()
+    return made[repr(key)]
+
+
+def resized_config(node: Node, wanted: list[Shape], made: Made | None = None) -> dict[str, Any] | None:
     """The configuration with which the layer of a node has weights of other shapes, or None if none does.
 
     Args:
         node: a call of the layer; it is repeated on new inputs of the same shapes.
         wanted: shapes of its weights, in the order of `keras_api.weights`.
+        made: what is kept from one question about a model to the next.
     """
     layer = node.operation
     have = [tuple(map(int, w.variable.shape)) for w in keras_api.weights(layer)]
     config = config_of_layer(layer)
     if config is None:
         return None
-    return fitting_changes(config, have, wanted, shapes_of=lambda tried: _shapes(node, tried))
+
+    def shapes_of(tried: dict[str, Any]) -> list[Shape] | None:
+        plain = {key: value for key, value in tried.items() if key != "name"}
+        key = (type(layer).__name__, plain, [tuple(t.shape) for t in node.read])
+        return remembered(made, key, lambda: _shapes(node, tried))
+
+    return fitting_changes(config, have, wanted, shapes_of=shapes_of)
 
 
 def config_of_layer(layer: Any) -> dict[str, Any] | None:
