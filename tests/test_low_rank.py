@@ -177,3 +177,16 @@ def test_a_lambda_is_refused_by_name(keras):
             tfopt.factorize(model, rank=4)
     else:
         tfopt.factorize(model, rank=4)
+
+
+def test_names_of_layers_may_hold_strokes():
+    keras = keras_api.keras_module("tf_keras")  # Keras 3 refuses them
+    inputs = keras.Input((16,), name="x")
+    x = inputs
+    for name in ("block/expand", "block_1/expand", "block/project"):
+        x = keras.layers.Dense(16, name=name)(x)
+    model = keras.Model(inputs, x)
+    given = np.random.default_rng(0).standard_normal((4, 16)).astype(np.float32)
+    smaller = tfopt.factorize(model, rank=4)
+    assert [layer.name for layer in smaller.layers[1:3]] == ["block/expand_low", "block/expand"]
+    assert smaller.count_params() < model.count_params() and np.isfinite(smaller(given).numpy()).all()

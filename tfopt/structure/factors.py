@@ -54,8 +54,8 @@ class Factorable:
 
 def factorable(path: str, layer: Any) -> Factorable | str:
     """The matrix of a layer, or why it stays whole."""
-    name = path.rpartition("/")[0] + "/" if "/" in path else ""
-    own = layer.name
+    own = layer.name  # which may hold strokes itself, as in MobileNet
+    name = path.removesuffix(own)
     if _is(layer, "Embedding"):
         table = keras_api.to_numpy(layer.embeddings)
         return Factorable(
@@ -78,7 +78,7 @@ def two_layers(found: Factorable, rank: int) -> Callable[[Any], Any]:
     """The two layers, one after the other; they still have to get their weights."""
     layer, layers = found.layer, keras_api.keras_module(keras_api.generation_of(found.layer)).layers
     config = layer.get_config()
-    low, up = (name.rpartition("/")[2] for name in (found.first, found.second))
+    low, up = f"{layer.name}_low", f"{layer.name}_up"
     if found.weight == "embeddings":
         first = type(layer).from_config({**config, "output_dim": rank})
         second = layers.Dense(config["output_dim"], use_bias=False, name=up)
