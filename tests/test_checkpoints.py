@@ -11,7 +11,7 @@ from safetensors.numpy import load_file, save_file
 
 import tfopt
 from tfopt._keras import keras_api
-from tfopt.engine.generator import generates
+from tfopt.engine.opening import generates
 from tfopt.errors import InputError, MissingFileError, ModelFileError
 from tfopt.models import BertConfig, bert, families, from_pretrained, save_pretrained
 

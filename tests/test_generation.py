@@ -8,7 +8,7 @@ from tfopt.data.llama2c_tokenizer import Llama2cTokenizer
 from tfopt.decoding.decoder import Decoder, Session
 from tfopt.decoding.generate import GenerateConfig, Texts
 from tfopt.decoding.sampling import Sampler, SamplingConfig, distribution, penalized, pick
-from tfopt.decoding.speculative import speculate
+from tfopt.decoding.speculative import DraftModel, speculate
 from tfopt.decoding.stop_strings import StopStrings
 from tfopt.decoding.weights import config_of
 from tfopt.engine.generator import Generator
@@ -97,7 +97,7 @@ def test_a_draft_does_not_change_the_distribution():
     found = dict.fromkeys(expected, 0)
     for seed in range(count):
         config = GenerateConfig(temperature=1.0, top_k=3, seed=seed, max_tokens=3)
-        found[tuple(speculate(large, small, prompt, config=config, proposals=2))] += 1
+        found[tuple(speculate(large, DraftModel(small), prompt, config, proposals=2))] += 1
     squared = sum((found[k] - count * p) ** 2 / (count * p) for k, p in expected.items())
     assert len(expected) == 27 and squared < 54.1  # chi-square with 26 degrees of freedom, one in a thousand
 

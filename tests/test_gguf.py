@@ -12,7 +12,7 @@ import tfopt
 from tfopt._keras import extras
 from tfopt.data.stdlib_docs import read_stdlib_docs
 from tfopt.decoding.weights import config_of
-from tfopt.engine.generator import generates
+from tfopt.engine.opening import generates
 from tfopt.errors import InputError, MissingFileError, ModelFileError
 from tfopt.models.gguf import gguf_config
 from tfopt.models.gguf_file import GgufFile

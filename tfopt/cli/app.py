@@ -15,7 +15,7 @@ import typer.core
 import tfopt
 from tfopt._base.foreign import check_whole
 from tfopt._base.native_log import native_log_aside, quiet_exit
-from tfopt.cli import archive, data, generate, model, optimize, predict, run, search
+from tfopt.cli import archive, chat, data, generate, model, optimize, predict, run, search
 from tfopt.cli.words import in_words_of_the_shell
 from tfopt.errors import InputError, TfoptError
 
@@ -24,7 +24,7 @@ DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 75
 GROUPS = {
     "Make a model smaller and faster": ("optimize", "demo", "run", "search"),
     "Look, export and measure": ("inspect", "export", "bench", "verify"),
-    "Answer texts": ("predict", "generate"),
+    "Answer texts": ("predict", "generate", "chat"),
     "Data and archives": ("data", "pack", "unpack"),
 }
 
@@ -54,7 +54,7 @@ app = typer.Typer(
 app.add_typer(data.app, name="data")
 for command in (
     optimize.optimize, optimize.demo, run.run, search.search, model.inspect, model.export, model.bench,
-    run.verify, predict.predict, generate.generate, archive.pack, archive.unpack,
+    run.verify, predict.predict, generate.generate, chat.chat, archive.pack, archive.unpack,
 ):  # fmt: skip
     app.command()(command)
 

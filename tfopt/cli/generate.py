@@ -33,7 +33,9 @@ def generate(
     truncate: Annotated[
         bool, typer.Option("--truncate", help="Keep the end of prompts that are too long.")
     ] = False,
-    draft: Annotated[Path | None, typer.Option(help="A smaller model that proposes tokens.")] = None,
+    draft: Annotated[
+        str | None, typer.Option(help="A smaller model that proposes tokens, or 'lookup': the text itself does.")
+    ] = None,
     runtime: Annotated[str | None, typer.Option(help="eager, xla or tflite.")] = None,
     bits: Annotated[int | None, typer.Option(help="With xla: weights in 8 or 4 bits.")] = None,
     threads: Annotated[int | None, typer.Option(help="Of a .tflite file; all cores if not given.")] = None,

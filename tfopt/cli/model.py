@@ -188,7 +188,7 @@ def bench(
     """Measures artifacts in turns in one process; models that generate by their answers."""
     for path in artifacts:
         existing(path, "artifact")
-    from tfopt.engine.generator import generates
+    from tfopt.engine.opening import generates
     from tfopt.run import bench as benchmark
 
     if all(generates(path) for path in artifacts):

@@ -63,6 +63,15 @@ class HuggingFaceTokenizer:
             ids.pop()
         return ids
 
+    def encode_whole(self, text: str) -> list[int]:
+        """Ids of a text that names its special tokens itself."""
+        return list(self.tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def special_ids(self, text: str) -> list[int]:
+        """Ids of the special tokens of a text."""
+        special = {number for number, token in self.tokenizer.get_added_tokens_decoder().items() if token.special}
+        return [number for number in self.encode_whole(text) if number in special]
+
     def stream(self, prompt: Sequence[int]) -> "_Differences":
         return _Differences(self.tokenizer, prompt)
 

@@ -6,29 +6,22 @@ import contextlib
 import dataclasses
 import numbers
 import time
-import zipfile
 from collections import abc
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tfopt._base.foreign import check_whole
-from tfopt._base.formats import kind_of
-from tfopt._keras import extras
+from tfopt.data.chat import ChatTemplate, Message
 from tfopt.data.detokenizers import HuggingFaceTokenizer, Tokenizer
-from tfopt.data.llama2c_tokenizer import Llama2cTokenizer
-from tfopt.decoding.config import CausalLMConfig
 from tfopt.decoding.decoder import Decoder
-from tfopt.decoding.generate import GenerateConfig, Texts, check_prompts
-from tfopt.decoding.speculative import speculate
+from tfopt.decoding.generate import GenerateConfig, Texts, check_prompts, with_ends
+from tfopt.decoding.speculative import LOOKUP, DraftModel, PromptLookup, speculate
 from tfopt.decoding.stop_strings import StopStrings
+from tfopt.engine.opening import open_decoder
 from tfopt.errors import InputError
-from tfopt.models.keras_hub import as_decoder
-from tfopt.models.keras_hub_presets import class_in
-from tfopt.tflite.file import read_metadata
 
 Prompt = str | Sequence[int]
-RUNTIMES = ("eager", "xla", "tflite")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,13 +64,20 @@ class Generator:
     Args:
         decoder: the model on some runtime.
         tokenizer: of its prompts; None takes and gives token ids only.
-        draft: a smaller model with the same vocabulary, for speculative decoding.
+        draft: for speculative decoding, a smaller model with the same vocabulary, or "lookup": what followed the
+            last words where they stood before is proposed.
+        template: how messages become a prompt, for `chat`.
     """
 
     def __init__(
-        self, decoder: Decoder, tokenizer: Tokenizer | None = None, *, draft: Decoder | None = None
+        self,
+        decoder: Decoder,
+        tokenizer: Tokenizer | None = None,
+        *,
+        draft: Decoder | Literal["lookup"] | None = None,
+        template: ChatTemplate | None = None,
     ) -> None:
-        self.decoder, self.tokenizer, self.draft = decoder, tokenizer, draft
+        self.decoder, self.tokenizer, self.draft, self.template = decoder, tokenizer, draft, template
 
     @staticmethod
     def load(
@@ -99,7 +99,7 @@ class Generator:
                 `.tflite` file that `export` wrote.
             runtime: "eager" (the reference), "xla" or "tflite"; by default "tflite" for such files, else "xla".
             threads: threads of a TFLite file; by default all cores.
-            draft: a smaller model likewise, for speculative decoding.
+            draft: for speculative decoding, a smaller model likewise, or "lookup".
             bits: for "xla", 8 or 4 keeps weights in so few bits; None in float.
             weight_cache: for TFLite, a folder that makes later starts faster.
             trust: run code that a Keras file holds or names; what that is, is logged.
@@ -108,16 +108,16 @@ class Generator:
         Raises:
             InputError: a model that does not generate, or a runtime that does not take it.
         """
-        decoder, tokenizer = open_decoder(
+        found = open_decoder(
             source, runtime, threads, bits=bits, weight_cache=weight_cache, trust=trust, imports=imports
         )
         is_file = isinstance(draft, (str, Path)) and Path(draft).suffix == ".tflite"  # has bits of its own
-        helper = None
-        if draft is not None:
-            helper, _ = open_decoder(
+        helper: Any = draft
+        if draft not in (None, LOOKUP):
+            helper = open_decoder(
                 draft, None, threads, bits=None if is_file else bits, weight_cache=weight_cache, trust=trust
-            )
-        return Generator(decoder, tokenizer, draft=helper)
+            ).decoder
+        return Generator(found.decoder, found.tokenizer, draft=helper, template=found.chat)
 
     def generate(self, prompts: Prompt | Sequence[Prompt], config: GenerateConfig | None = None) -> list[Answer]:
         """Continues texts, several at once where the runtime can.
@@ -159,6 +159,40 @@ class Generator:
         rest = answer.rest()
         if rest:
             yield Piece(None, rest)
+
+    def chat(self, messages: Sequence[Message], config: GenerateConfig | None = None) -> Answer:
+        """Answers the last message of a conversation.
+
+        Args:
+            messages: each with a "role" (system, user or assistant) and a "content".
+            config: how; an answer also ends where the template ends one.
+
+        Raises:
+            InputError: a model without a chat template, or messages that it refuses or that are too long.
+        """
+        ids, config = self._conversation(messages, config)
+        (answer,) = self.generate([ids], config)
+        return answer
+
+    def chat_stream(
+        self, messages: Sequence[Message], config: GenerateConfig | None = None
+    ) -> abc.Generator[Piece]:
+        """`chat`, token by token; raises as it does."""
+        ids, config = self._conversation(messages, config)
+        return self.stream(ids, config)
+
+    def _conversation(
+        self, messages: Sequence[Message], config: GenerateConfig | None
+    ) -> tuple[list[int], GenerateConfig]:
+        """The prompt of a conversation, and a configuration that ends where an answer does."""
+        tokenizer = self.tokenizer
+        if self.template is None or not isinstance(tokenizer, HuggingFaceTokenizer):
+            raise InputError("the model came without a chat template; generate(...) continues a text")
+        ids = tokenizer.encode_whole(self.template.render(messages))
+        config = with_ends(config or GenerateConfig(), self.decoder)
+        ends = tokenizer.special_ids(self.template.end_of_turn())[:1]
+        stops = tuple(dict.fromkeys((*(config.stop_tokens or ()), *ends)))
+        return ids, dataclasses.replace(config, stop_tokens=stops)
 
     async def astream(self, prompt: Prompt, config: GenerateConfig | None = None) -> AsyncIterator[Piece]:
         """`stream` for asyncio: steps run in a thread. Cancelled or closed, it frees keys and values."""
@@ -210,8 +244,9 @@ class Generator:
             raise InputError("stop strings need a tokenizer; use stop_tokens")
         if self.draft is not None:
             (answer,) = answers
+            draft = PromptLookup() if isinstance(self.draft, str) else DraftModel(self.draft)
             with contextlib.closing(
-                speculate(self.decoder, self.draft, answer.prompt, config=config, row=first)
+                speculate(self.decoder, draft, answer.prompt, config=config, row=first)
             ) as some:
                 for token in some:
                     yield (token,)
@@ -262,75 +297,6 @@ class _Growing:
         shown += "" if self.ended else self._stops.rest()
         self.text += shown
         return shown
-
-
-def open_decoder(
-    source: Any,
-    runtime: str | None,
-    threads: int | None,
-    bits: int | None,
-    weight_cache: str | Path | None,
-    trust: bool,
-    imports: Sequence[str] = (),
-) -> tuple[Decoder, Tokenizer | None]:
-    """The decoder and tokenizer of whatever `Generator.load` takes."""
-    if runtime not in (None, *RUNTIMES):
-        raise InputError(f"runtime must be one of {', '.join(RUNTIMES)}, got {runtime!r}")
-    if isinstance(source, (str, Path)) and Path(source).suffix == ".tflite":
-        from tfopt.runtime.tflite_decoder import TFLiteDecoder
-
-        if runtime not in (None, "tflite") or bits is not None:
-            raise InputError("a .tflite file runs on runtime 'tflite', in the bits it was exported with")
-        file = TFLiteDecoder(source, threads, weight_cache)
-        return file, tokenizer_of(file.members)
-    if runtime == "tflite":
-        raise InputError("runtime 'tflite' takes a .tflite file: export the model first")
-    if isinstance(source, (str, Path)):
-        from tfopt.models.source import load_any
-
-        source = load_any(source, trust=trust, imports=imports)
-    source = as_decoder(source)
-    tokenizer = tokenizer_of(extras.of(source))
-    if runtime == "eager":
-        from tfopt.runtime.eager_decoder import EagerDecoder
-
-        if bits is not None:
-            raise InputError(f"runtime 'eager' computes in float, got bits={bits}")
-        return EagerDecoder(source), tokenizer
-    from tfopt.runtime.xla_decoder import XlaDecoder
-
-    return XlaDecoder(source, bits), tokenizer
-
-
-def generates(path: Path) -> bool:
-    """Whether a file or folder holds a causal language model; the model itself is not read.
-
-    Raises:
-        MissingFileError: nothing is there.
-    """
-    path, kind = Path(path), kind_of(path)
-    if kind == "tflite":
-        return extras.CONFIG in read_metadata(path)
-    if kind == "keras" and zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            return extras.CONFIG in archive.namelist()
-    if kind == "hugging_face":
-        from tfopt.models.pretrained import read_config
-
-        return isinstance(read_config(path), CausalLMConfig)
-    if kind == "keras_hub":
-        return class_in(path).endswith("CausalLM")
-    return kind in ("llama2c", "gguf")
-
-
-def tokenizer_of(members: Mapping[str, bytes]) -> Tokenizer | None:
-    """The tokenizer that a model file carries."""
-    as_json, as_pieces = (members.get(name) for name in extras.TOKENIZERS)
-    if as_json is not None:
-        from tfopt.data.tokenizers import parse_tokenizer
-
-        return HuggingFaceTokenizer(parse_tokenizer(as_json.decode(), "the model's tokenizer"))
-    return None if as_pieces is None else Llama2cTokenizer.parse(as_pieces)
 
 
 def _as_list(prompts: Any) -> list[Prompt]:

@@ -13,8 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from tfopt._base.members import CHAT
 from tfopt._keras import extras
 from tfopt._keras.room import room_for
+from tfopt.data.chat import ChatTemplate
 from tfopt.data.gguf_tokenizer import tokenizer_json
 from tfopt.decoding.config import CausalLMConfig
 from tfopt.errors import InputError, ModelFileError
@@ -63,8 +65,11 @@ def read_gguf(path: str | Path, *, generation: str = "tf_keras", dropout: float 
             model = causal_lm(config, generation)
         assign(model, entries, tensors, names={name: name for name in tensors.shapes}, where=file.path)
         content = tokenizer_json(file.metadata, config.vocab_size, where=file.path)
+        template = _template(file)
     if content is not None:
         extras.keep(model, extras.TOKENIZERS[0], content)
+    if template is not None:
+        extras.keep(model, CHAT, template.to_json())
     return model
 
 
@@ -81,6 +86,15 @@ def gguf_tokenizer(path: str | Path) -> bytes | None:
     """
     with GgufFile(path) as file:
         return tokenizer_json(file.metadata, _config(file)[0].vocab_size, where=file.path)
+
+
+def _template(file: GgufFile) -> ChatTemplate | None:
+    text, tokens = file.metadata.get("tokenizer.chat_template"), file.metadata.get("tokenizer.ggml.tokens")
+    if not isinstance(text, str) or not isinstance(tokens, list):
+        return None
+    numbers = (file.metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("bos", "eos"))
+    named = [str(tokens[i]) if isinstance(i, int) and 0 <= i < len(tokens) else "" for i in numbers]
+    return ChatTemplate(text, *named).compiled(str(file.path))
 
 
 def _config(file: GgufFile) -> tuple[CausalLMConfig, Family]:

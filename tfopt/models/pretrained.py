@@ -1,6 +1,7 @@
 """Reads and writes Hugging Face folders: `config.json`, safetensors, and the tokenizer beside them."""
 
 import dataclasses
+import itertools
 import math
 import re
 from collections.abc import Mapping
@@ -13,9 +14,10 @@ from tfopt._base.files import existing
 from tfopt._base.foreign import read_bytes, read_json
 from tfopt._base.formats import llama2c_models
 from tfopt._base.limits import MAX_MEMBER_BYTES
-from tfopt._base.members import FACTS
+from tfopt._base.members import CHAT, FACTS
 from tfopt._keras import extras, keras_api
 from tfopt._keras.room import room_for
+from tfopt.data.chat import ChatTemplate, template_of_folder, write_template
 from tfopt.data.text_facts import ONLY, TextFacts, TextTask
 from tfopt.decoding.config import CausalLMConfig
 from tfopt.decoding.weights import config_of, is_causal_lm
@@ -101,6 +103,9 @@ def from_pretrained(
             model = causal_lm(config, generation)
         if (folder / "tokenizer.json").exists():
             extras.keep(model, extras.TOKENIZERS[0], _tokenizer(folder))
+        template = template_of_folder(folder)
+        if template is not None:
+            extras.keep(model, CHAT, template.to_json())
     else:
         if dropout is not None:
             config = dataclasses.replace(config, hidden_dropout_prob=dropout)
@@ -251,6 +256,8 @@ def save_pretrained(
     if tokenizer is not None:
         (folder / "tokenizer.json").write_bytes(tokenizer)
         files.append(folder / "tokenizer.json")
+    if CHAT in extras.of(model):
+        files += write_template(ChatTemplate.from_json(extras.of(model)[CHAT], f"model {model.name!r}"), folder)
     return files
 
 
@@ -278,11 +285,27 @@ def _names_of_classes(model: Any, weights: Mapping[str, np.ndarray]) -> tuple[st
 def _read(folder: Path) -> tuple[Config, Family]:
     path = folder / "config.json"
     raw = check_fields(read_json(path, "model configuration", error=ModelFileError), str(path))
+    beside = folder / "generation_config.json"
+    if beside.is_file():  # which knows ends that `config.json` does not, such as those of turns
+        told = read_json(beside, "generation configuration", error=ModelFileError)
+        named = told.get("eos_token_id") if isinstance(told, dict) else None
+        if named is not None:
+            raw = check_fields({**raw, "eos_token_id": _joined(raw.get("eos_token_id"), named)}, str(beside))
     _, architecture = family_of(raw, str(path))
     try:
         return architecture.config(raw), architecture
     except (TypeError, KeyError, InputError) as error:
         raise ModelFileError(f"{path}: {error}") from error
+
+
+def _joined(*ends: Any) -> list[Any]:
+    """Every token that ends a text, once."""
+    lists = [end if isinstance(end, list) else [end] for end in ends if end is not None]
+    found: list[Any] = []
+    for end in itertools.chain(*lists):
+        if end not in found:
+            found.append(end)
+    return found
 
 
 def _names(tensors: Tensors, architecture: Family) -> dict[str, str]:

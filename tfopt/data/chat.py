@@ -1,0 +1,214 @@
+"""Chat templates: how messages become a prompt, and where an answer ends.
+
+Templates are written in Jinja2 and come with checkpoints, https://huggingface.co/docs/transformers/chat_templating.
+They are programs of somebody else: they run in Jinja2's sandbox, and see nothing but the messages.
+"""
+
+import dataclasses
+import datetime
+import functools
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tfopt._base.foreign import check_whole, parse_json, read_json, read_text
+from tfopt.errors import InputError, ModelFileError
+
+Message = Mapping[str, Any]
+ROLES = ("system", "user", "assistant", "tool")
+_MARK = "\u2402answer\u2403"  # in no template
+_TEMPLATE_FILE, _CONFIG_FILE = "chat_template.jinja", "tokenizer_config.json"
+_LARGEST, _MOST_OUTPUT = 1 << 20, 1 << 24
+# Methods of texts that make them as long as a number says.
+_WIDENING = frozenset({"center", "expandtabs", "format", "format_map", "ljust", "rjust", "zfill", "translate"})
+
+
+@dataclasses.dataclass(frozen=True)
+class ChatTemplate:
+    """A template with the tokens that it names.
+
+    Attributes:
+        template: in Jinja2.
+        bos_token: what begins a text, "" for nothing.
+        eos_token: what ends one.
+    """
+
+    template: str
+    bos_token: str = ""
+    eos_token: str = ""
+
+    def render(self, messages: Sequence[Message], *, answer: bool = True) -> str:
+        """The prompt of a conversation.
+
+        Args:
+            messages: each with a "role" (system, user, assistant, tool) and a "content".
+            answer: end with what begins an answer.
+
+        Raises:
+            InputError: messages of another form, or that the template refuses.
+        """
+        for number, message in enumerate(checked(messages)):
+            check_whole(message["content"], f"message {number}")
+        return self._rendered([dict(message) for message in messages], answer)
+
+    def end_of_turn(self) -> str:
+        """What stands behind an answer, "" where nothing does."""
+        talk: list[Message] = [{"role": "user", "content": "a"}, {"role": "assistant", "content": _MARK}]
+        return self._rendered(talk, answer=False).rpartition(_MARK)[2]
+
+    def to_json(self) -> bytes:
+        """The member of a file."""
+        return json.dumps({"schema": 1, **dataclasses.asdict(self)}, ensure_ascii=False).encode()
+
+    @staticmethod
+    def from_json(content: bytes, source: str) -> "ChatTemplate":
+        """Reads what `to_json` wrote.
+
+        Raises:
+            ModelFileError: it is damaged, or no template; `source` names it.
+        """
+        found = parse_json(content, source, ModelFileError)
+        names = [field.name for field in dataclasses.fields(ChatTemplate)]
+        if not isinstance(found, dict) or found.get("schema") != 1:
+            raise ModelFileError(f"{source} must hold a chat template in schema 1, got {found!r:.80}")
+        if not all(isinstance(found.get(name), str) for name in names):
+            raise ModelFileError(f"{source} holds a chat template whose parts are no texts")
+        return ChatTemplate(**{name: found[name] for name in names}).compiled(source)
+
+    def compiled(self, source: str) -> "ChatTemplate":
+        """The same, once it was seen to be a template.
+
+        Raises:
+            ModelFileError: it is none; `source` names it.
+        """
+        import jinja2
+
+        if len(self.template) > _LARGEST:
+            raise ModelFileError(f"{source} has a chat template of {len(self.template):,} characters")
+        try:
+            _environment().from_string(self.template)
+        except (jinja2.TemplateError, RecursionError) as error:
+            raise ModelFileError(f"{source} has a chat template that does not compile: {error}") from error
+        return self
+
+    def _rendered(self, messages: list[Any], answer: bool) -> str:
+        import jinja2
+
+        try:
+            parts = _environment().from_string(self.template).generate(
+                messages=messages, add_generation_prompt=answer, bos_token=self.bos_token, eos_token=self.eos_token,
+                tools=None, documents=None,
+            )  # fmt: skip
+            found = ""
+            for part in parts:
+                found += part
+                if len(found) > _MOST_OUTPUT:
+                    raise InputError(f"the chat template writes more than {_MOST_OUTPUT:,} characters")
+        except _RefusedError as error:
+            raise InputError(f"the chat template refuses these messages: {error}") from error
+        except InputError:
+            raise
+        except (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError, RecursionError) as error:
+            raise InputError(f"the chat template cannot make a prompt of these messages: {error}") from error
+        return found
+
+
+class _RefusedError(Exception):
+    """What a template raises itself."""
+
+
+@functools.cache
+def _environment() -> Any:
+    """Jinja2 as transformers sets it up."""
+    from jinja2.ext import loopcontrols
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    def raise_exception(message: str) -> None:
+        raise _RefusedError(message)
+
+    def tojson(value: Any, indent: int | None = None, **settings: Any) -> str:
+        return json.dumps(value, ensure_ascii=False, indent=indent if indent is None else min(int(indent), 16))
+
+    def strftime_now(form: str) -> str:
+        return datetime.datetime.now().strftime(form)
+
+    class Bounded(ImmutableSandboxedEnvironment):
+        """Whose templates cannot ask for more memory than a prompt may have."""
+
+        intercepted_binops = frozenset({"*", "**", "%"})
+
+        def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
+            return attr not in _WIDENING and super().is_safe_attribute(obj, attr, value)
+
+        def wrap_str_format(self, value: Any) -> Any:
+            return None  # else `format` would be allowed before it is asked whether it is
+
+        def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+            numbers = isinstance(left, int | float) and isinstance(right, int | float)
+            if not numbers or (operator == "**" and not abs(right) <= 64):
+                raise _RefusedError(f"{left!r:.20} {operator} {right!r:.20} is nothing that a prompt needs")
+            return super().call_binop(context, operator, left, right)
+
+    made = Bounded(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
+    for name in ("center", "format", "indent", "wordwrap"):
+        del made.filters[name]
+    made.filters["tojson"] = tojson
+    made.globals |= {"raise_exception": raise_exception, "strftime_now": strftime_now}
+    return made
+
+
+def checked(messages: Any) -> Sequence[Message]:
+    """Messages of the form that they must have.
+
+    Raises:
+        InputError: they have not.
+    """
+    if isinstance(messages, str | Mapping) or not isinstance(messages, Sequence) or not messages:
+        raise InputError(f"messages must be a list of {{'role': ..., 'content': ...}}, got {messages!r:.80}")
+    for number, message in enumerate(messages):
+        fine = isinstance(message, Mapping) and isinstance(message.get("content"), str)
+        if not fine or message.get("role") not in ROLES:
+            raise InputError(
+                f"message {number} must have a role out of {', '.join(ROLES)} and a text as content, "
+                f"got {message!r:.80}"
+            )
+    return messages
+
+
+def template_of_folder(folder: Path) -> ChatTemplate | None:
+    """The chat template of a Hugging Face folder, None without one.
+
+    Raises:
+        ModelFileError: it does not compile, or its file is damaged.
+    """
+    path, config = folder / _TEMPLATE_FILE, folder / _CONFIG_FILE
+    said = read_json(config, "tokenizer configuration", error=ModelFileError) if config.is_file() else {}
+    if not isinstance(said, dict):
+        raise ModelFileError(f"{config} must hold an object, it holds a {type(said).__name__}")
+    if path.is_file():
+        text: Any = read_text(path, "chat template", most=_LARGEST, error=ModelFileError)
+    else:
+        text = said.get("chat_template")
+        if isinstance(text, list):  # several by name
+            named = {one.get("name"): one.get("template") for one in text if isinstance(one, dict)}
+            text = named.get("default")
+    if text is None:
+        return None
+    if not isinstance(text, str):
+        raise ModelFileError(f"{config}: chat_template must be a text, got {text!r:.80}")
+    tokens = {name: _token(said.get(name)) for name in ("bos_token", "eos_token")}
+    return ChatTemplate(text, **tokens).compiled(str(folder))
+
+
+def write_template(template: ChatTemplate, folder: Path) -> list[Path]:
+    """Writes a template into a Hugging Face folder."""
+    (folder / _TEMPLATE_FILE).write_text(template.template, "utf-8")
+    said = {"bos_token": template.bos_token or None, "eos_token": template.eos_token or None}
+    (folder / _CONFIG_FILE).write_text(json.dumps(said, ensure_ascii=False, indent=2) + "\n", "utf-8")
+    return [folder / _TEMPLATE_FILE, folder / _CONFIG_FILE]
+
+
+def _token(value: Any) -> str:
+    found = value.get("content") if isinstance(value, dict) else value
+    return found if isinstance(found, str) else ""
