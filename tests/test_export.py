@@ -1,4 +1,5 @@
 import contextlib
+import dataclasses
 import logging
 import sys
 import threading
@@ -200,7 +201,7 @@ def test_a_failed_export_keeps_the_good_artifact(tmp_path, tokens, monkeypatch):
     model, path = wide_bert("tf_keras"), tmp_path / "m.tflite"
     tfopt.export(model, path, format="tflite", lengths=[16])
     before = path.read_bytes()
-    monkeypatch.setattr(export_verify, "_FLOAT32", export_verify.Limits(-1.0, 0, 0, 0, 0))
+    monkeypatch.setattr(export_verify, "_FLOAT32", dataclasses.replace(export_verify.FEW_BITS, error=-1.0))
     with pytest.raises(VerificationError, match="'max_abs_error' failed"):
         tfopt.export(model, path, format="tflite", lengths=[16])
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]

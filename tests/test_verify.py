@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import importlib
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +17,20 @@ from tfopt.export import convert as converting
 from tfopt.export import tflite as export_tflite
 from tfopt.export import verify as export_verify
 from tfopt.export.artifact import Artifact, Check
+from tfopt.export.said import said_by
 from tfopt.export.verify import check_outputs, limits_for
-from tfopt.numerics.agreement import class_agreement, correlation, rank_agreement, signal_to_noise, varies
+from tfopt.numerics.agreement import (
+    class_agreement,
+    correlation,
+    log_softmax,
+    rank_agreement,
+    signal_to_noise,
+    varies,
+)
 from tfopt.quantization import NAMED, QuantizeConfig
 from tfopt.runtime.child import ChildRun
+
+from .decoders import logits_of, make, tokens
 
 ROWS = np.random.default_rng(0).standard_normal((64, 5))
 
@@ -230,3 +241,55 @@ def test_a_model_keeps_its_weights_when_a_check_fails(tmp_path):
         tfopt.export(model, tmp_path / "m.tflite", quantization="int8")
     for weight, value in zip(model.weights, before, strict=True):
         np.testing.assert_array_equal(np.asarray(weight), value)
+
+
+def causal(monkeypatch, change):
+    """Holds logits of texts to the limits of 8-bit files."""
+    rng = np.random.default_rng(0)
+    want = 4 * rng.standard_normal((4, 16, 50))
+    ids = want.argmax(-1)
+    ids[:, 1:] = ids[:, :-1]  # the likeliest next token comes
+    return judged(monkeypatch, change(want), want, kind="dynamic_int8", limit=1e9, given=False, text=ids)
+
+
+@pytest.mark.parametrize(
+    ("change", "check"),
+    [
+        (lambda y: y + 3 * np.random.default_rng(1).standard_normal(y.shape), "correlation|signal_to_noise"),
+        (lambda y: np.where(np.arange(16)[None, :, None] < 9, y, y - 8 * (y == y.max(-1, keepdims=True))), "next_tokens"),
+        (lambda y: 0.4 * y, "signal_to_noise"),
+        (lambda y: y - 2.0 * (y == y.max(-1, keepdims=True)), "divergence|next_tokens|perplexity"),
+    ],
+    ids=["noise", "other tokens", "flat", "heads cut off"],
+)  # fmt: skip
+def test_texts_that_collapse_are_told(monkeypatch, change, check):
+    with pytest.raises(VerificationError) as caught:
+        causal(monkeypatch, change)
+    assert caught.value.check in check.split("|")
+
+
+def test_texts_that_hold_show_their_figures(monkeypatch):
+    found = causal(monkeypatch, lambda y: y + 0.1 * np.random.default_rng(1).standard_normal(y.shape))
+    shown = {check.name: check.found for check in found.checks}
+    assert shown["next_tokens"] > 0.9 and 0 < shown["divergence"] < 0.02 and shown["perplexity"] < 10
+    assert shown["perplexity"] == pytest.approx(
+        next(c.limit for c in found.checks if c.name == "perplexity") / 1.15, rel=0.02
+    )
+
+
+def test_a_model_is_compared_on_what_it_says(tmp_path, monkeypatch):
+    """Not on random tokens, which a real model was not trained on; drawn at its own probabilities."""
+    model, seen = make("llama"), []
+    said = said_by(model, 24)
+    assert said.shape == (8, 24) and said.dtype == np.int32
+    logits = logits_of(model, said)
+    likely = np.take_along_axis(log_softmax(logits[:, :-1]), said[:, 1:, None].astype(int), -1).mean()
+    random = np.take_along_axis(log_softmax(logits[:, :-1]), tokens(8, 23)[..., None].astype(int), -1).mean()
+    assert likely > random + 1
+    monkeypatch.setattr(
+        importlib.import_module("tfopt.export.export"),
+        "said_by",
+        lambda model, length: seen.append(length) or said_by(model, length),
+    )
+    artifact = tfopt.export(model, tmp_path / "m.tflite", quantization="dynamic_int8", lengths=[24])
+    assert seen == [24] and {"next_tokens", "divergence", "perplexity"} <= {check.name for check in artifact.checks}

@@ -23,6 +23,7 @@ from tfopt.export.integers import resolve
 from tfopt.export.job import Job, Values, Wanted, outputs_of
 from tfopt.export.lookups import check_cut, ids_for, without_lookups
 from tfopt.export.recurrent import refuse_stateful
+from tfopt.export.said import IDS, said_by
 from tfopt.export.samples import make_samples
 from tfopt.export.signatures import tried_size
 from tfopt.export.texts import members_for_texts
@@ -166,6 +167,7 @@ def _compared(job: Job, path: Path, reference: Values, expected: Values | None) 
         path, job.samples, reference=reference, expected=expected, limits=limits_for(kind, job.config),
         given=job.given is not None, accept=job.wanted.accept,
         static=job.config is not None and job.config.is_static,
+        text=job.samples[IDS] if is_causal_lm(job.model) else None,
     )  # fmt: skip
 
 
@@ -178,6 +180,9 @@ def _plan(model: Any, kind: Format, wanted: Wanted, data: Any, signature: Any, m
     # A file that generates says nothing where the padding is.
     padded = not is_causal_lm(model)
     samples = make_samples(inputs, facts, data, longest=longest, padded=padded)
+    if data is None and is_causal_lm(model):
+        texts = said_by(model, samples[IDS].shape[1])
+        samples = {name: texts if name == IDS else np.ones_like(texts) for name in samples}
     return Job(
         model, inputs, chosen, facts=facts, wanted=wanted, name=name, config=config, samples=samples,
         given=None if data is None else samples, members=members,

@@ -16,7 +16,17 @@ import numpy as np
 from tfopt._base.children import ChildFailedError
 from tfopt.errors import InputError, VerificationError
 from tfopt.export.artifact import Check
-from tfopt.numerics.agreement import MEASURES, class_agreement, correlation, rank_agreement, signal_to_noise, varies
+from tfopt.numerics.agreement import (
+    MEASURES,
+    class_agreement,
+    correlation,
+    divergence,
+    next_tokens,
+    perplexities,
+    rank_agreement,
+    signal_to_noise,
+    varies,
+)
 from tfopt.quantization.config import QuantizeConfig
 from tfopt.runtime.child import try_in_child
 
@@ -34,6 +44,9 @@ class Limits:
         decibels: least ratio of that to the error.
         agreement: least share of given samples that keep their class.
         rank: least agreement of the order of given samples, by outputs of one value.
+        next_tokens: of texts, least share of tokens at which the same one is the likeliest next.
+        divergence: of texts, largest mean divergence of what comes next, in nats.
+        perplexity: of texts, largest perplexity, as a multiple of the float model's.
     """
 
     error: float
@@ -41,14 +54,22 @@ class Limits:
     decibels: float
     agreement: float
     rank: float
+    next_tokens: float
+    divergence: float
+    perplexity: float
 
 
 # Random weights and inputs give the least: the classes and ranks of such models are decided by single roundings.
-_FLOAT32 = Limits(error=1e-3, correlation=0.999, decibels=30, agreement=1.0, rank=0.99)
-_FLOAT16 = Limits(error=2e-2, correlation=0.995, decibels=20, agreement=0.99, rank=0.98)
-_INT8 = Limits(error=0.25, correlation=0.95, decibels=9, agreement=0.9, rank=0.9)
-_STATIC = Limits(error=0.25, correlation=0.9, decibels=3, agreement=0.85, rank=0.85)
-FEW_BITS = Limits(error=0.25, correlation=0.8, decibels=3, agreement=0.7, rank=0.8)
+_FLOAT32 = Limits(error=1e-3, correlation=0.999, decibels=30, agreement=1.0, rank=0.99,
+                  next_tokens=0.99, divergence=1e-3, perplexity=1.001)  # fmt: skip
+_FLOAT16 = Limits(error=2e-2, correlation=0.995, decibels=20, agreement=0.99, rank=0.98,
+                  next_tokens=0.96, divergence=0.01, perplexity=1.01)  # fmt: skip
+_INT8 = Limits(error=0.25, correlation=0.95, decibels=9, agreement=0.9, rank=0.9,
+               next_tokens=0.7, divergence=0.2, perplexity=1.15)  # fmt: skip
+_STATIC = Limits(error=0.25, correlation=0.9, decibels=3, agreement=0.85, rank=0.85,
+                 next_tokens=0.6, divergence=0.3, perplexity=1.3)  # fmt: skip
+FEW_BITS = Limits(error=0.25, correlation=0.8, decibels=3, agreement=0.7, rank=0.8,
+                  next_tokens=0.4, divergence=0.8, perplexity=2.0)  # fmt: skip
 
 
 def limits_for(name: str | None, config: QuantizeConfig | None = None) -> Limits:
@@ -98,6 +119,7 @@ def check_outputs(
     accept: Sequence[str] = (),
     static: bool = False,
     limit: float | None = None,
+    text: np.ndarray | None = None,
 ) -> Verified:
     """Runs the artifact on the samples in a child process and compares.
 
@@ -112,6 +134,8 @@ def check_outputs(
         static: the artifact has integer activations, where a rounding that falls the other way may change single
             samples a lot; the error is then the root of the mean square instead of the largest.
         limit: largest error that is accepted, instead of the one of `limits`.
+        text: of a causal language model, the token ids; single logits may then differ more, since what comes next
+            is compared itself.
 
     Raises:
         VerificationError: named "loads", "outputs", "finite", "repeats", or as in `numerics.agreement.MEASURES`.
@@ -131,8 +155,10 @@ def check_outputs(
         _check_shape(name, run.outputs[name], want)
         assert run.again is not None
         _check_repeats(name, run.outputs[name], run.again[name])
-        judge.error(name, run.outputs[name], want, limits=limits, rms=static, most=limit)
+        judge.error(name, run.outputs[name], want, limits=limits, rms=static or text is not None, most=limit)
         judge.signal(name, run.outputs[name], reference[name], limits=limits)
+        if text is not None:
+            judge.text(name, run.outputs[name], reference[name], limits=limits, ids=text)
     judge.checks.append(Check("repeats", "the same in another order", "the same"))
     agreement = None
     for name, want in reference.items() if given else ():
@@ -178,6 +204,18 @@ class _Judge:
         value = signal_to_noise(found, want)
         words = f"is {{:.1f}} dB above its error{where} against the float model, {{:.4g}} or more are needed"
         self._hold("signal_to_noise", name, value, limits.decibels, value >= limits.decibels, words, where)
+
+    def text(self, name: str, found: np.ndarray, want: np.ndarray, limits: Limits, ids: np.ndarray) -> None:
+        """What comes next in a text."""
+        value = next_tokens(found, want)
+        words = "keeps {:.1%} of the likeliest next tokens, {:.0%} or more are needed"
+        self._hold("next_tokens", name, value, limits.next_tokens, value >= limits.next_tokens, words)
+        value = divergence(found, want)
+        words = "diverges from the float model by {:.4g} nats a token, {:.4g} are allowed"
+        self._hold("divergence", name, value, limits.divergence, value <= limits.divergence, words)
+        value, ours = perplexities(found, want, ids)
+        words = "has perplexity {:.4g} on the text, {:.4g} are allowed"
+        self._hold("perplexity", name, value, limits.perplexity * ours, value <= limits.perplexity * ours, words)
 
     def answers(self, name: str, found: np.ndarray, want: np.ndarray, limits: Limits) -> float | None:
         """Classes, or the order of the rows where an output has one value; returns the first."""

@@ -7,7 +7,10 @@ therefore of what differs between rows.
 import numpy as np
 
 # What a verification measures, by name.
-MEASURES = ("max_abs_error", "rms_error", "informative", "correlation", "signal_to_noise", "agreement", "rank")
+MEASURES = (
+    "max_abs_error", "rms_error", "informative", "correlation", "signal_to_noise", "agreement", "rank",
+    "next_tokens", "divergence", "perplexity",
+)  # fmt: skip
 _SEEN = 1e-4  # of the largest value: a float32 sum in another order may be off by a hundredth of that
 _FEW_ROWS = 4  # from so many on, the mean over rows tells what they have in common
 
@@ -69,3 +72,39 @@ def _differences(found: np.ndarray, expected: np.ndarray) -> tuple[np.ndarray, n
     axis = 0 if len(expected) >= _FEW_ROWS else None
     ours, theirs = found.astype(np.float64), expected.astype(np.float64)
     return ours - ours.mean(axis, keepdims=True), theirs - theirs.mean(axis, keepdims=True)
+
+
+def next_tokens(found: np.ndarray, expected: np.ndarray) -> float:
+    """Share of tokens at which the same one is the likeliest next; logits of shape (texts, tokens, vocabulary)."""
+    return class_agreement(found.reshape(-1, found.shape[-1]), expected.reshape(-1, expected.shape[-1]))
+
+
+def divergence(found: np.ndarray, expected: np.ndarray) -> float:
+    """Mean Kullback-Leibler divergence, in nats, of what is expected next from what is found; logits likewise.
+
+    >>> divergence(np.array([[[0.0, 0.0]]]), np.array([[[0.0, 0.0]]]))
+    0.0
+    """
+    total, count = 0.0, 0
+    for ours, theirs in zip(found, expected, strict=True):  # a text at a time: vocabularies are large
+        p, q = log_softmax(theirs), log_softmax(ours)
+        total, count = total + float((np.exp(p) * (p - q)).sum()), count + len(p)
+    return total / count
+
+
+def perplexities(found: np.ndarray, expected: np.ndarray, ids: np.ndarray) -> tuple[float, float]:
+    """Perplexity of texts (texts, tokens) by what is found and by what is expected."""
+    results = []
+    for logits in (found, expected):
+        losses = [
+            -np.take_along_axis(log_softmax(row[:-1]), text[1:, None], -1)
+            for row, text in zip(logits, ids, strict=True)
+        ]
+        results.append(float(np.exp(np.mean(losses))))
+    return results[0], results[1]
+
+
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    """Logarithms of probabilities along the last axis, float64."""
+    shifted = logits.astype(np.float64) - logits.max(-1, keepdims=True)
+    return np.asarray(shifted - np.log(np.exp(shifted).sum(-1, keepdims=True)))

@@ -17,11 +17,12 @@ class EagerDecoder(Decoder):
 
     Args:
         model: from `models.causal_lm` or `models.from_pretrained`, of either generation.
+        context: most tokens of a text, for which memory is kept; by default as many as the model takes.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, context: int | None = None) -> None:
         self.config: CausalLMConfig = config_of(model)
-        self.context = self.config.max_position_embeddings
+        self.context = min(context or self.config.max_position_embeddings, self.config.max_position_embeddings)
         values = {path: tf.constant(value) for path, value in weights_of(model).items()}
         self.products = float_products(self.config, values)
 

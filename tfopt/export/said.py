@@ -1,0 +1,56 @@
+"""What a causal language model is compared on where nobody gave a text: what it says itself.
+
+Random tokens are nothing that a model was trained on: a good file of a real one looks broken on them.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from tfopt._base.members import TOKENIZER
+from tfopt._keras import extras
+from tfopt.data.detokenizers import HuggingFaceTokenizer
+from tfopt.data.tokenizers import parse_tokenizer
+from tfopt.decoding.config import CausalLMConfig
+from tfopt.decoding.weights import config_of
+from tfopt.runtime.eager_decoder import EagerDecoder
+
+IDS = "input_ids"  # of every causal language model
+_MOST_ROWS, _LEAST_ROWS = 8, 2
+_LOGITS = 1 << 25  # of all tokens, which are kept several times while a file is compared
+
+
+def said_by(model: Any, length: int) -> np.ndarray:
+    """Texts that a model says by itself, drawn at its own probabilities.
+
+    Args:
+        model: a causal language model.
+        length: of each.
+
+    Returns:
+        Token ids of shape (texts, length), int32; 2 to 8 texts, the fewer the longer they and the vocabulary are.
+    """
+    config = config_of(model)
+    rows = min(_MOST_ROWS, max(_LEAST_ROWS, _LOGITS // (length * config.vocab_size)))
+    rng = np.random.default_rng(0)
+    ids = np.zeros((rows, length), np.int32)
+    first = _beginning(model, config)
+    ids[:, 0] = rng.integers(0, config.vocab_size, rows) if first is None else first
+    decoder = EagerDecoder(model, context=length)
+    with decoder.open([0] * rows) as session:
+        for place in range(1, length):
+            logits = session.extend(ids[:, place - 1 : place])[:, -1].astype(np.float64)
+            # The largest of logits with Gumbel noise is drawn with the probabilities that they stand for.
+            ids[:, place] = (logits + rng.gumbel(size=logits.shape)).argmax(-1)
+    return ids
+
+
+def _beginning(model: Any, config: CausalLMConfig) -> int | None:
+    """The token that begins texts, or ends them where the model has one for both."""
+    content = extras.of(model).get(TOKENIZER)
+    if content is not None:
+        tokenizer = HuggingFaceTokenizer(parse_tokenizer(content.decode(), "the model's tokenizer"))
+        begun = tokenizer.encode_ids("")
+        if begun:
+            return begun[0]
+    return config.end_tokens[0] if config.end_tokens else None
