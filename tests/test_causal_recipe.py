@@ -1,5 +1,7 @@
 """Recipes of task "causal_lm": from running text to files that generate, and their report."""
 
+import json
+
 import hypothesis
 import numpy as np
 import pytest
@@ -9,10 +11,15 @@ from hypothesis import strategies as st
 import tfopt
 from tfopt.data.blocks import hold_out, next_tokens, write_blocks
 from tfopt.data.readers.texts import Texts, read_documents
+from tfopt.decoding.weights import config_of
 from tfopt.errors import DataError, InputError, MissingFileError, ModelFileError
 from tfopt.report import Report
 from tfopt.run.pipeline import run
 from tfopt.run.verification import verify_run
+from tfopt.tasks import task_of
+
+from . import gguf_files
+from .conftest import REPOSITORY
 
 RECIPE = """
 schema = 1
@@ -178,6 +185,27 @@ def test_a_trained_checkpoint_learns_another_text(recipe, shared_data, tmp_path)
     text = (tmp_path / "run" / "data" / "validation.txt").read_text("utf-8")
     ids = before.tokenizer.encode_ids(text)[:400]
     assert report.baseline.quality["perplexity"] < 0.5 * tfopt.perplexity(before.decoder, ids, window=48).perplexity
+
+
+def test_a_gguf_file_is_a_checkpoint_to_train_on(recipe, tmp_path):
+    folder = REPOSITORY / "tests" / "data" / "tiny_decoder"
+    model, raw = tfopt.models.from_pretrained(folder), json.loads((folder / "tokenizer.json").read_text("utf-8"))
+    path = gguf_files.write(tmp_path / "m.gguf", model, config_of(model), tokenizer=gguf_files.byte_level(raw))
+    chosen = recipe().with_changes(
+        {"model": {"kind": "pretrained", "folder": str(path)}, "data.max_length": 48, "lengths": [48]}
+    )
+    task = task_of(chosen, tmp_path / "data")
+    assert path in task.check_inputs()
+    facts = task.pack(lambda line: None)
+    assert facts["vocab_size"] == 512 and facts["end_token"] == config_of(model).end_tokens[0]
+    again = task.build(facts)
+    np.testing.assert_allclose(again.get_weights()[0], model.get_weights()[0], atol=1e-6)
+    bare = gguf_files.write(tmp_path / "bare.gguf", model, config_of(model))
+    other = recipe().with_changes(
+        {"model": {"kind": "pretrained", "folder": str(bare)}, "data.max_length": 48, "lengths": [48]}
+    )
+    with pytest.raises(InputError, match="holds no tokenizer"):
+        task_of(other, tmp_path / "other").check_inputs()
 
 
 @hypothesis.settings(deadline=None, max_examples=25)

@@ -45,6 +45,17 @@ def test_prompts_are_those_of_transformers(case):
     assert text == case["text"] and tokenizer.encode_whole(text) == case["ids"]
 
 
+def test_words_that_templates_use_are_known():
+    """Of transformers: marks for trainings, loop controls; of Python: methods of texts and lists."""
+    text = (
+        "{% for m in messages %}{% if loop.index > 2 %}{% break %}{% endif %}"
+        "{% generation %}{{ m.content.strip().split(' ')[-1].replace('i', 'o') ~ '|' ~ m['role'][0] }}{% endgeneration %}"
+        "{% endfor %}{{ ', '.join(['a', 'b']) + (messages | map(attribute='role') | join('/')) | upper }}"
+        "{{ {'a': 1} | tojson }}"
+    )
+    assert ChatTemplate(text).compiled("t").render(TALK) == 'Ho|ua, bUSER{"a": 1}'
+
+
 @pytest.mark.parametrize(
     ("name", "ends"),
     [("chatml", "<|im_end|>\n"), ("headers", "<|eot|>"), ("turns", "<end_turn>\n"), ("brackets", "</s>")],
@@ -64,7 +75,18 @@ def test_where_an_answer_ends(name, ends):
     ("{{ '%999999999d' % 1 }}", "refuses these messages"),
     ("{{ 'x'.ljust(999999999) }}", "cannot make a prompt"),
     ("{{ '{:999999999}'.format(1) }}", "cannot make a prompt"),
-    ("{{ 'x' | center(999999999) }}", "does not compile"),
+    ("{{ 'x' | center(999999999) }}", "cannot make a prompt"),
+    ("{% set ns = namespace(s='xxxx') %}{% for i in range(60) %}{% set ns.s = ns.s ~ ns.s %}{% endfor %}", "grows"),
+    ("{% set ns = namespace(s='xxxx') %}{% for i in range(60) %}{% set ns.s = ns.s + ns.s %}{% endfor %}", "grows"),
+    ("{{ 'a'" + "|replace('a', 'aaaaaaaaaa')" * 12 + " }}", "grows"),
+    ("{{ 'a'" + ".replace('a', 'aaaaaaaaaa')" * 12 + " }}", "grows"),
+    ("{% set t = 'x' | list | join('y') %}{{ ('y' * 1) }}", "refuses"),
+    ("{% set ns = namespace(n=9) %}{% for i in range(9) %}{% set ns.n = ns.n ** 64 %}{% endfor %}", "refuses"),
+    ("{{ lipsum(n=10**9) }}", "cannot make a prompt"),
+    ("{{ [1] | batch(10**9, 'x') | list }}", "cannot make a prompt"),
+    ("{{ messages | dictsort }}", "cannot make a prompt"),
+    ("{% for x in messages %}" * 30 + "{% endfor %}" * 30, "cannot make a prompt"),
+    ("{{ '\\ud800' }}", "half a character"),
     ("{% for i in range(99999) %}{% for j in range(99999) %}xxxxxxxxxxxxxxx{% endfor %}{% endfor %}", "more than"),
     ("{% for i in range(10**9) %}x{% endfor %}", "cannot make a prompt"),
     ("{% include '/etc/passwd' %}", "cannot make a prompt"),

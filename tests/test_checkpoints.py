@@ -11,9 +11,11 @@ from safetensors.numpy import load_file, save_file
 
 import tfopt
 from tfopt._keras import keras_api
+from tfopt.decoding.weights import config_of
 from tfopt.engine.opening import generates
 from tfopt.errors import InputError, MissingFileError, ModelFileError
 from tfopt.models import BertConfig, bert, families, from_pretrained, save_pretrained
+from tfopt.runtime.eager_decoder import EagerDecoder
 
 from .decoders import FAMILIES, logits_of, make, tokens
 
@@ -143,6 +145,40 @@ def test_stretched_frequencies_are_those_of_kerashub_and_come_back(tmp_path):
         changed(tmp_path / "a", rope_scaling={"rope_type": "llama3", "factor": "x"})
         from_pretrained(tmp_path / "a")
     assert np.abs(logits_of(halved, ids) - plain).max() > 0.1
+
+
+def test_what_folders_leave_unsaid_or_say_by_null(tmp_path):
+    """SmolLM3 ties its table without saying so; Mistral's null window is none, not the default."""
+    save_pretrained(make("smollm3"), tmp_path / "a")
+    raw = json.loads((tmp_path / "a" / "config.json").read_text())
+    del raw["tie_word_embeddings"]
+    (tmp_path / "a" / "config.json").write_text(json.dumps(raw))
+    assert config_of(from_pretrained(tmp_path / "a")).tie_word_embeddings
+    save_pretrained(make("mistral"), tmp_path / "b")
+    changed(tmp_path / "b", sliding_window=None)
+    assert config_of(from_pretrained(tmp_path / "b")).sliding_window is None
+
+
+@pytest.mark.parametrize("change", [
+    {"model_type": "smollm3", "no_rope_layer_interval": 0}, {"model_type": "gemma2", "query_pre_attn_scalar": 0},
+    {"rope_scaling": {"rope_type": "linear", "factor": 10**400}}, {"rope_theta": None, "rope_parameters": {"rope_theta": 10**400}},
+    {"model_type": "smollm3", "no_rope_layers": [[1], 2]},
+])  # fmt: skip
+def test_numbers_of_families_have_ranges(change, tmp_path):
+    save_pretrained(make("llama"), tmp_path)
+    changed(tmp_path, **change)
+    with pytest.raises(ModelFileError):
+        from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("family", ["smollm3", "gemma2", "gemma3_text"])
+def test_layers_keep_their_kind_when_others_go(family):
+    model = make(family)
+    smaller = tfopt.shrink(model, layers=[0])
+    kinds = [(config_of(m).window_of(i), config_of(m).frequencies_of(i)) for m, i in ((model, 1), (smaller, 0))]
+    assert kinds[0] == kinds[1]
+    with EagerDecoder(smaller).open([0]) as session:
+        np.testing.assert_allclose(session.extend(tokens(), every=True), logits_of(smaller, tokens()), atol=1e-4)
 
 
 def add_pooler(path):

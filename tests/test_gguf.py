@@ -193,6 +193,33 @@ def test_files_that_do_not_fit_themselves(tmp_path):
         tfopt.models.from_pretrained(path, num_labels=3)
 
 
+def test_metadata_of_other_kinds_ends_in_an_error(tmp_path):
+    tokenizer = json.loads((FOLDER / "tokenizer.json").read_text())
+    config = dataclasses.replace(FAMILIES["llama"], vocab_size=512)
+
+    def arrays(writer):
+        gguf_files.byte_level(tokenizer, "smollm")(writer)
+        writer.kv_data[0]["tokenizer.ggml.pre"] = gguf.gguf_writer.GGUFValue(
+            ["smollm", "x"], gguf.GGUFValueType.ARRAY, gguf.GGUFValueType.STRING
+        )
+
+    def long(writer):
+        gguf_files.pieces(["<unk>", "<s>", "</s>", "a" * 600, *map(str, range(508))], [0.0] * 512)(writer)
+
+    path = gguf_files.write(tmp_path / "a.gguf", make(config), config, tokenizer=arrays)
+    assert extras.TOKENIZERS[0] not in extras.of(tfopt.models.from_pretrained(path))
+    path = gguf_files.write(tmp_path / "b.gguf", make(config), config, tokenizer=long)
+    with pytest.raises(ModelFileError, match="a token of 600 characters, 512 are the most"):
+        tfopt.models.from_pretrained(path)
+    path = gguf_files.write(tmp_path / "c.gguf", make("llama"), FAMILIES["llama"], factors=np.ones(1 << 15))
+    with pytest.raises(ModelFileError, match="more than half a head"):
+        tfopt.models.from_pretrained(path)
+    path = gguf_files.write(
+        tmp_path / "d.gguf", make("llama"), FAMILIES["llama"], metadata=[("add_sliding_window", 0)]
+    )
+    assert gguf_config(path).sliding_window is None
+
+
 def test_a_type_that_cannot_be_widened_is_named(tmp_path):
     writer = gguf.GGUFWriter(tmp_path / "m.gguf", "llama")
     writer.add_tensor("token_embd.weight", np.zeros((8, 8), np.int16))

@@ -120,6 +120,16 @@ def with_pieces_of_gemma():
     return task("Gemma", preprocessor, vocabulary_size=tokenizer.vocabulary_size())
 
 
+def test_pieces_of_the_users_own_are_whole(with_pieces_of_gemma):
+    tokenizer, theirs = (
+        tfopt.Generator.load(with_pieces_of_gemma).tokenizer,
+        with_pieces_of_gemma.preprocessor.tokenizer,
+    )
+    for text in ("<start_of_turn>user", "a<end_of_turn>b", "The cat"):
+        assert tokenizer.encode_ids(text)[1:] == list(map(int, theirs(text)))
+    assert len(tokenizer.encode_ids("<start_of_turn>")) == 2
+
+
 @pytest.mark.parametrize("which", ["with_byte_pairs", "with_pieces", "with_pieces_of_gemma"])
 def test_greedy_text_is_that_of_keras_hub(which, request, tmp_path):
     model = request.getfixturevalue(which)

@@ -184,8 +184,12 @@ def test_commands_take_a_checkpoint_with_the_head_it_was_trained_with(head, key,
     (folder / "context.txt").write_text("a plain text")
     code, out, _ = tfopt_main("predict", tmp_path / "m.tflite", *asked, "--json")
     assert code == 0 and key in json.loads(out)["answers"][0]
-    # One that was only trained to guess words, or whose head is not there, is an encoder.
+    # One that tells several labels at once, or was only trained to guess words, is an encoder.
     stored = json.loads((folder / "config.json").read_text())
+    if head == "classification":
+        several = {**stored, "problem_type": "multi_label_classification"}
+        (folder / "config.json").write_text(json.dumps(several))
+        assert "last_hidden_state" in load_any(folder)(tokens_of(folder))
     (folder / "config.json").write_text(json.dumps({**stored, "architectures": ["BertForMaskedLM"]}))
     assert "last_hidden_state" in load_any(folder)(tokens_of(folder))
 

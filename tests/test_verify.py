@@ -30,7 +30,7 @@ from tfopt.numerics.agreement import (
 from tfopt.quantization import NAMED, QuantizeConfig
 from tfopt.runtime.child import ChildRun
 
-from .decoders import logits_of, make, tokens
+from .decoders import FAMILIES, logits_of, make, tokens
 
 ROWS = np.random.default_rng(0).standard_normal((64, 5))
 
@@ -286,6 +286,8 @@ def test_a_model_is_compared_on_what_it_says(tmp_path, monkeypatch):
     likely = np.take_along_axis(log_softmax(logits[:, :-1]), said[:, 1:, None].astype(int), -1).mean()
     random = np.take_along_axis(log_softmax(logits[:, :-1]), tokens(8, 23)[..., None].astype(int), -1).mean()
     assert likely > random + 1
+    begins = make(dataclasses.replace(FAMILIES["llama"], end_tokens=(99, 5)))  # of which one is no token
+    assert (said_by(begins, 4)[:, 0] == 5).all()
     monkeypatch.setattr(
         importlib.import_module("tfopt.export.export"),
         "said_by",

@@ -11,13 +11,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from tfopt._base.foreign import parse_json
-from tfopt._base.members import FACTS, TOKENIZER
+from tfopt._base.members import CHAT, FACTS, TOKENIZER
 from tfopt.errors import InputError
 
 CONFIG = "tfopt_causal_lm.json"  # the shape of a causal language model
 ENCODER = "tfopt_bert.json"  # the shape of an encoder
 TOKENIZERS = (TOKENIZER, "tfopt_tokenizer.bin")
-FOR_TEXTS = (FACTS, *TOKENIZERS)
+FOR_TEXTS = (CHAT, FACTS, *TOKENIZERS)
 PREFIX = "tfopt_"
 CARRIER = "tfopt_facts"  # the layer
 _ATTRIBUTE = "_tfopt_members"

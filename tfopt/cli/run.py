@@ -19,7 +19,7 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Begin anew over an
 def run(
     recipe: Annotated[str, typer.Argument(help="A recipe file, or the name of a built-in recipe.")],
     model: Annotated[
-        Path | None, typer.Option(help="Hugging Face folder or .keras file of the model to start from.")
+        Path | None, typer.Option(help="Hugging Face folder, or .keras or .gguf file, of the model to start from.")
     ] = None,
     train: Annotated[Path | None, typer.Option(help="Training texts (.tsv, .csv, .jsonl).")] = None,
     validation: Annotated[Path | None, typer.Option(help="Held-out texts.")] = None,
@@ -27,7 +27,7 @@ def run(
     as_json: Json = False,
 ) -> None:  # fmt: skip
     """Runs a recipe from data to report."""
-    is_file = model is not None and model.is_file()
+    is_file = model is not None and model.is_file() and model.suffix != ".gguf"
     changes = {
         "model.file" if is_file else "model.folder": model, "data.train": train, "data.validation": validation,
     }  # fmt: skip

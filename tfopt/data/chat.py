@@ -21,7 +21,13 @@ _MARK = "\u2402answer\u2403"  # in no template
 _TEMPLATE_FILE, _CONFIG_FILE = "chat_template.jinja", "tokenizer_config.json"
 _LARGEST, _MOST_OUTPUT = 1 << 20, 1 << 24
 # Methods of texts that make them as long as a number says.
-_WIDENING = frozenset({"center", "expandtabs", "format", "format_map", "ljust", "rjust", "zfill", "translate"})
+_WIDENING = frozenset({
+    "center", "expandtabs", "format", "format_map", "ljust", "rjust", "zfill", "translate", "to_bytes",
+})  # fmt: skip
+_WIDENING_FILTERS = (
+    "batch", "center", "format", "indent", "wordwrap", "pprint", "xmlattr", "urlize", "filesizeformat", "slice",
+)  # fmt: skip
+_LARGEST_NUMBER = 1e18
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +61,7 @@ class ChatTemplate:
     def end_of_turn(self) -> str:
         """What stands behind an answer, "" where nothing does."""
         talk: list[Message] = [{"role": "user", "content": "a"}, {"role": "assistant", "content": _MARK}]
-        return self._rendered(talk, answer=False).rpartition(_MARK)[2]
+        return self._rendered(talk, answer=False).partition(_MARK)[2]
 
     def to_json(self) -> bytes:
         """The member of a file."""
@@ -82,19 +88,15 @@ class ChatTemplate:
         Raises:
             ModelFileError: it is none; `source` names it.
         """
-        import jinja2
-
         if len(self.template) > _LARGEST:
             raise ModelFileError(f"{source} has a chat template of {len(self.template):,} characters")
         try:
-            _environment().from_string(self.template)
-        except (jinja2.TemplateError, RecursionError) as error:
+            _environment().parse(self.template)  # whose expressions are not computed before they are rendered
+        except Exception as error:  # whatever Jinja2 and Python's parser make of a text of somebody else
             raise ModelFileError(f"{source} has a chat template that does not compile: {error}") from error
         return self
 
     def _rendered(self, messages: list[Any], answer: bool) -> str:
-        import jinja2
-
         try:
             parts = _environment().from_string(self.template).generate(
                 messages=messages, add_generation_prompt=answer, bos_token=self.bos_token, eos_token=self.eos_token,
@@ -109,8 +111,9 @@ class ChatTemplate:
             raise InputError(f"the chat template refuses these messages: {error}") from error
         except InputError:
             raise
-        except (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError, RecursionError) as error:
+        except Exception as error:  # whatever a program of somebody else raises
             raise InputError(f"the chat template cannot make a prompt of these messages: {error}") from error
+        check_whole(found, "what the chat template makes of these messages")
         return found
 
 
@@ -120,42 +123,97 @@ class _RefusedError(Exception):
 
 @functools.cache
 def _environment() -> Any:
-    """Jinja2 as transformers sets it up."""
-    from jinja2.ext import loopcontrols
+    """Jinja2 as transformers sets it up, with bounds on what a text may become."""
+    from jinja2 import nodes
+    from jinja2.compiler import CodeGenerator
+    from jinja2.ext import Extension, loopcontrols
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-    def raise_exception(message: str) -> None:
-        raise _RefusedError(message)
+    class Generation(Extension):
+        """What an assistant says is marked for trainings; here it is written as it is."""
 
-    def tojson(value: Any, indent: int | None = None, **settings: Any) -> str:
-        return json.dumps(value, ensure_ascii=False, indent=indent if indent is None else min(int(indent), 16))
+        tags = {"generation"}  # noqa: RUF012 - as Jinja2 declares it
 
-    def strftime_now(form: str) -> str:
-        return datetime.datetime.now().strftime(form)
+        def parse(self, parser: Any) -> Any:
+            line = next(parser.stream).lineno
+            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+            return nodes.Scope(body, lineno=line)
 
     class Bounded(ImmutableSandboxedEnvironment):
         """Whose templates cannot ask for more memory than a prompt may have."""
 
-        intercepted_binops = frozenset({"*", "**", "%"})
+        intercepted_binops = frozenset({"+", "*", "**", "%"})
+        joined = staticmethod(_joined)
 
         def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
             return attr not in _WIDENING and super().is_safe_attribute(obj, attr, value)
+
+        def getattr(self, obj: Any, attribute: str) -> Any:
+            if isinstance(obj, str) and attribute == "replace":
+                return functools.partial(_replaced, obj)
+            if isinstance(obj, str) and attribute == "join":
+                return lambda values: _joined(values, obj)
+            return super().getattr(obj, attribute)
 
         def wrap_str_format(self, value: Any) -> Any:
             return None  # else `format` would be allowed before it is asked whether it is
 
         def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-            numbers = isinstance(left, int | float) and isinstance(right, int | float)
-            if not numbers or (operator == "**" and not abs(right) <= 64):
+            if operator == "+" and not isinstance(left, int | float):
+                if len(left) + len(right) > _MOST_OUTPUT:
+                    raise _RefusedError("a text that grows and grows")
+            elif not all(isinstance(one, int | float) and abs(one) < _LARGEST_NUMBER for one in (left, right)):
                 raise _RefusedError(f"{left!r:.20} {operator} {right!r:.20} is nothing that a prompt needs")
+            elif operator == "**" and not abs(right) <= 64:
+                raise _RefusedError(f"{left!r:.20} ** {right!r:.20} is nothing that a prompt needs")
             return super().call_binop(context, operator, left, right)
 
-    made = Bounded(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
-    for name in ("center", "format", "indent", "wordwrap"):
-        del made.filters[name]
-    made.filters["tojson"] = tojson
-    made.globals |= {"raise_exception": raise_exception, "strftime_now": strftime_now}
+    class Joining(CodeGenerator):
+        """Which has `~` computed here instead of by a function that joins whatever it is given."""
+
+        def visit_Concat(self, node: Any, frame: Any) -> None:
+            self.write("environment.joined((")
+            for one in node.nodes:
+                self.visit(one, frame)
+                self.write(", ")
+            self.write("))")
+
+    Bounded.code_generator_class = Joining
+    made = Bounded(trim_blocks=True, lstrip_blocks=True, optimized=False, extensions=[loopcontrols, Generation])
+    for name in (*_WIDENING_FILTERS, "tojson"):
+        made.filters.pop(name, None)
+    made.filters["tojson"] = _to_json
+    made.filters["join"] = _joined
+    made.filters["replace"] = _replaced
+    made.globals = {name: made.globals[name] for name in ("range", "dict", "namespace")}
+    made.globals |= {"raise_exception": _raise, "strftime_now": _now}
     return made
+
+
+def _raise(message: str) -> None:
+    raise _RefusedError(message)
+
+
+def _now(form: str) -> str:
+    return datetime.datetime.now().strftime(form)
+
+
+def _to_json(value: Any, indent: int | None = None, **settings: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, indent=indent if indent is None else min(int(indent), 16))
+
+
+def _joined(values: Any, between: str = "", attribute: str | None = None) -> str:
+    parts = [str(one if attribute is None else one[attribute]) for one in values]
+    if sum(map(len, parts)) + len(between) * len(parts) > _MOST_OUTPUT:
+        raise _RefusedError("a text that grows and grows")
+    return between.join(parts)
+
+
+def _replaced(text: Any, old: str, new: str, count: int = -1) -> str:
+    text = str(text)
+    if len(text) + text.count(old) * len(new) > _MOST_OUTPUT:
+        raise _RefusedError("a text that grows and grows")
+    return text.replace(old, new, count)
 
 
 def checked(messages: Any) -> Sequence[Message]:
@@ -191,8 +249,8 @@ def template_of_folder(folder: Path) -> ChatTemplate | None:
     else:
         text = said.get("chat_template")
         if isinstance(text, list):  # several by name
-            named = {one.get("name"): one.get("template") for one in text if isinstance(one, dict)}
-            text = named.get("default")
+            text = next((one.get("template") for one in text
+                         if isinstance(one, dict) and one.get("name") == "default"), None)  # fmt: skip
     if text is None:
         return None
     if not isinstance(text, str):

@@ -38,6 +38,7 @@ _CUT_BY = {
     "llama3": ("llama3", "bytes"), "llama-v3": ("llama3", "bytes"), "smaug-bpe": ("llama3", "bytes"),
     "dbrx": ("llama3", "bytes"), "qwen2": ("qwen2", "bytes"), "stablelm2": ("qwen2", "bytes"),
 }  # fmt: skip
+_LONGEST = 512  # characters of a piece, all of whose halves are looked at
 _BEGUN = ("llama-bpe", "llama3", "llama-v3")  # by a token, if the file does not say otherwise
 
 
@@ -58,7 +59,7 @@ def tokenizer_json(metadata: Mapping[str, Any], vocab_size: int, *, where: str |
     kind, pre = metadata.get("tokenizer.ggml.model"), metadata.get("tokenizer.ggml.pre", "gpt-2")
     if kind is None or kind == "none":
         return None
-    if kind not in ("gpt2", "llama") or (kind == "gpt2" and pre not in _CUT_BY):
+    if kind not in ("gpt2", "llama") or (kind == "gpt2" and str(pre) not in _CUT_BY):
         named = f"{kind!r}" if kind != "gpt2" else f"'gpt2' with words cut as {pre!r}"
         _log.warning("%s has a tokenizer of kind %s, which is not known: it takes token ids only", where, named)
         return None
@@ -97,8 +98,11 @@ def _byte_level(metadata: Mapping[str, Any], tokens: list[str], pre: str, where:
 def _pieces(metadata: Mapping[str, Any], tokens: list[str], where: str | Path) -> dict[str, Any]:
     """SentencePiece's BPE joins the pair whose piece has the highest score; `tokenizers` wants a list of pairs."""
     scores = metadata.get("tokenizer.ggml.scores")
-    if not isinstance(scores, list) or len(scores) != len(tokens):
+    if not isinstance(scores, list) or len(scores) != len(tokens) or not all(isinstance(s, float) for s in scores):
         raise ModelFileError(f"{where}: tokenizer.ggml.scores must be {len(tokens)} numbers")
+    longest = max(map(len, tokens))
+    if longest > _LONGEST:
+        raise ModelFileError(f"{where} has a token of {longest:,} characters, {_LONGEST} are the most")
     number = {token: i for i, token in enumerate(tokens)}
     pairs = [
         (scores[i], token[:at], token[at:])
@@ -147,7 +151,7 @@ def _around(
     metadata: Mapping[str, Any], tokens: list[str], kind: str, *, where: str | Path
 ) -> dict[str, Any] | None:
     """The token that begins every text, if there is one."""
-    begins = metadata.get("tokenizer.ggml.pre") in ("llama-bpe", "llama3", "llama-v3") or kind == "llama"
+    begins = metadata.get("tokenizer.ggml.pre") in _BEGUN or kind == "llama"
     if not metadata.get("tokenizer.ggml.add_bos_token", begins):
         return None
     number = metadata.get("tokenizer.ggml.bos_token_id")

@@ -15,6 +15,7 @@ Norm = Literal["rms", "layer"]
 MASKED = -30_000.0
 _LARGEST = 1 << 24  # rows, widths and layers beyond this are of no model
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu")
+_BEYOND = 1e18  # no number of a model is so large
 _POSITIVE = ("local_rope_theta", "query_scale", "attention_softcap", "logit_softcap")
 
 
@@ -117,8 +118,8 @@ class CausalLMConfig:
                 raise InputError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
         for name in ("norm_eps", "rope_theta", "embedding_scale", *_POSITIVE):
             value = getattr(self, name)
-            if not (name in _POSITIVE and value is None) and not 0.0 < value < math.inf:
-                raise InputError(f"{name} must be above 0 and finite, got {value}")
+            if not (name in _POSITIVE and value is None) and not 0.0 < value < _BEYOND:
+                raise InputError(f"{name} must be above 0 and below {_BEYOND:g}, got {str(value)[:40]}")
         if not 0.0 <= self.dropout < 1.0:
             raise InputError(f"dropout must be in [0, 1), got {self.dropout}")
 

@@ -115,8 +115,9 @@ class Generator:
         helper: Any = draft
         if draft not in (None, LOOKUP):
             helper = open_decoder(
-                draft, None, threads, bits=None if is_file else bits, weight_cache=weight_cache, trust=trust
-            ).decoder
+                draft, None, threads, bits=None if is_file else bits, weight_cache=weight_cache, trust=trust,
+                imports=imports,
+            ).decoder  # fmt: skip
         return Generator(found.decoder, found.tokenizer, draft=helper, template=found.chat)
 
     def generate(self, prompts: Prompt | Sequence[Prompt], config: GenerateConfig | None = None) -> list[Answer]:

@@ -69,7 +69,8 @@ def export(
         jit_compile: for SavedModels, compile with XLA wherever the artifact is loaded.
         representative: inputs by name, for the ranges of static quantization, the comparison with the Keras
             model and of the classes that both choose; if None, ones drawn at random from what each input takes,
-            which show a broken conversion but say nothing about ranges and classes.
+            which show a broken conversion but say nothing about ranges and classes; of causal language models,
+            texts that they say themselves.
         lengths: for models with axes of any size, the sizes to export: numbers for all of them, or mappings from
             inputs to sizes such as ``{"image": (224, 160)}``. By default 32, 64 and 128 where a mask tells padding;
             shorter inputs are then padded when the artifact is used. A SavedModel without `jit_compile` takes

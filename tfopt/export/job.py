@@ -42,7 +42,7 @@ class Job:
         name: of the quantization, or None for float32.
         config: of integer quantization, or None.
         samples: inputs that the file is compared with the model on.
-        given: the same where they are the caller's, None where they were drawn at random.
+        given: the same where they are the caller's, None where they were drawn at random or said by the model.
         members: what the artifact needs for texts.
     """
 

@@ -51,6 +51,6 @@ def _beginning(model: Any, config: CausalLMConfig) -> int | None:
     if content is not None:
         tokenizer = HuggingFaceTokenizer(parse_tokenizer(content.decode(), "the model's tokenizer"))
         begun = tokenizer.encode_ids("")
-        if begun:
+        if begun and 0 <= begun[0] < config.vocab_size:
             return begun[0]
-    return config.end_tokens[0] if config.end_tokens else None
+    return next((end for end in config.end_tokens if 0 <= end < config.vocab_size), None)

@@ -213,6 +213,8 @@ class _Judge:
         value = divergence(found, want)
         words = "diverges from the float model by {:.4g} nats a token, {:.4g} are allowed"
         self._hold("divergence", name, value, limits.divergence, value <= limits.divergence, words)
+        if ids.shape[1] < 2:
+            return  # nothing comes next
         value, ours = perplexities(found, want, ids)
         words = "has perplexity {:.4g} on the text, {:.4g} are allowed"
         self._hold("perplexity", name, value, limits.perplexity * ours, value <= limits.perplexity * ours, words)

@@ -38,7 +38,9 @@ _FIELDS = {
     "final_logit_softcapping": "final_logit_softcapping",
 }  # fmt: skip
 _ENDS = ("tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id")
-_FACTORS = "rope_freqs.weight"
+_FACTORS, _MOST_FACTORS = "rope_freqs.weight", 1 << 14
+# Numbers of layers of models whose scores are scaled by the width, which files leave unsaid.
+_BY_WIDTH = {"gemma2": (46,), "gemma3": (62,)}
 
 
 def read_gguf(path: str | Path, *, generation: str = "tf_keras", dropout: float | None = None) -> Any:
@@ -110,7 +112,7 @@ def _config(file: GgufFile) -> tuple[CausalLMConfig, Family]:
     try:
         found = family.config(raw)
         assert isinstance(found, CausalLMConfig)
-    except (TypeError, KeyError, InputError) as error:
+    except (TypeError, KeyError, ArithmeticError, InputError) as error:
         said = f"it says nothing of {error}" if isinstance(error, KeyError) else error
         raise ModelFileError(f"{file.path}: {said}") from error
     return found, family
@@ -125,6 +127,12 @@ def _as_config_json(file: GgufFile, kind: str, family: Family) -> dict[str, Any]
     table = file.shapes.get("token_embd.weight", (0,))
     ends = [file.metadata[name] for name in _ENDS if file.metadata.get(name) is not None]
     scaling = file.metadata.get(f"{kind}.rope.scaling.type")
+    if not raw.get("sliding_window"):  # 0 says that there is none
+        raw["sliding_window"] = None
+    if kind in _BY_WIDTH and raw.get("num_hidden_layers") in _BY_WIDTH[kind] and raw.get("num_attention_heads"):
+        raw["query_pre_attn_scalar"] = raw.get("hidden_size", 0) / raw["num_attention_heads"]
+    if math.prod(file.shapes.get(_FACTORS, ())) > _MOST_FACTORS:
+        raise ModelFileError(f"{file.path}: {_FACTORS} has shape {file.shapes[_FACTORS]}, more than half a head")
     if _FACTORS in file.shapes:
         factors = [float(f) for f in file[_FACTORS].ravel()]
         raw["rope_scaling"] = {

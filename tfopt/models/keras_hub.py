@@ -24,6 +24,7 @@ _TRIED = (
     "The quick brown fox",
 )  # texts, split alike or not
 _LEAST_PIECES = 3 + 256
+_USER_DEFINED = 4
 # How names of weights of a backbone begin.
 _FIRST = (
     "token_embedding", "position_embedding", "transformer_layer_", "sequence_output_layernorm", "layer_norm",
@@ -144,7 +145,7 @@ def _piece_json(tokenizer: Any) -> bytes | None:
     said = {
         "model": "llama", "tokens": [model.id_to_piece(i) for i in numbers], "add_bos_token": True,
         "scores": [model.get_score(i) for i in numbers], "bos_token_id": model.bos_id(),
-        "token_type": [3 if model.is_control(i) else 2 if model.is_unknown(i) else 1 for i in numbers],
+        "token_type": _types(model),
         "unknown_token_id": model.unk_id(), "add_space_prefix": model.encode_as_pieces("a")[0].startswith("\u2581"),
     }  # fmt: skip
     metadata = {f"tokenizer.ggml.{name}": value for name, value in said.items()}
@@ -152,8 +153,29 @@ def _piece_json(tokenizer: Any) -> bytes | None:
     if content is None:
         return None
     ours = parse_tokenizer(content.decode(), "a tokenizer of KerasHub")
-    same = all(ours.encode(text).ids == [model.bos_id(), *model.encode(text)] for text in _TRIED)
+    own = [f"a{said['tokens'][i]}b" for i in numbers if said["token_type"][i] == _USER_DEFINED][:8]
+    same = all(ours.encode(text).ids == [model.bos_id(), *model.encode(text)] for text in (*_TRIED, *own))
     return content if same else None
+
+
+def _types(model: Any) -> list[int]:
+    """Of each piece, as the model's own file has them: what is user-defined is found in a text before it is cut.
+
+    The package has a parser of its files that asks for a newer protobuf than TensorFlow takes.
+    """
+    from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+
+    file = descriptor_pb2.FileDescriptorProto(name="pieces.proto", package="tfopt")
+    piece = file.message_type.add(name="Piece")
+    piece.field.add(name="type", number=3, type=5, label=1)  # an int32
+    file.message_type.add(name="Model").field.add(
+        name="pieces", number=1, type=11, label=3, type_name=".tfopt.Piece"
+    )
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(file)
+    found: Any = message_factory.GetMessageClass(pool.FindMessageTypeByName("tfopt.Model"))()
+    found.ParseFromString(model.serialized_model_proto())
+    return [int(one.type) or 1 for one in found.pieces]
 
 
 def _sentencepiece(tokenizer: Any) -> Any:

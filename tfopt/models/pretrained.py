@@ -12,7 +12,7 @@ import numpy as np
 
 from tfopt._base.files import existing
 from tfopt._base.foreign import read_bytes, read_json
-from tfopt._base.formats import llama2c_models
+from tfopt._base.formats import kind_of, llama2c_models
 from tfopt._base.limits import MAX_MEMBER_BYTES
 from tfopt._base.members import CHAT, FACTS
 from tfopt._keras import extras, keras_api
@@ -44,6 +44,7 @@ from tfopt.models.llama2c import llama2c_files, read_llama2c
 # Masks that old GPT-2 checkpoints store, and frequencies that old LLaMA ones do.
 _BUFFERS = re.compile(r"(\.attn\.(masked_)?bias|rotary_emb\.inv_freq)$")
 _SHARD = 5_000_000_000
+_ONE_LABEL = "single_label_classification"
 # Head -> the task with texts that it is for.
 _TASKS: dict[str, TextTask] = {
     "classification": "classification", "tokens": "token_classification", "span": "span", "embedding": "embedding",
@@ -82,7 +83,7 @@ def from_pretrained(
     """
     folder = _found(folder)
     is_told = (num_labels, head, heads) not in ((None, None, None), (None, "stored", None))
-    if is_told and not (folder / "config.json").exists():
+    if is_told and kind_of(folder) in ("gguf", "llama2c"):
         raise InputError(f"labels and heads are for encoders; {folder} holds a model that generates")
     if folder.suffix == ".gguf":
         return read_gguf(folder, generation=generation, dropout=dropout)
@@ -179,6 +180,8 @@ def _head_of(folder: Path, config: BertConfig, architecture: Family) -> tuple[He
     pooling: Pooling = "pooler" if head == "classification" else "mean"
     found, classes = _stored_head(folder, config, architecture, head=head, pooling=pooling)
     whole = head is not None and len(found) == len(head_entries(_kind(config), head, pooling))
+    if head == "classification" and (raw.get("problem_type") or _ONE_LABEL) != _ONE_LABEL:
+        whole = False  # several labels at once, or a number: no one label is the answer
     return (None, "mean") if not whole or classes == 1 else (head, pooling)  # one class is a number, not a label
 
 
@@ -294,7 +297,7 @@ def _read(folder: Path) -> tuple[Config, Family]:
     _, architecture = family_of(raw, str(path))
     try:
         return architecture.config(raw), architecture
-    except (TypeError, KeyError, InputError) as error:
+    except (TypeError, KeyError, ArithmeticError, InputError) as error:
         raise ModelFileError(f"{path}: {error}") from error
 
 

@@ -264,6 +264,8 @@ class TFLiteSession(Session):
         if at + len(tokens) > self._slots:
             self._make_room(at + len(tokens))
         parts = []
+        # One token has its logits at the cheapest pass.
+        every = every and len(tokens) > 1
         last = len(tokens) if every else len(tokens) - 1
         while tokens[:last].size:
             signature = self._decoder.choose("verify" if every else "prefill", last, self._slots)

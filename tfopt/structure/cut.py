@@ -69,7 +69,7 @@ def cut(model: Any, structure: Structure, kept: Kept) -> Any:
         rename=renaming(model, kept.removed),
     )  # fmt: skip
     made = _rebuilt(model, changes)
-    _keep_members(model, made)
+    _keep_members(model, made, _renumbering(model, kept.removed))
     return made
 
 
@@ -182,12 +182,18 @@ def _renumbering(model: Any, removed: tuple[Block, ...]) -> dict[int, int]:
     return {old: new for new, old in enumerate(sorted(numbers - gone))}
 
 
-def _keep_members(model: Any, made: Any) -> None:
-    """What travels with a model: tokenizer, task and labels, and its shape, brought up to date."""
+def _keep_members(model: Any, made: Any, numbers: Mapping[int, int] | None = None) -> None:
+    """What travels with a model: tokenizer, task and labels, and its shape, brought up to date.
+
+    Args:
+        model: as it was.
+        made: what became of it.
+        numbers: old number of a layer -> new one, where some are gone.
+    """
     members = extras.of(model)
     kept = {name: content for name, content in members.items() if name in extras.FOR_TEXTS}
     if extras.CONFIG in members:
-        kept[extras.CONFIG] = _generating(json.loads(members[extras.CONFIG]), made)
+        kept[extras.CONFIG] = _generating(json.loads(members[extras.CONFIG]), made, numbers or {})
     if extras.ENCODER in members:
         kept[extras.ENCODER] = _encoder(json.loads(members[extras.ENCODER]), made)
     if kept:
@@ -212,8 +218,10 @@ def _encoder(config: dict[str, Any], made: Any) -> bytes:
     return json.dumps(config).encode()
 
 
-def _generating(config: dict[str, Any], made: Any) -> bytes:
+def _generating(config: dict[str, Any], made: Any, renumbered: Mapping[int, int]) -> bytes:
     """The shape of a causal language model from its weights."""
+    for name in ("full_layers", "unrotated_layers") if renumbered else ():
+        config[name] = [renumbered[layer] for layer in config.get(name, ()) if layer in renumbered]
     shapes = {w.path: tuple(int(d) for d in w.variable.shape) for w in keras_api.weights(made)}
     numbers = {int(m[1]) for path in shapes if (m := _NUMBERED.match(path))}
 

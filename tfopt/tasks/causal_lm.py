@@ -7,6 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfopt._base.files import existing, replacing
+from tfopt._base.formats import kind_of
 from tfopt._base.remaining import told_now_and_then
 from tfopt._keras import extras
 from tfopt.data import batches as batching
@@ -21,6 +22,7 @@ from tfopt.decoding.config import CausalLMConfig
 from tfopt.errors import InputError, ModelFileError
 from tfopt.models.causal_lm import causal_lm
 from tfopt.models.checkpoints import files_of
+from tfopt.models.gguf import gguf_config, gguf_tokenizer
 from tfopt.models.llama2c import llama2c_config, llama2c_files
 from tfopt.models.pretrained import check_weights, read_config
 from tfopt.models.source import load_any
@@ -79,6 +81,9 @@ class CausalLMTask(Task):
             check_weights(folder, config)
             files = [folder / "config.json", *files_of(folder)]
             tokenizer: Path | None = existing(folder / "tokenizer.json", "tokenizer")
+        elif kind_of(folder) == "gguf":
+            config, files = gguf_config(folder), [folder]
+            tokenizer = None if gguf_tokenizer(folder) is None else folder
         else:
             model, tokenizer = llama2c_files(folder)
             config, files = llama2c_config(model), [model]
@@ -89,7 +94,7 @@ class CausalLMTask(Task):
                 f"data.max_length {recipe.data.max_length} is more than the {config.max_position_embeddings} "
                 "positions of the model"
             )
-        return [*files, tokenizer]
+        return list(dict.fromkeys((*files, tokenizer)))
 
     def pack(self, log: Log) -> dict[str, Any]:
         section = self.recipe.data
@@ -148,12 +153,18 @@ class CausalLMTask(Task):
             config = read_config(source)
             assert isinstance(config, CausalLMConfig)
             (folder / _TOKENIZER_FILES[0]).write_bytes((source / "tokenizer.json").read_bytes())
+        elif kind_of(source) == "gguf":
+            config, content = gguf_config(source), gguf_tokenizer(source)
+            assert content is not None
+            (folder / _TOKENIZER_FILES[0]).write_bytes(content)
         else:
             model, stored = llama2c_files(source)
             assert stored is not None
             config = llama2c_config(model)
             (folder / _TOKENIZER_FILES[1]).write_bytes(stored.read_bytes())
-        return config.end_tokens[-1] if config.end_tokens else None
+        # The first ends a text, others a turn; llama2.c begins texts with its first.
+        ends = config.end_tokens[::-1] if kind_of(source) == "llama2c" else config.end_tokens
+        return ends[0] if ends else None
 
     def build(self, facts: dict[str, Any]) -> Any:
         section = self.recipe.model

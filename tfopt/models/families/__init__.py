@@ -9,6 +9,7 @@ from tfopt.decoding.config import CausalLMConfig
 from tfopt.errors import InputError, ModelFileError
 from tfopt.models.families import bert, distilbert, gemma, gpt2, llama, mistral, phi3, qwen, roberta, smollm3
 from tfopt.models.families.base import Config, Entry, Family
+from tfopt.models.families.fields import check_fields
 
 __all__ = ["FAMILIES", "Config", "Entry", "Family", "family_of", "write_causal"]
 
@@ -52,11 +53,13 @@ def write_causal(config: CausalLMConfig) -> dict[str, Any]:
     Raises:
         InputError: none does.
     """
+    if config.positions == "learned" and config.norm == "layer" and not config.gated:
+        gpt2.write_config(config)  # which says why it does not hold it
     stored = dataclasses.replace(config, dropout=0.0)  # which not every layout holds
     for name in _DECODERS:
         with contextlib.suppress(InputError):
             raw = FAMILIES[name].write_config(config)
-            read = FAMILIES[name].config({key: value for key, value in raw.items() if value is not None})
+            read = FAMILIES[name].config(check_fields(raw, name))
             if isinstance(read, CausalLMConfig) and dataclasses.replace(read, dropout=0.0) == stored:
                 return raw
     raise InputError("no public checkpoint layout holds this mix of positions, norms, windows and biases")

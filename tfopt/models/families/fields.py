@@ -70,6 +70,17 @@ class _Fields(pydantic.BaseModel):
     use_sliding_window: bool | None = None
     scale_attn_by_inverse_layer_idx: bool | None = None
     sliding_window: _Rows | None = None
+    no_rope_layer_interval: Annotated[int, pydantic.Field(ge=1, le=1024)] | None = None
+    no_rope_layers: Annotated[list[int], pydantic.Field(max_length=1024)] | None = None
+    layer_types: Annotated[list[str], pydantic.Field(max_length=1024)] | None = None
+    sliding_window_pattern: Annotated[int, pydantic.Field(ge=1, le=1024)] | None = None
+    partial_rotary_factor: Annotated[float, pydantic.Field(ge=0.0, le=1.0)] | None = None
+    rope_local_base_freq: Annotated[float, pydantic.Field(gt=0.0, le=1e12)] | None = None
+    query_pre_attn_scalar: Annotated[float, pydantic.Field(gt=0.0, le=2**20)] | None = None
+    attn_logit_softcapping: Annotated[float, pydantic.Field(gt=0.0, le=1e9)] | None = None
+    final_logit_softcapping: Annotated[float, pydantic.Field(gt=0.0, le=1e9)] | None = None
+    hidden_activation: str | None = None
+    problem_type: str | None = None
     max_window_layers: Annotated[int, pydantic.Field(ge=0, le=1024)] | None = None
     eos_token_id: _Token | Annotated[list[_Token], pydantic.Field(max_length=64)] | None = None
     pad_token_id: _Token | None = None
@@ -90,4 +101,5 @@ def check_fields(raw: Any, where: str) -> dict[str, Any]:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"][:1])
         raise ModelFileError(f"{where}: {name}: {first['msg']}, got {str(first['input'])[:80]}") from error
-    return {name: value for name, value in raw.items() if value is not None}  # null stands for the default
+    # Null stands for the default; of windows, it says that there is none.
+    return {name: value for name, value in raw.items() if value is not None or name == "sliding_window"}

@@ -18,7 +18,10 @@ def _read_config(raw: Mapping[str, Any]) -> CausalLMConfig:
         raise InputError(f"no_rope_layers must be {layers} numbers, 0 or 1, got {str(turned)[:80]}")
     if raw.get("use_sliding_window"):
         raise InputError("windows are not supported for smollm3")
-    return read_rotary(raw, unrotated_layers=tuple(i for i, has in enumerate(turned) if not has))
+    return read_rotary(
+        raw, unrotated_layers=tuple(i for i, has in enumerate(turned) if not has),
+        tie_word_embeddings=raw.get("tie_word_embeddings", True),
+    )  # fmt: skip
 
 
 def _write_config(config: CausalLMConfig) -> dict[str, Any]:
