@@ -182,9 +182,16 @@ _LENGTHS: dict[str, Any] = {
     "ResNet": None,
     "Whisper": ({"encoder_features": 40, "decoder_token_ids": 16, "decoder_padding_mask": 16},),
 }
+_GENERATING = {"int8": "keys and values of a file that generates have no static ranges"}
 ENTRIES = [
     *(
-        Entry(f"hub_{name}{task or ''}", _hub(name, sizes, task), ("keras",), lengths=_LENGTHS.get(name, (16,)))
+        Entry(
+            f"hub_{name}{task or ''}",
+            _hub(name, sizes, task),
+            ("keras",),
+            lengths=_LENGTHS.get(name, (16,)),
+            senseless=_GENERATING if task == "CausalLM" else {},
+        )  # fmt: skip
         for name, sizes, task in HUB
     ),
     *(Entry(name, _application(name)) for name in APPLICATIONS),
