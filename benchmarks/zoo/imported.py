@@ -191,7 +191,7 @@ ENTRIES = [
             ("keras",),
             lengths=_LENGTHS.get(name, (16,)),
             senseless=_GENERATING if task == "CausalLM" else {},
-        )  # fmt: skip
+        )
         for name, sizes, task in HUB
     ),
     *(Entry(name, _application(name)) for name in APPLICATIONS),
