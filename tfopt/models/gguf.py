@@ -108,7 +108,7 @@ def _config(file: GgufFile) -> tuple[CausalLMConfig, Family]:
             f"{file.path}: architecture {kind!r} is not supported; {advice}supported: {', '.join(_ARCHITECTURES)}"
         )
     family = FAMILIES[_ARCHITECTURES[kind]]
-    raw = check_fields(_as_config_json(file, kind, family), str(file.path))
+    raw = check_fields(_as_config_json(file, kind), str(file.path))
     try:
         found = family.config(raw)
         assert isinstance(found, CausalLMConfig)
@@ -118,7 +118,7 @@ def _config(file: GgufFile) -> tuple[CausalLMConfig, Family]:
     return found, family
 
 
-def _as_config_json(file: GgufFile, kind: str, family: Family) -> dict[str, Any]:
+def _as_config_json(file: GgufFile, kind: str) -> dict[str, Any]:
     said = {ours: file.metadata.get(f"{kind}.{theirs}") for ours, theirs in _FIELDS.items()}
     raw: dict[str, Any] = {name: value for name, value in said.items() if value is not None}
     lists = [name for name, value in raw.items() if isinstance(value, list)]
@@ -140,7 +140,6 @@ def _as_config_json(file: GgufFile, kind: str, family: Family) -> dict[str, Any]
         }  # fmt: skip
     elif scaling not in (None, "none"):
         raw["rope_scaling"] = {"rope_type": scaling, "factor": file.metadata.get(f"{kind}.rope.scaling.factor")}
-    assert family.gguf is not None
     turned = file.metadata.get(f"{kind}.rope.dimension_count")
     size = raw.get("head_dim") or turned
     if isinstance(turned, int) and isinstance(size, int) and 0 < turned != size > 0:
@@ -149,7 +148,6 @@ def _as_config_json(file: GgufFile, kind: str, family: Family) -> dict[str, Any]
         "model_type": _ARCHITECTURES[kind], "vocab_size": table[0], **raw, **({"head_dim": size} if size else {}),
         "eos_token_id": list(dict.fromkeys(ends)) or None,
         "tie_word_embeddings": "output.weight" not in file.shapes,
-        **family.gguf.unsaid,
     }  # fmt: skip
 
 

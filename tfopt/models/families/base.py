@@ -62,13 +62,11 @@ class Gguf:
         names: part of a name in a Hugging Face folder -> the part of GGUF's that stands for it.
         folder_value: (name in a folder, value, configuration) -> the value as a folder stores it; None where both
             are the same.
-        unsaid: what `config.json` says and these files leave to the reader.
     """
 
     architecture: str
     names: Mapping[str, str]
     folder_value: Callable[[str, np.ndarray, Any], np.ndarray] | None = None
-    unsaid: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
