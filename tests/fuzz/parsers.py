@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from litert_lm_builder.runtime.proto.llm_metadata_pb2 import LlmMetadata
 
 import tfopt
 from tfopt._base.files import remove
@@ -35,6 +36,7 @@ from tfopt.recipe import Recipe
 from tfopt.run.state import DoneStep, State, read_state
 from tfopt.run.verification import check_manifest
 from tfopt.store import Store
+from tfopt.tflite.litert_lm_file import read_litert_lm, write_litert_lm
 
 from .. import gguf_files
 from .mutate import damaged, damaged_json, damaged_zip
@@ -175,6 +177,32 @@ def _gguf(folder: Path) -> Path:
     return gguf_files.write(folder / "m.gguf", causal_lm(config), config, quantized="Q8_0", tokenizer=written)
 
 
+def _litert_lm(folder: Path) -> Path:
+    """A container whose TFLite file is not looked into: that is another parser's."""
+    (folder / "m.tflite").write_bytes(b"\0\0\0\0TFL3" + bytes(2000))
+    tokenizer = train_bpe(["some words to learn"] * 3, 300).to_str().encode()
+    said = LlmMetadata(max_num_tokens=64, jinja_prompt_template="{{ messages }}")
+    write_litert_lm(
+        folder / "m.litertlm", decoder=folder / "m.tflite", tokenizer=tokenizer, metadata=said.SerializeToString()
+    )
+    (folder / "m.tflite").unlink()
+    return folder / "m.litertlm"
+
+
+def _read_litert_lm(path: Path) -> None:
+    file = read_litert_lm(path)
+    file.metadata()
+    file.tokenizer()
+    file.decoder(path.with_suffix(".copy")).unlink()
+
+
+def _damaged_front(content: bytes, rng: random.Random) -> bytes:
+    """Most of a container is room between its sections; its header lies in front."""
+    if rng.random() < 0.3:
+        return damaged(content, rng)
+    return damaged(content[:1024], rng) + content[1024:]
+
+
 def _llama2c_tokenizer(folder: Path) -> Path:
     pieces = [b"<unk>", b"<s>", b"</s>", *(f"<0x{i:02X}>".encode() for i in range(256)), b"a", b"b", b"ab"]
     path = folder / "tok.bin"
@@ -297,6 +325,7 @@ PARSERS: dict[str, Parser] = {
     "text_facts": Parser(_facts, lambda path: TextFacts.from_json(path.read_bytes(), str(path)), damaged_json),
     "hugging_face": Parser(_folder, tfopt.models.from_pretrained),
     "gguf": Parser(_gguf, tfopt.models.from_pretrained),
+    "litert_lm": Parser(_litert_lm, _read_litert_lm, _damaged_front),
     "llama2c": Parser(_llama2c, tfopt.models.read_llama2c),
     "llama2c_tokenizer": Parser(_llama2c_tokenizer, Llama2cTokenizer.read),
     "tokenizer": Parser(_tokenizer, load_tokenizer, damaged_json),

@@ -16,6 +16,7 @@ from tfopt.errors import InputError, ModelFileError
 # What a path may be: a format of the table, or something else that commands take.
 Kind = Literal[
     "tflite",
+    "litertlm",
     "saved_model",
     "keras",
     "hugging_face",
@@ -29,10 +30,12 @@ Kind = Literal[
     "unknown",
 ]
 _FLOAT16 = "float16"
-INTEGERS = (
+# Of models that generate, and of all.
+GENERATING = (
     "dynamic_int8", "dynamic_int4", "dynamic_int4_block32", "dynamic_int4_block64", "dynamic_int4_block128",
-    "weight_only_int8", "weight_only_int4", "int8", "int16",
+    "weight_only_int8", "weight_only_int4",
 )  # fmt: skip
+INTEGERS = (*GENERATING, "int8", "int16")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +89,11 @@ FORMATS = (
     Format(
         name="tflite", title="TFLite file", suffixes=(".tflite",), marker="", runtime="tflite", writer="tflite",
         quantizations=(_FLOAT16, *INTEGERS, "trained"), compiles=False, fixed_lengths=True, file="model.tflite",
+    ),
+    Format(
+        name="litertlm", title="LiteRT-LM file", suffixes=(".litertlm",), marker="", runtime="litert_lm",
+        writer="litert_lm", quantizations=(_FLOAT16, *GENERATING, "trained"), compiles=False, fixed_lengths=True,
+        file="model.litertlm",
     ),
     Format(
         name="keras", title="Keras file", suffixes=(".keras", ".h5"), marker="", runtime="keras_model", writer="",

@@ -12,6 +12,7 @@ from pathlib import Path
 from tfopt._base.foreign import read_bytes
 from tfopt._base.limits import MAX_MEMBER_BYTES
 from tfopt.data.detokenizers import ByteStream
+from tfopt.data.gguf_tokenizer import tokenizer_json
 from tfopt.errors import InputError, ModelFileError
 
 UNKNOWN, BOS, EOS, _FIRST_BYTE = 0, 1, 2, 3
@@ -59,6 +60,22 @@ class Llama2cTokenizer:
                 f"{path} is no llama2.c tokenizer: {len(pieces)} tokens, 256 bytes alone need more"
             )
         return cls(pieces, scores)
+
+    def to_json(self) -> bytes:
+        """The same as a `tokenizer.json`."""
+        tokens = [piece.decode("utf-8", "replace").replace(" ", "▁") for piece in self.pieces]
+        tokens[_FIRST_BYTE : _FIRST_BYTE + 256] = [f"<0x{byte:02X}>" for byte in range(256)]
+        tokens[UNKNOWN], tokens[BOS], tokens[EOS] = "<unk>", "<s>", "</s>"
+        kinds = [1] * len(tokens)
+        kinds[BOS] = kinds[EOS] = 3
+        metadata = {
+            "model": "llama", "tokens": tokens, "scores": [float(s) for s in self._scores], "token_type": kinds,
+            "bos_token_id": BOS, "unknown_token_id": UNKNOWN,
+        }  # fmt: skip
+        named = {f"tokenizer.ggml.{name}": value for name, value in metadata.items()}
+        found = tokenizer_json(named, len(tokens), where="a tokenizer of llama2.c")
+        assert found is not None
+        return found
 
     def get_vocab_size(self) -> int:
         return len(self.pieces)

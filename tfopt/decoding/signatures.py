@@ -2,6 +2,10 @@
 
 Every tensor is flat: LiteRT binds memory of the host only to tensors of one axis. Keys and values go in, those of
 the new tokens come out; the host writes them to their slots, so a cache is never copied.
+
+Files for LiteRT-LM have names and shapes of that runtime's: `decode` and `prefill_N` with tokens (1, N) and the
+positions (N,) as int32, a mask (1, 1, N, slots), and caches (1, key/value heads, slots, head_dim) that go in and
+come out whole; `decode` has logits (1, 1, vocab) besides.
 """
 
 import dataclasses
@@ -10,6 +14,7 @@ import re
 from tfopt.errors import InputError
 
 KINDS = ("decode", "prefill", "verify")
+DECODE, IDS, POSITIONS, MASK, LOGITS = "decode", "tokens", "input_pos", "mask", "logits"  # of LiteRT-LM
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,3 +60,19 @@ def read_signature(key: str, slots: int) -> DecoderSignature | None:
         return None
     new = int(hit[2] or hit[3] or 1)
     return DecoderSignature(hit[1].partition("_")[0], new, slots, key=key)
+
+
+def cache_names(layers: int) -> list[str]:
+    """Names of LiteRT-LM for the keys and values of each layer."""
+    return [f"kv_cache_{part}_{layer}" for layer in range(layers) for part in "kv"]
+
+
+def prefill_key(size: int) -> str:
+    """LiteRT-LM's signature that takes so many tokens and gives no logits."""
+    return f"prefill_{size}"
+
+
+def prefill_size(key: str) -> int | None:
+    """How many tokens such a signature takes, None for one of something else."""
+    hit = re.fullmatch(r"prefill_(\d+)", key)
+    return None if hit is None else int(hit[1])

@@ -5,6 +5,7 @@ signatures of a TFLite file. It does not write the cache: it gives back the new 
 the buffers puts them in place. No runtime then ever copies a cache.
 """
 
+import abc
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -69,7 +70,7 @@ def forward(
     places = start + offsets  # (new,)
     positions = places[None] if pads is None else tf.maximum(places[None] - pads[:, None], 0)
     slots = caches[0].key.shape[2] if caches else 0
-    one = _Pass(config, products, caches, slots=slots)
+    one = _SlicedPass(config, products, caches, slots=slots)
     layers = range(config.num_hidden_layers)
     for frequencies in filter(None, dict.fromkeys(map(config.frequencies_of, layers))):
         one.turns[frequencies] = rotation(frequencies, positions)
@@ -82,23 +83,16 @@ def forward(
     return hidden, one.grown
 
 
-class _Pass:
-    """The network on new tokens.
+class Pass(abc.ABC):
+    """The network on new tokens; where keys and values lie is left to who attends.
 
     Attributes:
-        slots: of each cache, 0 without one.
         turns: cosines and sines by the frequencies of a layer.
-        past: by the window of a layer, what is added to the scores of the cache's slots; None without a cache.
-        fresh: likewise, what is added to the scores among new tokens; None for a single one.
-        grown: new keys and values by layer.
     """
 
-    def __init__(self, config: CausalLMConfig, products: Products, caches: Sequence[Cache], slots: int) -> None:
-        self._config, self._products, self._caches, self.slots = config, products, caches, slots
+    def __init__(self, config: CausalLMConfig, products: Products, caches: Sequence[Cache]) -> None:
+        self._config, self._products, self._caches = config, products, caches
         self.turns: dict[tuple[float, ...], tuple[tf.Tensor, tf.Tensor]] = {}
-        self.past: dict[int | None, Any] = {}
-        self.fresh: dict[int | None, Any] = {}
-        self.grown: list[tuple[tf.Tensor, tf.Tensor]] = []
 
     def table(self, ids: tf.Tensor, name: str, rows: int) -> tf.Tensor:
         return self._products.lookup(ids, name)
@@ -131,23 +125,63 @@ class _Pass:
             name = f"layer_{layer}_attention"
             query, key = self.norm(query, f"{name}_query_norm"), self.norm(key, f"{name}_key_norm")
         query, key, value = (tf.transpose(x, [0, 2, 1, 3]) for x in (query, key, value))
-        frequencies, window = c.frequencies_of(layer), c.window_of(layer)
+        frequencies = c.frequencies_of(layer)
         if frequencies is not None:
             query, key = (turned(x, *self.turns[frequencies]) for x in (query, key))
-        self.grown.append((key, value))
         # (batch, groups, heads per group * new, size): one product per group of heads that share keys
         query = tf.reshape(query * c.score_scale, [batch, groups, heads // groups * new, size])
-        shape = [batch, groups, heads // groups, new, -1]
-        scores = capped(tf.matmul(query, key, transpose_b=True), c.attention_softcap)
-        if self.fresh[window] is not None:
-            scores = _masked(scores, self.fresh[window], shape)
-        past = (self._caches[layer], self.past[window]) if self.slots else None
-        context = self._context(query, scores, value, past, shape)
+        context = self.taken(query, key, value, layer=layer, shape=[batch, groups, heads // groups, new, -1])
         context = tf.transpose(tf.reshape(context, [batch, heads, new, size]), [0, 2, 1, 3])
         return tf.reshape(context, [batch, new, heads * size])
 
     def dropout(self, x: tf.Tensor) -> tf.Tensor:
         return x
+
+    @abc.abstractmethod
+    def taken(
+        self, query: tf.Tensor, key: tf.Tensor, value: tf.Tensor, *, layer: int, shape: list[Any]
+    ) -> tf.Tensor:
+        """What new tokens take from each other and from those before.
+
+        Args:
+            query: (batch, groups, heads per group * new, head_dim), scaled.
+            key: (batch, groups, new, head_dim).
+            value: likewise.
+            layer: its number.
+            shape: that of scores by head: (batch, groups, heads per group, new, -1).
+
+        Returns:
+            As `query`.
+        """
+
+
+class _SlicedPass(Pass):
+    """Keys and values of new tokens are given back, and put into the cache by whoever owns it.
+
+    Attributes:
+        slots: of each cache, 0 without one.
+        past: by the window of a layer, what is added to the scores of the cache's slots; None without a cache.
+        fresh: likewise, what is added to the scores among new tokens; None for a single one.
+        grown: new keys and values by layer.
+    """
+
+    def __init__(self, config: CausalLMConfig, products: Products, caches: Sequence[Cache], slots: int) -> None:
+        super().__init__(config, products, caches)
+        self.slots = slots
+        self.past: dict[int | None, Any] = {}
+        self.fresh: dict[int | None, Any] = {}
+        self.grown: list[tuple[tf.Tensor, tf.Tensor]] = []
+
+    def taken(
+        self, query: tf.Tensor, key: tf.Tensor, value: tf.Tensor, *, layer: int, shape: list[Any]
+    ) -> tf.Tensor:
+        self.grown.append((key, value))
+        window = self._config.window_of(layer)
+        scores = capped(tf.matmul(query, key, transpose_b=True), self._config.attention_softcap)
+        if self.fresh[window] is not None:
+            scores = masked(scores, self.fresh[window], shape)
+        past = (self._caches[layer], self.past[window]) if self.slots else None
+        return self._context(query, scores, value, past, shape)
 
     def _context(self, query: tf.Tensor, scores: tf.Tensor, value: tf.Tensor, past: Any, shape: Any) -> tf.Tensor:
         """What tokens take from each other and from the cache; `scores` are those among the new tokens."""
@@ -157,7 +191,7 @@ class _Pass:
         before = tf.matmul(query, _widened(cache.key), transpose_b=True)
         if cache.key_scale is not None:
             before *= cache.key_scale[:, :, None, :]
-        before = _masked(capped(before, self._config.attention_softcap), bias, shape)
+        before = masked(capped(before, self._config.attention_softcap), bias, shape)
         probabilities = tf.nn.softmax(tf.concat([before, scores], -1))
         old = probabilities[..., : self.slots]
         if cache.value_scale is not None:
@@ -183,7 +217,8 @@ def _bias(places: Any, slots: Any, pads: Any, start: Any, window: int | None) ->
     return ((1.0 - tf.cast(seen, tf.float32)) * MASKED)[:, None, None]
 
 
-def _masked(scores: tf.Tensor, bias: tf.Tensor, shape: list[Any]) -> tf.Tensor:
+def masked(scores: tf.Tensor, bias: tf.Tensor, shape: list[Any]) -> tf.Tensor:
+    """Scores with what is added to them, for every head: (1 or batch, 1, 1, new, keys)."""
     if bias.shape[3] == 1:  # one new token: its row of the mask holds for every head
         return scores + bias[:, :, 0]
     masked = tf.reshape(scores, shape) + bias

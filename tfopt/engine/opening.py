@@ -48,6 +48,15 @@ def open_decoder(
             raise InputError("a .tflite file runs on runtime 'tflite', in the bits it was exported with")
         file = TFLiteDecoder(source, threads, weight_cache)
         return Opened(file, tokenizer_of(file.members), chat_of(file.members))
+    if isinstance(source, (str, Path)) and Path(source).suffix == ".litertlm":
+        from tfopt.runtime.litert_lm import LiteRtLmDecoder
+
+        if runtime not in (None, "tflite") or bits is not None or weight_cache is not None:
+            raise InputError(
+                "a .litertlm file runs on runtime 'tflite', as it was exported, without a weight cache"
+            )
+        container = LiteRtLmDecoder(source, threads)
+        return Opened(container, tokenizer_of(container.members), chat_of(container.members))
     if runtime == "tflite":
         raise InputError("runtime 'tflite' takes a .tflite file: export the model first")
     if isinstance(source, (str, Path)):
@@ -75,6 +84,8 @@ def generates(path: Path) -> bool:
         MissingFileError: nothing is there.
     """
     path, kind = Path(path), kind_of(path)
+    if kind == "litertlm":
+        return True
     if kind == "tflite":
         return extras.CONFIG in read_metadata(path)
     if kind == "keras" and zipfile.is_zipfile(path):

@@ -5,13 +5,12 @@ names. The shape of the model and its tokenizer travel inside the file.
 """
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from tfopt._keras import extras
 from tfopt.decoding.config import CausalLMConfig
 from tfopt.decoding.signatures import DecoderSignature, plan_signatures
 from tfopt.decoding.step import Cache, Products, float_products, forward
@@ -48,19 +47,13 @@ def compared_length(slots: tuple[int, ...]) -> int:
 
 
 def convert_decoder(
-    model: Any,
-    slots: tuple[int, ...],
-    float16: bool = False,
-    apart: bool = False,
-    narrow_cache: bool = False,
-    owners: Owners | None = None,
+    model: Any, slots: tuple[int, ...], *, apart: bool, narrow_cache: bool, owners: Owners
 ) -> bytes:
-    """A float file that generates.
+    """A float file that generates, with signatures of `decoding.signatures`; `finished` makes it whole.
 
     Args:
         model: a causal language model.
         slots: cache lengths, each with signatures of its own.
-        float16: store weights in float16.
         apart: keep norms from being folded into the weights behind them.
         narrow_cache: keys and values in int8, with a scale for each slot of each head.
         owners: scopes in which layers are traced.
@@ -68,17 +61,35 @@ def convert_decoder(
     Raises:
         WorkFailedError: the converter gave up.
     """
-    config = config_of(model)
-    module = _Traced(config, weights_of(model), apart, narrow=narrow_cache, owners=owners or Owners.of(()))
-    signatures = plan_signatures(slots, PREFILL, VERIFY)
+    return converted(
+        model, lambda config, products: _sliced(config, products, slots, narrow=narrow_cache), apart=apart,
+        owners=owners,
+    )  # fmt: skip
+
+
+Functions = Callable[[CausalLMConfig, Products], dict[str, Any]]
+
+
+def converted(model: Any, functions: Functions, *, apart: bool, owners: Owners) -> bytes:
+    """A float file with signatures over the weights of a causal language model, each stored once.
+
+    Args:
+        model: a causal language model.
+        functions: concrete functions by the key of their signature.
+        apart: keep norms from being folded into the weights behind them.
+        owners: scopes in which layers are traced.
+
+    Raises:
+        WorkFailedError: the converter gave up.
+    """
+    module = _Weights(config_of(model), weights_of(model), apart, owners=owners)
+    signatures = functions(module.config, module.products)
     with tempfile.TemporaryDirectory(prefix="tfopt-") as folder:
-        functions = {s.key: module.function(s) for s in signatures}
-        tf.saved_model.save(module, folder, signatures=functions)
-        content = convert_saved_model(folder, list(functions))
-    return _finished(content, extras.of(model), float16)
+        tf.saved_model.save(module, folder, signatures=signatures)
+        return convert_saved_model(folder, list(signatures))
 
 
-def _finished(content: bytes, members: dict[str, bytes], float16: bool) -> bytes:
+def finished(content: bytes, members: Mapping[str, bytes], float16: bool) -> bytes:
     """The file without barriers, with the members of a Keras archive; those of quantization are left out."""
     model = fb.read(content)
     strip_ranges(model)
@@ -90,52 +101,54 @@ def _finished(content: bytes, members: dict[str, bytes], float16: bool) -> bytes
     return fb.write(model)
 
 
-class _Traced(tf.Module):
-    """The weights as variables, which signatures share, and functions over them."""
+class _Weights(tf.Module):
+    """The weights as variables, which signatures share."""
 
-    def __init__(
-        self, config: CausalLMConfig, values: dict[str, np.ndarray], apart: bool, narrow: bool, owners: Owners
-    ) -> None:
+    def __init__(self, config: CausalLMConfig, values: dict[str, np.ndarray], apart: bool, owners: Owners) -> None:
         super().__init__()
-        self._config, self._narrow = config, narrow
+        self.config = config
         # A module tracks dictionaries whose keys are no paths.
         self.values = {_key(path): tf.Variable(value, trainable=False) for path, value in values.items()}
         products = float_products(config, {path: self.values[_key(path)] for path in values}, owners.scopes)
         if config.tie_word_embeddings:
             # Else the converter would fold the last norm into a second copy of the table.
             products = products._replace(logits=_behind_barrier(products.logits))
-        self._products = _kept_apart(products) if apart else products
+        self.products = _kept_apart(products) if apart else products
 
-    def function(self, signature: DecoderSignature) -> Any:
-        c, new, slots = self._config, signature.new, signature.slots
-        layers = range(c.num_hidden_layers)
-        rows = c.key_value_heads * slots
-        shape = [1, c.key_value_heads, slots]
 
-        def run(ids: tf.Tensor, start: tf.Tensor, **stored: tf.Tensor) -> dict[str, tf.Tensor]:
-            whole = {n: tf.reshape(v, shape if "scale" in n else [*shape, c.head_size]) for n, v in stored.items()}
-            parts = ("key", "value", "key_scale", "value_scale")
-            caches = [Cache(*(whole.get(f"{part}_{i}") for part in parts)) for i in layers]
-            hidden, grown = forward(
-                c, self._products, tf.reshape(ids, [1, new]), start=start[0], pads=None, caches=caches
-            )
-            outputs = {
-                "keys": tf.reshape(tf.concat([key for key, _ in grown], 0), [-1]),
-                "values": tf.reshape(tf.concat([value for _, value in grown], 0), [-1]),
-            }
-            if signature.kind != "prefill":
-                outputs["logits"] = tf.reshape(self._products.logits(hidden), [-1])
-            return outputs
+def _sliced(config: CausalLMConfig, products: Products, slots: tuple[int, ...], narrow: bool) -> dict[str, Any]:
+    signatures = plan_signatures(slots, PREFILL, VERIFY)
+    return {s.key: _sliced_function(config, products, s, narrow=narrow) for s in signatures}
 
-        kind = tf.int8 if self._narrow else tf.float32
-        sizes = dict.fromkeys(("key", "value"), (rows * c.head_size, kind))
-        if self._narrow:
-            sizes |= {f"{part}_scale": (rows, tf.float32) for part in ("key", "value")}
-        names = [(f"{part}_{i}", size, dtype) for i in layers for part, (size, dtype) in sizes.items()]
-        specs = {name: tf.TensorSpec([size], dtype, name) for name, size, dtype in names}
-        return tf.function(run).get_concrete_function(
-            ids=tf.TensorSpec([new], tf.int32, "ids"), start=tf.TensorSpec([1], tf.int32, "start"), **specs
-        )
+
+def _sliced_function(c: CausalLMConfig, products: Products, signature: DecoderSignature, narrow: bool) -> Any:
+    new, slots = signature.new, signature.slots
+    layers = range(c.num_hidden_layers)
+    rows = c.key_value_heads * slots
+    shape = [1, c.key_value_heads, slots]
+
+    def run(ids: tf.Tensor, start: tf.Tensor, **stored: tf.Tensor) -> dict[str, tf.Tensor]:
+        whole = {n: tf.reshape(v, shape if "scale" in n else [*shape, c.head_size]) for n, v in stored.items()}
+        parts = ("key", "value", "key_scale", "value_scale")
+        caches = [Cache(*(whole.get(f"{part}_{i}") for part in parts)) for i in layers]
+        hidden, grown = forward(c, products, tf.reshape(ids, [1, new]), start=start[0], pads=None, caches=caches)
+        outputs = {
+            "keys": tf.reshape(tf.concat([key for key, _ in grown], 0), [-1]),
+            "values": tf.reshape(tf.concat([value for _, value in grown], 0), [-1]),
+        }
+        if signature.kind != "prefill":
+            outputs["logits"] = tf.reshape(products.logits(hidden), [-1])
+        return outputs
+
+    kind = tf.int8 if narrow else tf.float32
+    sizes = dict.fromkeys(("key", "value"), (rows * c.head_size, kind))
+    if narrow:
+        sizes |= {f"{part}_scale": (rows, tf.float32) for part in ("key", "value")}
+    names = [(f"{part}_{i}", size, dtype) for i in layers for part, (size, dtype) in sizes.items()]
+    specs = {name: tf.TensorSpec([size], dtype, name) for name, size, dtype in names}
+    return tf.function(run).get_concrete_function(
+        ids=tf.TensorSpec([new], tf.int32, "ids"), start=tf.TensorSpec([1], tf.int32, "start"), **specs
+    )
 
 
 def _key(path: str) -> str:

@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,10 @@ from tfopt._base.children import run_in_child
 from tfopt._keras import keras_api
 from tfopt._keras.keras_io import Inputs
 from tfopt._keras.sizes import Size
-from tfopt.decoding.weights import is_causal_lm
 from tfopt.errors import InputError, VerificationError
 from tfopt.export.artifact import Check
 from tfopt.export.convert import convert, signature_of
-from tfopt.export.decoder import convert_decoder
+from tfopt.export.job import Job, Written, outputs_of
 from tfopt.export.observed import Samples
 from tfopt.export.signatures import pad_to
 from tfopt.export.static import check_float_left, write_static
@@ -40,7 +39,7 @@ FLOAT_KINDS = (None, "float16")
 
 
 @dataclasses.dataclass(frozen=True)
-class Written:
+class Quantized:
     """A quantized file that was written.
 
     Attributes:
@@ -159,28 +158,39 @@ def smoother(
         yield [Check("smooth", f"{places} places", "reported")]
 
 
-def write_quantized(
-    model: Any,
-    path: Path,
-    inputs: Inputs,
-    lengths: tuple[Size, ...],
-    batch: int,
-    record: Record,
-    representative: dict[str, np.ndarray] | None,
-    narrow_cache: bool = False,
-) -> Written:
+# (whether norms are kept apart from the weights behind them, scopes of layers) -> the float file of a decoder.
+Converter = Callable[[bool, Owners], bytes]
+
+
+def write_integers(job: Job, path: Path, decoder: Converter | None = None) -> Written:
+    """Writes a quantized file.
+
+    Args:
+        job: the export.
+        path: the file.
+        decoder: of models that generate.
+
+    Raises:
+        InputError: static quantization of a model that generates, or without data.
+        VerificationError: named "grids".
+    """
+    assert job.config is not None
+    with smoother(job.model, job.config, job.inputs, representative=job.given) as smoothing:
+        record, checks = make_record(job.model, job.config, job.inputs, representative=job.given)
+        written = _write(job, path, record, decoder=decoder)
+        with as_written(job.model, written):
+            expected = outputs_of(job)
+    return Written(expected, (*smoothing, *checks, *written.checks), written.layers)
+
+
+def _write(job: Job, path: Path, record: Record, decoder: Converter | None) -> Quantized:
     """Converts the model and writes its grids into the file."""
-    config, origins = record.config, _origins(model, record)
-    if is_causal_lm(model):
+    model, config, origins = job.model, record.config, _origins(job.model, record)
+    inputs, lengths, batch, representative = job.inputs, job.lengths, job.wanted.batch_size, job.given
+    if decoder is not None:
         if config.is_static:
             raise InputError("files that generate have no static kind: use a dynamic or weight-only one")
-        content = convert_decoder(
-            model,
-            tuple(n for n in lengths if isinstance(n, int)),
-            apart=not _may_fold(record),
-            narrow_cache=narrow_cache,
-            owners=origins.owners,
-        )
+        content = decoder(not _may_fold(record), origins.owners)
     else:
         with contextlib.nullcontext() if _may_fold(record) else frozen(model, record):
             content = convert(model, inputs, lengths, batch=batch, owners=origins.owners, unrolled=config.is_static)
@@ -198,7 +208,7 @@ def write_quantized(
     checks = [check_grids(path, matched)]
     if config.is_static:
         checks.append(Check("float_operators", float(check_float_left(path)), "reported"))
-    return Written(record, matched, tuple(layers), checks=checks)
+    return Quantized(record, matched, tuple(layers), checks=checks)
 
 
 def _origins(model: Any, record: Record) -> Origins:
@@ -273,7 +283,7 @@ def frozen(model: Any, record: Record) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def as_written(model: Any, written: Written) -> Iterator[None]:
+def as_written(model: Any, written: Quantized) -> Iterator[None]:
     """While entered, the model computes what the file should: weights on grids, activations in ranges."""
     record = written.record
     names = {m.grid.path for m in written.matched} if not record.trained else set()

@@ -24,9 +24,9 @@ def members_for_texts(
         ModelFileError: it is no tokenizer.
     """
     if is_causal_lm(model):
-        if tokenizer is not None or labels is not None:
-            raise InputError("tokenizer and labels are for encoders; this model generates")
-        return {}
+        if labels is not None:
+            raise InputError("labels are for encoders; this model generates")
+        return {} if tokenizer is None else {TOKENIZER: load_tokenizer(tokenizer).to_str().encode()}
     members = extras.of(model)
     if tokenizer is not None:
         members[TOKENIZER] = load_tokenizer(tokenizer).to_str().encode()

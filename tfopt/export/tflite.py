@@ -4,20 +4,22 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tfopt._keras import extras
 from tfopt._keras.keras_io import Inputs
 from tfopt._keras.sizes import Size
 from tfopt.decoding.weights import is_causal_lm
 from tfopt.errors import InputError, VerificationError
 from tfopt.export.artifact import Check
 from tfopt.export.convert import convert
-from tfopt.export.decoder import check_slots, compared_length, convert_decoder
-from tfopt.export.integers import as_written, make_record, smoother, write_quantized
-from tfopt.export.job import Job, Wanted, Written, outputs_of
+from tfopt.export.decoder import check_slots, compared_length, convert_decoder, finished
+from tfopt.export.integers import write_integers
+from tfopt.export.job import Job, Wanted, Written
 from tfopt.export.samples import LENGTH
 from tfopt.export.signatures import check_lengths
 from tfopt.runtime.described import MEMBER, Described
 from tfopt.tflite import flatbuffer as fb
 from tfopt.tflite.file import read_tflite
+from tfopt.tflite.owners import Owners
 
 # The converter leaves smaller tensors in float: nothing is gained by narrowing them.
 _SMALLEST_NARROW = 1024
@@ -41,12 +43,24 @@ def lengths(model: Any, inputs: Inputs, wanted: Wanted, masks: Mapping[str, Any]
 
 def write(job: Job, path: Path) -> Written:
     """Writes the file."""
-    if job.config is not None:
-        return _quantized(job, path)
     half = job.name == "float16"
     if is_causal_lm(job.model):
-        path.write_bytes(convert_decoder(job.model, job.slots, half, narrow_cache=job.narrow_cache))
+        members = {**extras.of(job.model), **job.members}
+
+        def converter(apart: bool, owners: Owners) -> bytes:
+            content = convert_decoder(
+                job.model, job.slots, apart=apart, narrow_cache=job.narrow_cache, owners=owners
+            )
+            return finished(content, members, float16=half)
+
+        if job.config is not None:
+            return write_integers(job, path, converter)
+        path.write_bytes(converter(apart=False, owners=Owners.of(())))
         return Written()
+    if job.config is not None:
+        written = write_integers(job, path)
+        path.write_bytes(_described(path.read_bytes(), job))
+        return written
     content = convert(job.model, job.inputs, job.lengths, batch=job.wanted.batch_size, float16=half)
     path.write_bytes(_described(content, job))
     return Written()
@@ -59,21 +73,6 @@ def _described(content: bytes, job: Job) -> bytes:
     for name, member in {MEMBER: described, **job.members}.items():
         fb.add_metadata(model, name, member)
     return fb.write(model)
-
-
-def _quantized(job: Job, path: Path) -> Written:
-    assert job.config is not None
-    with smoother(job.model, job.config, job.inputs, representative=job.given) as smoothing:
-        record, checks = make_record(job.model, job.config, job.inputs, representative=job.given)
-        written = write_quantized(
-            job.model, path, job.inputs, lengths=job.lengths, batch=job.wanted.batch_size, record=record,
-            representative=job.given, narrow_cache=job.narrow_cache,
-        )  # fmt: skip
-        if not is_causal_lm(job.model):
-            path.write_bytes(_described(path.read_bytes(), job))
-        with as_written(job.model, written):
-            expected = outputs_of(job)
-    return Written(expected, (*smoothing, *checks, *written.checks), written.layers)
 
 
 def check(path: Path, name: str | None, jit_compile: bool) -> list[Check]:

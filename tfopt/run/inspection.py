@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import math
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ from tfopt.models.source import load_any
 from tfopt.numerics.masks import zero_share
 from tfopt.runtime import Predictor
 from tfopt.tflite.file import read_tflite
+from tfopt.tflite.litert_lm_file import read_litert_lm
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +59,7 @@ class Inspection:
 
     Attributes:
         name: name of the model or artifact.
-        format: "tf_keras", "keras", "saved_model" or "tflite".
+        format: "tf_keras", "keras", "saved_model", "tflite" or "litertlm".
         layers: those with weights.
         parameters: of the whole model.
         bytes: of its weights, or of the artifact.
@@ -111,7 +113,7 @@ def inspect(model: Any, *, length: int = 128) -> Inspection:
 def inspect_path(
     path: str | Path, *, length: int = 128, trust: bool = False, imports: Sequence[str] = ()
 ) -> Inspection:
-    """Looks into a Keras file, a Hugging Face folder, a SavedModel or a TFLite file.
+    """Looks into a Keras file, a Hugging Face folder, a SavedModel, a TFLite or a LiteRT-LM file.
 
     Args:
         path: of any of them.
@@ -122,6 +124,8 @@ def inspect_path(
     path, kind = Path(path), kind_of(path)
     if kind == "tflite":
         return _inspect_tflite(path)
+    if kind == "litertlm":
+        return _inspect_litert_lm(path)
     if kind == "saved_model":
         return _inspect_saved_model(path, trust=trust)
     if path.is_dir() and kind not in ("hugging_face", "keras_hub", "llama2c"):
@@ -185,6 +189,12 @@ def _inspect_tflite(path: Path) -> Inspection:
     return Inspection(
         path.name, "tflite", layers, parameters=sum(x.parameters for x in layers), bytes=size_of(path)
     )
+
+
+def _inspect_litert_lm(path: Path) -> Inspection:
+    with tempfile.TemporaryDirectory(prefix="tfopt-") as folder:
+        inner = _inspect_tflite(read_litert_lm(path).decoder(Path(folder, "model.tflite")))
+    return dataclasses.replace(inner, name=path.name, format="litertlm", bytes=size_of(path))
 
 
 def multiply_adds(layer: Any, weights: list[Any], output_shape: tuple[int, ...] | None) -> int | None:

@@ -1,10 +1,11 @@
-"""A TFLite file that generates, behind the interface of all artifacts: token ids in, logits at every token out."""
+"""A file that generates, behind the interface of all artifacts: token ids in, logits at every token out."""
 
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from tfopt.decoding.decoder import Decoder
 from tfopt.errors import InputError
 from tfopt.runtime.described import Described
 from tfopt.runtime.predictor import Predictor, Signature, StoredWeight
@@ -20,8 +21,10 @@ class DecoderPredictor(Predictor):
     format = "tflite"
     _in_parallel = True  # every text has a session of its own, and the decoder takes turns
 
+    decoder: Any
+
     def _open(self, threads: int | None) -> list[Signature]:
-        self.decoder = TFLiteDecoder(self.path, threads)
+        self.decoder = self._make(threads)
         shape: tuple[int | None, ...] = (None, None)
         vocab = self.decoder.config.vocab_size
         self.described = Described({_IDS: vocab}, {_MASK: (_IDS,)})
@@ -37,7 +40,10 @@ class DecoderPredictor(Predictor):
     def _run(self, signature: Signature, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         return {_LOGITS: np.stack([self._row(*row, thorough=False) for row in _rows(inputs)])}
 
-    def make_decoder(self) -> TFLiteDecoder:
+    def _make(self, threads: int | None) -> Any:
+        return TFLiteDecoder(self.path, threads)
+
+    def make_decoder(self) -> Decoder:
         return self.decoder
 
     def try_out(self, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -58,7 +64,7 @@ class DecoderPredictor(Predictor):
         return found
 
     def weights(self) -> list[StoredWeight]:
-        file = read_tflite(self.path)
+        file = read_tflite(self.decoder.tflite)
         return [StoredWeight(c.name, c.bits, c.data, is_kernel=c.is_kernel) for c in file.constants if c.is_matrix]
 
 

@@ -84,7 +84,7 @@ class Predictor(abc.ABC):
 
     Attributes:
         path: where it was loaded from.
-        format: "keras", "saved_model" or "tflite".
+        format: "keras", "saved_model", "tflite" or "litertlm".
         signatures: every way to call it, shortest length first.
         described: what is known of the inputs: rows of the tables in which ids are looked up, and masks.
         members: what travels with it for texts: tokenizer, task and labels.

@@ -31,6 +31,8 @@ def run_second(path: Path, inputs: dict[str, np.ndarray]) -> tuple[dict[str, np.
     Returns:
         Outputs by name and the runtime's name; None and the reason where it does not take the artifact.
     """
+    if path.suffix == ".litertlm":
+        return None, "LiteRT-LM, by what it says"
     if path.suffix != ".tflite" or predictor_of(path) is not TFLitePredictor:
         return None, "none for this format"
     try:

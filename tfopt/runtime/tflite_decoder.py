@@ -5,29 +5,23 @@ number of slots is bound to, and after each run the new ones are written into th
 ever moves; only a text that outgrows its slots is copied once, into the next larger ones.
 """
 
-import contextlib
-import hashlib
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tfopt._base.cores import usable_cores
-from tfopt._base.files import replacing
 from tfopt._base.manifests import check_if_listed
 from tfopt._keras import extras
 from tfopt.decoding.config import CausalLMConfig
 from tfopt.decoding.decoder import Decoder, Session
 from tfopt.decoding.signatures import DecoderSignature, read_signature
 from tfopt.errors import InputError, ModelFileError
-from tfopt.tflite.file import read_metadata, read_tflite
-from tfopt.tflite.operands import check_operands
+from tfopt.runtime.compiled import MISFITS, compiled, first_line
+from tfopt.tflite.file import read_metadata
 
 _ALIGNMENT = 64
-# What comes of a file whose parts do not fit each other: names that are none or not UTF-8, tensors of other sizes.
-_MISFITS = (RuntimeError, ValueError, KeyError)
 
 
 def is_decoder_file(path: Path) -> bool:
@@ -92,36 +86,6 @@ class _Stored:
         return sum(array.nbytes for array in self.arrays.values())
 
 
-def _cache_file(path: Path, folder: Path) -> Path:
-    """Where LiteRT's form of a file's weights lies: LiteRT does not notice that they are another file's."""
-    folder.mkdir(parents=True, exist_ok=True)
-    facts = path.stat()
-    key = hashlib.sha256(f"{path.resolve()}|{facts.st_size}|{facts.st_mtime_ns}".encode()).hexdigest()
-    return folder / f"{path.stem}-{key[:16]}.xnnpack"
-
-
-@contextlib.contextmanager
-def _written_whole(target: Path | None) -> Iterator[Path | None]:
-    """The cache's path; one that is not there yet appears under its name only when all of it is written."""
-    if target is None or target.exists():
-        yield target
-        return
-    with replacing(target) as temporary:
-        yield temporary
-
-
-def _refuse_damage(path: Path) -> None:
-    """LiteRT ends the process on a damaged file; of 9,300, the interpreter refused 15 that ours had not."""
-    from ai_edge_litert.interpreter import Interpreter
-
-    read_tflite(path)
-    check_operands(path)
-    try:
-        Interpreter(str(path))
-    except (ValueError, RuntimeError) as error:
-        raise ModelFileError(f"{path} is no TFLite file that loads: {_first_line(error)}") from error
-
-
 class TFLiteDecoder(Decoder):
     """A file that `export` wrote from a causal language model.
 
@@ -139,34 +103,23 @@ class TFLiteDecoder(Decoder):
     def __init__(
         self, path: str | Path, threads: int | None = None, weight_cache: str | Path | None = None
     ) -> None:
-        from ai_edge_litert import compiled_model as litert
+        from ai_edge_litert.compiled_model import TensorBuffer
 
-        self.path = Path(path)
+        self.path = self.tflite = Path(path)
         check_if_listed(self.path)
         members = read_metadata(self.path)
         if extras.CONFIG not in members:
             raise ModelFileError(f"{path} holds no causal language model; export one with tfopt")
         self.members = members
         self.config = CausalLMConfig.from_json(members[extras.CONFIG])
-        kept = None if weight_cache is None else _cache_file(self.path, Path(weight_cache))
-        if kept is None or not kept.exists():
-            _refuse_damage(self.path)
-        with _written_whole(kept) as cache:
-            cpu = litert.CpuOptions(
-                num_threads=threads or usable_cores(), xnnpack_weight_cache_path=str(cache or "")
-            )
-            options = litert.Options(hardware_accelerators=litert.HardwareAccelerator.CPU, cpu_options=cpu)
-            try:
-                self._model = litert.CompiledModel.from_file(str(self.path), options=options)
-            except Exception as error:  # whatever LiteRT raises for a file whose parts do not fit
-                raise ModelFileError(f"{path} is no TFLite file that loads: {_first_line(error)}") from error
-        self._buffers = litert.TensorBuffer
+        self._model = compiled(self.path, threads, weight_cache)
+        self._buffers = TensorBuffer
         self.turn = threading.Lock()  # a compiled model runs for one session after the other
         try:
             self.signatures = self._signatures()
             first = self._model.get_input_tensor_details(self.signatures[0].key)["key_0"]
-        except _MISFITS as error:
-            raise ModelFileError(f"{path} is no TFLite file that generates: {_first_line(error)}") from error
+        except MISFITS as error:
+            raise ModelFileError(f"{path} is no TFLite file that generates: {first_line(error)}") from error
         self.narrow_cache = "int8" in str(first["dtype"])
         self.sizes = sorted({s.slots for s in self.signatures})
         self.context = self.sizes[-1]
@@ -195,10 +148,6 @@ class TFLiteDecoder(Decoder):
         fitting = [s for s in self.signatures if s.kind == kind and s.slots == slots]
         holding = [s for s in fitting if s.new >= new]
         return min(holding, key=lambda s: s.new) if holding else max(fitting, key=lambda s: s.new)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 class TFLiteSession(Session):
@@ -252,8 +201,8 @@ class TFLiteSession(Session):
             assert self._keys is not None and self._values is not None
             self._keys.write(results["keys"].reshape(shape)[:, :, :count], at)
             self._values.write(results["values"].reshape(shape)[:, :, :count], at)
-        except _MISFITS as error:  # a part of the file that is used for the first time, and does not fit
-            raise ModelFileError(f"{self._decoder.path} does not run: {_first_line(error)}") from error
+        except MISFITS as error:  # a part of the file that is used for the first time, and does not fit
+            raise ModelFileError(f"{self._decoder.path} does not run: {first_line(error)}") from error
         logits = results.get("logits")
         return None if logits is None else logits.reshape(signature.new, -1)[:count]
 
