@@ -25,6 +25,7 @@ from tfopt._keras import extras, keras_api
 from tfopt.data.stdlib_docs import read_stdlib_docs
 from tfopt.data.tokenizers import train_bpe
 from tfopt.engine.generator import Generator
+from tfopt.numerics.agreement import MEASURES
 
 NEW, SLOTS, KIND = 64, (256, 1024), "dynamic_int8"
 PROMPT = "The house at the end of the street had been empty for years, until one morning"
@@ -66,7 +67,7 @@ def fresh(shape: str) -> Any:
 
 def contestants_of(model: Any, folder: Path, threads: int) -> tuple[dict[str, Callable[[], None]], dict[str, int]]:
     """Work by contestant, and the bytes of each file."""
-    accept = tfopt.numerics.agreement.MEASURES  # of random weights nothing can be expected
+    accept = MEASURES  # of random weights nothing can be expected
     ours = folder / "model.tflite"
     tfopt.export(model, ours, quantization=KIND, lengths=[128, *SLOTS], accept=accept)
     generator = Generator.load(ours, threads=threads)

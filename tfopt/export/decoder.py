@@ -6,7 +6,7 @@ names. The shape of the model and its tokenizer travel inside the file.
 
 import tempfile
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -17,6 +17,8 @@ from tfopt.decoding.step import Cache, Products, float_products, forward
 from tfopt.decoding.weights import config_of, weights_of
 from tfopt.errors import InputError
 from tfopt.export.convert import convert_saved_model
+from tfopt.export.job import Job
+from tfopt.export.said import IDS
 from tfopt.tflite import flatbuffer as fb
 from tfopt.tflite.float16 import narrow_floats
 from tfopt.tflite.owners import Owners
@@ -24,6 +26,21 @@ from tfopt.tflite.ranges import strip_ranges
 
 # Every step reads a whole cache: the fewer slots beyond the text, the better.
 DEFAULT_SLOTS, PREFILL, VERIFY = (128, 256, 512, 1024, 2048, 4096), (16, 128), 8
+# How many channels are computed by themselves, and how many times as far as half of all they must reach.
+_MOST_FAR, _FAR = 8, 3.0
+APART = "logits_apart"  # in the name of their weight
+
+
+class Apart(NamedTuple):
+    """Channels of the final hidden states that reach much further than the others.
+
+    Attributes:
+        channels: their numbers.
+        columns: (channels, vocab_size) float32, what they are multiplied by.
+    """
+
+    channels: tuple[int, ...]
+    columns: np.ndarray
 
 
 def check_slots(model: Any, slots: Any) -> tuple[int, ...]:
@@ -47,42 +64,50 @@ def compared_length(slots: tuple[int, ...]) -> int:
 
 
 def convert_decoder(
-    model: Any, slots: tuple[int, ...], *, apart: bool, narrow_cache: bool, owners: Owners
+    model: Any,
+    slots: tuple[int, ...],
+    *,
+    fold: bool,
+    narrow_cache: bool,
+    owners: Owners,
+    apart: Apart | None = None,
 ) -> bytes:
     """A float file that generates, with signatures of `decoding.signatures`; `finished` makes it whole.
 
     Args:
         model: a causal language model.
         slots: cache lengths, each with signatures of its own.
-        apart: keep norms from being folded into the weights behind them.
+        fold: whether norms may be folded into the weights behind them.
         narrow_cache: keys and values in int8, with a scale for each slot of each head.
         owners: scopes in which layers are traced.
+        apart: channels whose share of the logits is computed by itself.
 
     Raises:
         WorkFailedError: the converter gave up.
     """
     return converted(
-        model, lambda config, products: _sliced(config, products, slots, narrow=narrow_cache), apart=apart,
-        owners=owners,
+        model, lambda config, products: _sliced(config, products, slots, narrow=narrow_cache), fold=fold,
+        owners=owners, apart=apart,
     )  # fmt: skip
 
 
 Functions = Callable[[CausalLMConfig, Products], dict[str, Any]]
 
 
-def converted(model: Any, functions: Functions, *, apart: bool, owners: Owners) -> bytes:
+def converted(model: Any, functions: Functions, *, fold: bool, owners: Owners, apart: Apart | None = None) -> bytes:
     """A float file with signatures over the weights of a causal language model, each stored once.
 
     Args:
         model: a causal language model.
         functions: concrete functions by the key of their signature.
-        apart: keep norms from being folded into the weights behind them.
+        fold: whether norms may be folded into the weights behind them.
         owners: scopes in which layers are traced.
+        apart: channels whose share of the logits is computed by itself.
 
     Raises:
         WorkFailedError: the converter gave up.
     """
-    module = _Weights(config_of(model), weights_of(model), apart, owners=owners)
+    module = _Weights(config_of(model), weights_of(model), fold, owners=owners, apart=apart)
     signatures = functions(module.config, module.products)
     with tempfile.TemporaryDirectory(prefix="tfopt-") as folder:
         tf.saved_model.save(module, folder, signatures=signatures)
@@ -104,16 +129,57 @@ def finished(content: bytes, members: Mapping[str, bytes], float16: bool) -> byt
 class _Weights(tf.Module):
     """The weights as variables, which signatures share."""
 
-    def __init__(self, config: CausalLMConfig, values: dict[str, np.ndarray], apart: bool, owners: Owners) -> None:
+    def __init__(
+        self, config: CausalLMConfig, values: dict[str, np.ndarray], fold: bool, owners: Owners, apart: Apart | None
+    ) -> None:
         super().__init__()
         self.config = config
         # A module tracks dictionaries whose keys are no paths.
         self.values = {_key(path): tf.Variable(value, trainable=False) for path, value in values.items()}
         products = float_products(config, {path: self.values[_key(path)] for path in values}, owners.scopes)
-        if config.tie_word_embeddings:
+        if apart is not None:
+            products = products._replace(logits=_split(products.logits, apart))
+        elif config.tie_word_embeddings:
             # Else the converter would fold the last norm into a second copy of the table.
             products = products._replace(logits=_behind_barrier(products.logits))
-        self.products = _kept_apart(products) if apart else products
+        self.products = products if fold else _kept_apart(products)
+
+
+def apart_for(job: Job) -> Apart | None:
+    """The channels that a file's logits are computed apart for: where activations are smoothed, those left."""
+    if job.config is None or job.config.smooth is None or job.calibration is None:
+        return None
+    return far_channels(job.model, job.calibration[IDS])
+
+
+def far_channels(model: Any, ids: np.ndarray) -> Apart | None:
+    """The few channels of the final hidden states that reach many times as far as the others.
+
+    One range for all channels of a token would leave the others few of 256 steps. LLM.int8() multiplies such
+    channels in float, https://arxiv.org/abs/2208.07339.
+
+    Args:
+        model: a causal language model.
+        ids: (texts, tokens) int32 to look at.
+
+    Returns:
+        None where no channel reaches far.
+    """
+    config, weights = config_of(model), weights_of(model)
+    if config.logit_softcap is not None:
+        return None  # which takes the sum
+    products = float_products(config, {path: tf.constant(value) for path, value in weights.items()})
+    reach = np.zeros(config.hidden_size, np.float32)
+    for row in ids:
+        hidden, _ = forward(config, products, tf.constant(row[None]), start=tf.constant(0), pads=None, caches=[])
+        reach = np.maximum(reach, np.abs(hidden.numpy()[0]).max(0))
+    far = np.argsort(-reach)[:_MOST_FAR]
+    far = np.sort(far[reach[far] > _FAR * np.median(reach)])
+    if not len(far):
+        return None
+    tied = config.tie_word_embeddings
+    table = weights["token_embeddings/embeddings"].T if tied else weights["logits/kernel"]
+    return Apart(tuple(int(i) for i in far), np.ascontiguousarray(table[far], np.float32))
 
 
 def _sliced(config: CausalLMConfig, products: Products, slots: tuple[int, ...], narrow: bool) -> dict[str, Any]:
@@ -164,6 +230,20 @@ def _kept_apart(products: Products) -> Products:
 
 def _behind_barrier(product: Callable[[tf.Tensor], tf.Tensor]) -> Callable[[tf.Tensor], tf.Tensor]:
     return lambda x: product(_barrier(x))
+
+
+def _split(product: Callable[[tf.Tensor], tf.Tensor], apart: Apart) -> Callable[[tf.Tensor], tf.Tensor]:
+    """Logits, to which some channels are added by a product of their own, in float."""
+
+    def logits(hidden: tf.Tensor) -> tf.Tensor:
+        mask = np.ones(hidden.shape[-1], np.float32)
+        mask[list(apart.channels)] = 0
+        with tf.name_scope(f"{APART}/"):
+            own = tf.matmul(tf.gather(hidden, list(apart.channels), axis=-1), tf.constant(apart.columns))
+        # Without the barrier, the mask would be multiplied into a second table.
+        return product(_barrier(hidden * mask)) + own
+
+    return logits
 
 
 def _barrier(x: tf.Tensor) -> tf.Tensor:

@@ -181,13 +181,21 @@ def _plan(model: Any, kind: Format, wanted: Wanted, data: Any, signature: Any, m
     # A file that generates says nothing where the padding is.
     padded = not is_causal_lm(model)
     samples = make_samples(inputs, facts, data, longest=longest, padded=padded)
+    calibration = None if data is None else samples
     if data is None and is_causal_lm(model):
-        texts = said_by(model, samples[IDS].shape[1])
-        samples = {name: texts if name == IDS else np.ones_like(texts) for name in samples}
+        samples = _said(model, samples, seed=0)
+        if config is not None and config.needs_data:
+            calibration = _said(model, samples, seed=1)
     return Job(
         model, inputs, chosen, facts=facts, wanted=wanted, name=name, config=config, samples=samples,
-        given=None if data is None else samples, members=members,
+        given=None if data is None else samples, calibration=calibration, members=members,
     )  # fmt: skip
+
+
+def _said(model: Any, like: Values, seed: int) -> Values:
+    """Texts of a language model, in the shape of other inputs."""
+    texts = said_by(model, like[IDS].shape[1], seed)
+    return {name: texts if name == IDS else np.ones_like(texts) for name in like}
 
 
 def _check_can_be_exported(model: Any) -> None:

@@ -12,9 +12,11 @@ from tfopt._base.children import run_in_child
 from tfopt._keras import keras_api
 from tfopt._keras.keras_io import Inputs
 from tfopt._keras.sizes import Size
+from tfopt.decoding.weights import is_causal_lm
 from tfopt.errors import InputError, VerificationError
 from tfopt.export.artifact import Check
 from tfopt.export.convert import convert, signature_of
+from tfopt.export.decoder import APART
 from tfopt.export.job import Job, Written, outputs_of
 from tfopt.export.observed import Samples
 from tfopt.export.signatures import pad_to
@@ -35,6 +37,9 @@ from tfopt.tflite.matching import Matched, Origins, Unmatched
 from tfopt.tflite.owners import Owners
 
 TRAINED = "trained"
+# Of language models, a few channels reach many times as far as the others, and one range for a token leaves those
+# few steps.
+SMOOTH = 0.5
 FLOAT_KINDS = (None, "float16")
 
 
@@ -72,6 +77,8 @@ def resolve(quantization: Any, model: Any) -> tuple[str | None, QuantizeConfig |
         config, name = quantization, next((n for n, c in NAMED.items() if c == quantization), "custom")
     elif quantization in NAMED:
         config, name = NAMED[quantization], str(quantization)
+        if is_causal_lm(model) and config.activations == "dynamic":
+            config = dataclasses.replace(config, smooth=SMOOTH)
     else:
         names = ", ".join(str(q) for q in (*FLOAT_KINDS, *NAMED, TRAINED))
         raise InputError(f"quantization must be one of {names} or a QuantizeConfig, got {quantization!r}")
@@ -158,7 +165,7 @@ def smoother(
         yield [Check("smooth", f"{places} places", "reported")]
 
 
-# (whether norms are kept apart from the weights behind them, scopes of layers) -> the float file of a decoder.
+# (whether norms may be folded into the weights behind them, scopes of layers) -> the float file of a decoder.
 Converter = Callable[[bool, Owners], bytes]
 
 
@@ -175,8 +182,8 @@ def write_integers(job: Job, path: Path, decoder: Converter | None = None) -> Wr
         VerificationError: named "grids".
     """
     assert job.config is not None
-    with smoother(job.model, job.config, job.inputs, representative=job.given) as smoothing:
-        record, checks = make_record(job.model, job.config, job.inputs, representative=job.given)
+    with smoother(job.model, job.config, job.inputs, representative=job.calibration) as smoothing:
+        record, checks = make_record(job.model, job.config, job.inputs, representative=job.calibration)
         written = _write(job, path, record, decoder=decoder)
         with as_written(job.model, written):
             expected = outputs_of(job)
@@ -190,7 +197,7 @@ def _write(job: Job, path: Path, record: Record, decoder: Converter | None) -> Q
     if decoder is not None:
         if config.is_static:
             raise InputError("files that generate have no static kind: use a dynamic or weight-only one")
-        content = decoder(not _may_fold(record), origins.owners)
+        content = decoder(_may_fold(record), origins.owners)
     else:
         with contextlib.nullcontext() if _may_fold(record) else frozen(model, record):
             content = convert(model, inputs, lengths, batch=batch, owners=origins.owners, unrolled=config.is_static)
@@ -235,12 +242,13 @@ def _may_fold(record: Record) -> bool:
     """
     config = record.config
     as_it_stands = config.rounding == "nearest" and config.weight_scale == "max" and not config.is_static
+    as_it_stands &= config.smooth is None  # the gamma would take the spread of activations back
     return _is_plain(record) and as_it_stands and config.weight_granularity == "channel" and config.weight_bits == 8
 
 
 def _fallback(weight: Unmatched, record: Record) -> Grid | None:
     """After training, what has no grid was meant to stay in float; else it is rounded as it stands."""
-    if not _is_plain(record) or size_of(weight.found) < SMALLEST_QUANTIZED:
+    if not _is_plain(record) or size_of(weight.found) < SMALLEST_QUANTIZED or APART in weight.found.name:
         return None
     return nearest_grid(weight.found, record.config.weight_bits or 8, weight.path or weight.found.name)
 

@@ -43,6 +43,7 @@ class Job:
         config: of integer quantization, or None.
         samples: inputs that the file is compared with the model on.
         given: the same where they are the caller's, None where they were drawn at random or said by the model.
+        calibration: inputs to find ranges, spreads and errors on; None where there are none.
         members: what the artifact needs for texts.
     """
 
@@ -55,6 +56,7 @@ class Job:
     config: QuantizeConfig | None
     samples: Values
     given: Values | None
+    calibration: Values | None
     members: Mapping[str, bytes]
 
     @property

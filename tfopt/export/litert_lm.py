@@ -25,7 +25,7 @@ from tfopt.decoding.whole_cache import forward_whole
 from tfopt.errors import InputError, VerificationError
 from tfopt.export import tflite
 from tfopt.export.artifact import Check
-from tfopt.export.decoder import check_slots, converted, finished
+from tfopt.export.decoder import apart_for, check_slots, converted, finished
 from tfopt.export.integers import write_integers
 from tfopt.export.job import Job, Wanted, Written
 from tfopt.export.litert_lm_check import check_in_litert_lm
@@ -64,16 +64,17 @@ def write(job: Job, path: Path) -> Written:
     # The tokenizer has a section of its own.
     members = {n: v for n, v in extras.of(job.model).items() if n not in extras.TOKENIZERS}
 
-    def converter(apart: bool, owners: Owners) -> bytes:
+    def converter(fold: bool, owners: Owners) -> bytes:
         content = converted(
-            job.model, lambda config, products: _functions(config, products, slots), apart=apart, owners=owners
-        )
+            job.model, lambda config, products: _functions(config, products, slots), fold=fold, owners=owners,
+            apart=apart_for(job),
+        )  # fmt: skip
         return finished(content, members, float16=job.name == "float16")
 
     with tempfile.TemporaryDirectory(prefix="tfopt-") as folder:
         inner = Path(folder, "model.tflite")
         if job.config is None:
-            inner.write_bytes(converter(apart=False, owners=Owners.of(())))
+            inner.write_bytes(converter(fold=True, owners=Owners.of(())))
             written = Written()
         else:
             written = write_integers(job, inner, converter)

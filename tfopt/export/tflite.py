@@ -11,7 +11,7 @@ from tfopt.decoding.weights import is_causal_lm
 from tfopt.errors import InputError, VerificationError
 from tfopt.export.artifact import Check
 from tfopt.export.convert import convert
-from tfopt.export.decoder import check_slots, compared_length, convert_decoder, finished
+from tfopt.export.decoder import apart_for, check_slots, compared_length, convert_decoder, finished
 from tfopt.export.integers import write_integers
 from tfopt.export.job import Job, Wanted, Written
 from tfopt.export.samples import LENGTH
@@ -47,15 +47,16 @@ def write(job: Job, path: Path) -> Written:
     if is_causal_lm(job.model):
         members = {**extras.of(job.model), **job.members}
 
-        def converter(apart: bool, owners: Owners) -> bytes:
+        def converter(fold: bool, owners: Owners) -> bytes:
             content = convert_decoder(
-                job.model, job.slots, apart=apart, narrow_cache=job.narrow_cache, owners=owners
-            )
+                job.model, job.slots, fold=fold, narrow_cache=job.narrow_cache, owners=owners,
+                apart=apart_for(job),
+            )  # fmt: skip
             return finished(content, members, float16=half)
 
         if job.config is not None:
             return write_integers(job, path, converter)
-        path.write_bytes(converter(apart=False, owners=Owners.of(())))
+        path.write_bytes(converter(fold=True, owners=Owners.of(())))
         return Written()
     if job.config is not None:
         written = write_integers(job, path)

@@ -2,7 +2,8 @@
 
 Xiao et al., "SmoothQuant", https://arxiv.org/abs/2211.10438. Where a layer norm, or a layer that is linear or
 ends in a ReLU, feeds nothing but matrix products, its channels are divided by factors that those products
-multiply by; the model computes what it did before.
+multiply by; the model computes what it did before. Of a layer that is linear, the channels may also be multiplied
+by something on the way, as by the gate of a gated feed-forward block.
 """
 
 import contextlib
@@ -68,13 +69,14 @@ def find_places(model: Any) -> list[tuple[Any, list[Any]]]:
     places = []
     outputs = {str(name).rpartition("/")[2] for name in getattr(model, "output_names", None) or ()}
     for _, layer in keras_api.walk(model):
-        plain_norm = "LayerNormalization" in class_names(layer) and layer.gamma is not None
+        norms = {"LayerNormalization", "BatchNormalization"}.intersection(class_names(layer))
+        plain_norm = bool(norms) and layer.gamma is not None
         activation = getattr(getattr(layer, "activation", None), "__name__", "linear")
         linear = "Dense" in class_names(layer) and activation in ("linear", "relu")  # a factor passes through both
         if not (plain_norm or linear) or getattr(layer, "axis", -1) not in (-1, [-1], [2]):
             continue
         products = []
-        for reader in keras_api.consumers(layer):
+        for reader in _behind_gate(layer) if activation == "linear" else keras_api.consumers(layer):
             found = _products(reader)
             products += found
             if not found:
@@ -83,6 +85,23 @@ def find_places(model: Any) -> list[tuple[Any, list[Any]]]:
         if products and layer.name not in outputs:
             places.append((layer, products))
     return places
+
+
+def _behind_gate(layer: Any) -> list[Any]:
+    """Who reads a layer, or what it becomes when something of the same shape is multiplied with it."""
+    readers = list(keras_api.consumers(layer))
+    if len(readers) != 1 or not _is_product(readers[0]):
+        return readers
+    (node,) = readers[0]._inbound_nodes
+    tensors = _tensors(node)
+    same = len({id(t) for t in tensors}) == 2 and len({int(t.shape[-1] or 0) for t in tensors}) == 1
+    return list(keras_api.consumers(readers[0])) if same else readers
+
+
+def _is_product(reader: Any) -> bool:
+    """Whether an operation multiplies two tensors, element by element."""
+    symbol = getattr(reader, "symbol", None)  # of tf_keras's layers of operations
+    return (symbol == "math.multiply" or "Multiply" in class_names(reader)) and len(reader._inbound_nodes) == 1
 
 
 def _products(reader: Any) -> list[Any]:
