@@ -57,13 +57,13 @@ def write_gguf(config: CausalLMConfig, path: Path, kind: str) -> Path:
 class LlamaCpp:
     """A GGUF file in llama.cpp, called without the layers of Python that its high-level interface has."""
 
-    def __init__(self, path: Path, threads: int, context: int) -> None:
+    def __init__(self, path: Path, threads: int, context: int, every: bool = False) -> None:
         import llama_cpp
 
         self._lib = llama_cpp
         self._llama = llama_cpp.Llama(
             str(path), n_ctx=context, n_batch=context, n_ubatch=context, n_threads=threads,
-            n_threads_batch=threads, verbose=False,
+            n_threads_batch=threads, logits_all=every, verbose=False,
         )  # fmt: skip
         self._context: Any = self._llama._ctx.ctx
         self._vocab = self._llama.n_vocab()
@@ -71,6 +71,13 @@ class LlamaCpp:
     def rewind(self, length: int) -> None:
         """Forgets what comes after the first `length` tokens."""
         self._llama._ctx.kv_cache_seq_rm(0, length, -1)
+
+    def every(self, tokens: np.ndarray) -> np.ndarray:
+        """Logits at each token of a text; the file was opened with `every`."""
+        self.rewind(0)
+        self._llama.reset()
+        self._llama.eval([int(token) for token in tokens])
+        return np.array(self._llama.scores[: len(tokens)], np.float32)
 
     def extend(self, tokens: np.ndarray) -> np.ndarray:
         """Adds tokens; gives the logits at the last one."""

@@ -10,7 +10,8 @@ from tfopt._keras import keras_api
 from tfopt._keras.keras_io import inputs_of
 from tfopt.data import batches
 from tfopt.errors import InputError, VerificationError, WorkFailedError
-from tfopt.export import integers
+from tfopt.export import decoder, integers
+from tfopt.export.decoder import far_channels
 from tfopt.quantization import NAMED, QuantizeConfig
 from tfopt.quantization import calibration as calibrating
 from tfopt.quantization.gptq import gptq
@@ -21,6 +22,8 @@ from tfopt.quantization.smooth import find_places, smoothed
 from tfopt.quantization.weights import on_grids
 from tfopt.tflite.file import read_tflite
 
+from .decoders import FAMILIES, logits_of, make
+from .decoders import tokens as some_tokens
 from .quantized_models import KINDS, signature, trained
 
 
@@ -344,3 +347,52 @@ def test_a_table_that_is_looked_up_and_multiplied_is_stored_once(tmp_path):
     assert np.corrcoef(found.ravel(), np.asarray(model(ids["ids"])).ravel())[0, 1] > 0.98
     assert {layer.path: layer.bits for layer in artifact.layers}["table/embeddings"] == 8
     assert artifact.path.stat().st_size < 200 * 32 + 6 * 32 * 32 + 8000  # in bytes, each table once
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gemma2"])
+def test_smoothing_of_decoders(family, generation):
+    """RMS norms, and what a gate is multiplied with on its way."""
+    model = make(family, generation)
+    names = {source.name: [p.name for p in products] for source, products in find_places(model)}
+    assert names["layer_1_up"] == ["layer_1_down"] and "layer_1_gate" not in names
+    assert names["layer_0_attention_norm"] == [f"layer_0_attention_{part}" for part in ("query", "key", "value")]
+    ids = some_tokens(rows=2)
+    samples = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+    before, expected = values(model), logits_of(model, ids)
+    up = model.get_layer("layer_1_up").kernel
+    kept = np.array(up)
+    with smoothed(model, inputs_of(model), samples, strength=0.5) as places:
+        assert places == len(names)
+        np.testing.assert_allclose(logits_of(model, ids), expected, atol=1e-4 * np.abs(expected).max())
+        assert not np.allclose(np.array(up), kept)
+    for old, new in zip(before, values(model), strict=True):
+        np.testing.assert_array_equal(old, new)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_channels_that_reach_far(tied, tmp_path, monkeypatch):
+    """Two channels of the last hidden states reach thirty times as far: they are multiplied by themselves, in float."""
+    model = make(dataclasses.replace(FAMILIES["llama"], vocab_size=2048, tie_word_embeddings=tied))
+    gamma = model.get_layer("final_norm").gamma
+    gamma.assign(np.where(np.isin(np.arange(32), (3, 7)), 30.0, 1.0) * gamma.numpy())
+    ids = some_tokens(rows=4)
+    apart = far_channels(model, ids)
+    assert apart.channels == (3, 7) and apart.columns.shape == (2, 2048)
+    assert far_channels(make("llama"), ids) is None and far_channels(make("gemma2"), ids) is None
+    limits = ["signal_to_noise", "correlation", "next_tokens", "divergence", "perplexity"]
+    found = {}
+    for name in ("apart", "plain"):
+        if name == "plain":
+            monkeypatch.setattr(decoder, "far_channels", lambda model, ids: None)
+        path = tmp_path / f"{name}.tflite"
+        artifact = tfopt.export(
+            model, path, quantization=QuantizeConfig(smooth=0.5, include=["token_embeddings"]), lengths=[32], accept=limits,
+            representative={"input_ids": ids, "attention_mask": np.ones_like(ids)},
+        )  # fmt: skip
+        found[name] = next(c.found for c in artifact.checks if c.name == "signal_to_noise")
+        tables = [c for c in read_tflite(path).constants if c.shape == (2048, 32)]
+        assert sorted(c.dtype for c in tables) == (["int8"] if tied else ["float32", "int8"])
+        own = [c for c in read_tflite(path).constants if c.shape == (2048, 2)]
+        assert [c.dtype for c in own] == (["float32"] if name == "apart" else [])
+    # The norm before a table that is not tied takes the spread itself.
+    assert found["apart"] > found["plain"] + 0.3 or not tied
