@@ -9,6 +9,7 @@ is measured with one of 256 and one of 1,024 tokens.
 """
 
 import argparse
+import dataclasses
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -59,7 +60,9 @@ def main() -> None:
 def fresh(shape: str) -> Any:
     """A model with random weights, and a tokenizer."""
     keras_api.keras_module("keras").utils.set_random_seed(0)
-    model = tfopt.models.causal_lm(SHAPES[shape], "keras")
+    # LiteRT-LM wants a token that ends a text; this one is in none.
+    config = dataclasses.replace(SHAPES[shape], end_tokens=(SHAPES[shape].vocab_size - 1,))
+    model = tfopt.models.causal_lm(config, "keras")
     texts, _ = read_stdlib_docs()
     extras.keep(model, TOKENIZER, train_bpe(texts, 2048).to_str().encode())
     return model

@@ -18,6 +18,7 @@ from .conftest import TINY
 CASES = {
     "saved_model": [{}, {"jit_compile": True}],
     "tflite": [{}, {"quantization": "float16"}, {"quantization": "dynamic_int8"}],
+    "litertlm": [],  # which takes decoders only: test_litert_lm
 }
 
 
@@ -48,7 +49,7 @@ def test_what_is_written_is_told_run_and_looked_into(make_bert, tokens, tmp_path
 
 def test_formats_that_come_later_name_what_there_is(make_bert, tmp_path):
     for name in ("onnx", "stablehlo", "xla"):
-        with pytest.raises(InputError, match=f"format must be one of saved_model, tflite, got '{name}'"):
+        with pytest.raises(InputError, match=f"format must be one of saved_model, tflite, litertlm, got '{name}'"):
             tfopt.export(make_bert(), tmp_path / "m", format=name)
     with pytest.raises(InputError, match=r"path of format 'tflite' must end in \.tflite, got 'm'"):
         tfopt.export(make_bert(), tmp_path / "m", format="tflite")

@@ -22,9 +22,10 @@ from tfopt.decoding.whole_cache import forward_whole
 from tfopt.engine.opening import generates
 from tfopt.errors import InputError, ModelFileError, VerificationError
 from tfopt.export.litert_lm import COMPARED
-from tfopt.export.litert_lm_check import check_in_litert_lm, say
+from tfopt.export.litert_lm_check import _texts, check_in_litert_lm, follow, say
 from tfopt.export.litert_lm_words import Words
 from tfopt.export.said import said_by
+from tfopt.runtime.eager_decoder import EagerDecoder
 from tfopt.tflite.litert_lm_file import read_litert_lm, write_litert_lm
 
 from .decoders import FAMILIES, logits_of, make, tokens
@@ -32,6 +33,11 @@ from .test_chat import GOLDEN, TALK, TOKENIZER, folder  # noqa: F401 - a fixture
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("litert_lm") is None, reason="litert-lm-api is not there")
 SLOTS = 32
+# Marks for trainings, with their own way to cut what stands around them.
+MARKED = (
+    "{% for m in messages %}\n    {%- generation -%}\n {{ m.role }} {% endgeneration %}\n"
+    "{% generation %}{{ m.content ~ eos_token }}{%- endgeneration %} {% endfor %}"
+)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -121,15 +127,19 @@ def test_a_table_is_stored_once(tmp_path, shared_data):
     assert text.startswith(prompt + said.text[:60])
 
 
-@pytest.mark.parametrize("name", GOLDEN["templates"])
+@pytest.mark.parametrize("name", [*GOLDEN["templates"], "marked"])
 def test_templates_write_the_same_in_litert_lm(name, talking):
     """Whatever LiteRT-LM passes: contents as parts, no tokens. Its Jinja knows no `continue`."""
     model, artifact = talking
-    chat = ChatTemplate(GOLDEN["templates"][name], "<s>", "</s>")
+    chat = ChatTemplate({**GOLDEN["templates"], "marked": MARKED}[name], "<s>", "</s>")
+    if name == "brackets":
+        with pytest.raises(InputError, match="has break or continue"):
+            Words.of(extras.of(model)["tfopt_tokenizer.json"], chat, config_of(model), slots=192)
+        return
     words = Words.of(extras.of(model)["tfopt_tokenizer.json"], chat, config_of(model), slots=192)
     for text in ("Hi", 'It\'s\n"so" {{ x }} é'):
         rendered = run_in_child(_rendered, str(artifact.path), words.template(), text, preload=LIGHT)
-        assert rendered == ("" if name == "brackets" else words.prompt(text))
+        assert rendered == words.prompt(text)
 
 
 def _rendered(path, template, text):
@@ -143,7 +153,7 @@ def _rendered(path, template, text):
 
 
 def test_broken_files_do_not_pass(talking, tmp_path):
-    """Another model's weights, another tokenizer, a template as it came, caches that keep nothing."""
+    """Another model's weights, another tokenizer, a template as it came, other first and last tokens."""
     model, artifact = talking
     path, file, broken = artifact.path, read_litert_lm(artifact.path), tmp_path / "broken.litertlm"
     words = Words.of(
@@ -158,6 +168,8 @@ def test_broken_files_do_not_pass(talking, tmp_path):
         "chat",
     }
     inner = file.decoder(tmp_path / "m.tflite")
+    begun = words.begun(words.tokenizer.encode_whole(_texts(job, words, 24)[0]))
+    said = follow(EagerDecoder(model), begun, [1], room=24, ends=words.ends).tokens
     other = make(dataclasses.replace(config_of(model)), seed=1)
     with pytest.raises(VerificationError, match="greedy_text|text_scores"):
         check_in_litert_lm(path, types.SimpleNamespace(model=other, samples=samples, config=None, name=None), words)
@@ -165,6 +177,7 @@ def test_broken_files_do_not_pass(talking, tmp_path):
         ("tokenizer", _turned(file.tokenizer()), words.metadata()),
         ("chat", file.tokenizer(), _with_template(file, words.chat.template)),
         ("greedy_text|text_scores", file.tokenizer(), _with_first(file, 3)),
+        ("greedy_text", file.tokenizer(), _with_end(file, said[0])),
     ):
         write_litert_lm(broken, decoder=inner, tokenizer=tokenizer, metadata=metadata)
         with pytest.raises(VerificationError, match=name):
@@ -187,6 +200,12 @@ def _with_template(file, template):
     return said.SerializeToString()
 
 
+def _with_end(file, token):
+    said = file.metadata()
+    said.stop_tokens.add().token_ids.ids.append(token)
+    return said.SerializeToString()
+
+
 def _with_first(file, token):
     said = file.metadata()
     said.start_token.token_ids.ids[:] = [token]
@@ -202,14 +221,37 @@ def test_what_cannot_be_is_refused(tmp_path):
     with pytest.raises(InputError, match="has no tokenizer: give tokenizer="):
         tfopt.export(model, tmp_path / "m.litertlm")
     (tmp_path / "tokenizer.json").write_text(TOKENIZER)
-    with pytest.raises(InputError, match="the tokenizer has 265 tokens, the model's table 64 rows"):
+    with pytest.raises(InputError, match="the tokenizer has token 25., the model's table 64 rows"):
         tfopt.export(model, tmp_path / "m.litertlm", tokenizer=tmp_path / "tokenizer.json")
     for wrong, says in (
+        ({"quantization": "int8"}, "takes quantization float16, dynamic_int8"),
         ({"lengths": [16, 32]}, "one cache of 8"), ({"cache": "int8"}, "in float32"), ({"batch_size": 2}, "one text"),
     ):  # fmt: skip
         with pytest.raises(InputError, match=says):
             tfopt.export(model, tmp_path / "m.litertlm", tokenizer=tmp_path / "tokenizer.json", **wrong)
     assert [path.name for path in tmp_path.iterdir()] == ["tokenizer.json"]
+
+
+def test_tokenizers_that_do_not_fit_as_they_are():
+    """Cutting is turned off, tokens without a row are left out, and nothing is written first that ends texts."""
+    found = json.loads(TOKENIZER)
+    found["truncation"] = {"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0}
+    size = max(token["id"] for token in found["added_tokens"]) + 1
+    extra = {**found["added_tokens"][0], "id": size, "content": "<image>"}
+    found["added_tokens"].append(extra)
+    config = dataclasses.replace(FAMILIES["llama"], vocab_size=size, end_tokens=(257,))
+    words = Words.of(json.dumps(found).encode(), None, config, slots=64)
+    assert len(words.tokenizer.encode_whole("a long text that would be cut")) > 4
+    assert "<image>" not in words.content.decode() and json.loads(words.content)["truncation"] is None
+    ending = {"type": "TemplateProcessing", "single": [{"Sequence": {"id": "A", "type_id": 0}},
+              {"SpecialToken": {"id": "</s>", "type_id": 0}}], "pair": [{"Sequence": {"id": "A", "type_id": 0}},
+              {"Sequence": {"id": "B", "type_id": 1}}],
+              "special_tokens": {"</s>": {"id": "</s>", "ids": [257], "tokens": ["</s>"]}}}  # fmt: skip
+    assert Words.of(json.dumps({**found, "post_processor": ending}).encode(), None, config, slots=64).first is None
+    with pytest.raises(InputError, match="needs a token that ends a text"):
+        Words.of(TOKENIZER.encode(), None, dataclasses.replace(config, end_tokens=()), slots=64)
+    with pytest.raises(InputError, match="no room for two messages"):
+        Words.of(TOKENIZER.encode(), ChatTemplate(GOLDEN["templates"]["chatml"]), config, slots=16)
 
 
 def test_damaged_containers(talking, tmp_path):

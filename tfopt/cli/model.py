@@ -156,6 +156,7 @@ def _refined(
     out: Path,
 ) -> Any:
     """A named quantization with what the command line adds to it."""
+    from tfopt.export.integers import config_named
     from tfopt.quantization import NAMED
     from tfopt.quantization.sensitivity import choose_bits
 
@@ -163,7 +164,9 @@ def _refined(
         raise InputError(
             f"--rounding, --smooth, --max-bytes and --max-loss need --quantization {', '.join(NAMED)}, got {name}"
         )
-    config = dataclasses.replace(NAMED[name], rounding=rounding, smooth=smooth)
+    config = dataclasses.replace(config_named(name, model), rounding=rounding)
+    if smooth is not None:
+        config = dataclasses.replace(config, smooth=smooth)
     if budgets == (None, None):
         return config
     if data is None:

@@ -111,11 +111,12 @@ class Generator:
         found = open_decoder(
             source, runtime, threads, bits=bits, weight_cache=weight_cache, trust=trust, imports=imports
         )
-        is_file = isinstance(draft, (str, Path)) and Path(draft).suffix == ".tflite"  # has bits of its own
+        is_file = isinstance(draft, (str, Path)) and Path(draft).suffix in (".tflite", ".litertlm")
         helper: Any = draft
         if draft not in (None, LOOKUP):
             helper = open_decoder(
-                draft, None, threads, bits=None if is_file else bits, weight_cache=weight_cache, trust=trust,
+                draft, None, threads, bits=None if is_file else bits,  # a file has bits of its own
+                weight_cache=None if Path(str(draft)).suffix == ".litertlm" else weight_cache, trust=trust,
                 imports=imports,
             ).decoder  # fmt: skip
         return Generator(found.decoder, found.tokenizer, draft=helper, template=found.chat)

@@ -231,6 +231,8 @@ def _check_wanted(kind: Format, wanted: Wanted) -> None:
     if quantization is not None and not kind.quantizations:
         others = ", ".join(repr(f.name) for f in WRITTEN if f.quantizations)
         raise InputError(f"quantization={quantization!r} needs format={others}; a {kind.title} keeps float weights")
+    if isinstance(quantization, str) and kind.quantizations and quantization not in kind.quantizations:
+        raise InputError(f"a {kind.title} takes quantization {', '.join(kind.quantizations)}, got {quantization!r}")
     if wanted.jit_compile and not kind.compiles:
         others = ", ".join(repr(f.name) for f in WRITTEN if f.compiles)
         raise InputError(f"jit_compile needs format={others}; a {kind.title} is not compiled by XLA")

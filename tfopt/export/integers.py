@@ -76,9 +76,7 @@ def resolve(quantization: Any, model: Any) -> tuple[str | None, QuantizeConfig |
     if isinstance(quantization, QuantizeConfig):
         config, name = quantization, next((n for n, c in NAMED.items() if c == quantization), "custom")
     elif quantization in NAMED:
-        config, name = NAMED[quantization], str(quantization)
-        if is_causal_lm(model) and config.activations == "dynamic":
-            config = dataclasses.replace(config, smooth=SMOOTH)
+        config, name = config_named(str(quantization), model), str(quantization)
     else:
         names = ", ".join(str(q) for q in (*FLOAT_KINDS, *NAMED, TRAINED))
         raise InputError(f"quantization must be one of {names} or a QuantizeConfig, got {quantization!r}")
@@ -91,6 +89,13 @@ def resolve(quantization: Any, model: Any) -> tuple[str | None, QuantizeConfig |
                 f"{config.weight_bits}; export it as 'trained', or train it with weight_bits={config.weight_bits}"
             )
     return name, config
+
+
+def config_named(name: str, model: Any) -> QuantizeConfig:
+    """What a name of `quantization.NAMED` means for a model; a `QuantizeConfig` is taken as it is."""
+    config = NAMED[name]
+    spread = is_causal_lm(model) and config.activations == "dynamic"
+    return dataclasses.replace(config, smooth=SMOOTH) if spread else config
 
 
 def _check_kind(record: Record, config: QuantizeConfig, name: str) -> None:
@@ -248,7 +253,11 @@ def _may_fold(record: Record) -> bool:
 
 def _fallback(weight: Unmatched, record: Record) -> Grid | None:
     """After training, what has no grid was meant to stay in float; else it is rounded as it stands."""
-    if not _is_plain(record) or size_of(weight.found) < SMALLEST_QUANTIZED or APART in weight.found.name:
+    if (
+        not _is_plain(record)
+        or size_of(weight.found) < SMALLEST_QUANTIZED
+        or any(APART in name for name in weight.found.names)
+    ):
         return None
     return nearest_grid(weight.found, record.config.weight_bits or 8, weight.path or weight.found.name)
 

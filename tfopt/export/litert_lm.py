@@ -30,6 +30,7 @@ from tfopt.export.integers import write_integers
 from tfopt.export.job import Job, Wanted, Written
 from tfopt.export.litert_lm_check import check_in_litert_lm
 from tfopt.export.litert_lm_words import Words
+from tfopt.tflite.file import read_metadata, read_tflite
 from tfopt.tflite.litert_lm_file import read_litert_lm, write_litert_lm
 from tfopt.tflite.owners import Owners
 
@@ -78,7 +79,7 @@ def write(job: Job, path: Path) -> Written:
             written = Written()
         else:
             written = write_integers(job, inner, converter)
-        write_litert_lm(path, decoder=inner, tokenizer=words.tokenizer_json(), metadata=words.metadata())
+        write_litert_lm(path, decoder=inner, tokenizer=words.content, metadata=words.metadata())
     checks = check_in_litert_lm(path, job, words)
     return Written(written.expected, (*written.checks, *checks), written.layers)
 
@@ -87,11 +88,17 @@ def check(path: Path, name: str | None, jit_compile: bool) -> list[Check]:
     """Of its TFLite file, what `tflite.check` checks, and that every table is stored once.
 
     Raises:
-        VerificationError: named "dtypes", "table_lookup", "state" or "metadata".
+        VerificationError: named "dtypes", "table_lookup", "state", "tables" or "metadata".
     """
     file = read_litert_lm(path)
     with tempfile.TemporaryDirectory(prefix="tfopt-") as folder:
-        checks = tflite.check(file.decoder(Path(folder, "model.tflite")), name, jit_compile)
+        inner = file.decoder(Path(folder, "model.tflite"))
+        checks = tflite.check(inner, name, jit_compile)
+        config = CausalLMConfig.from_json(read_metadata(inner)[extras.CONFIG])
+        shape = (config.vocab_size, config.hidden_size)
+        tables = sum(c.shape == shape for c in read_tflite(inner).constants)
+    if tables > (1 if config.tie_word_embeddings else 2):
+        raise VerificationError("tables", f"a table of {shape[0]:,} rows is stored {tables} times")
     said = file.metadata()
     if said.max_num_tokens < 1 or file.tokenizer() is None:
         raise VerificationError("metadata", "the file says no limit of tokens, or has no tokenizer")

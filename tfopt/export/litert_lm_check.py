@@ -54,11 +54,13 @@ class Followed:
 
     Attributes:
         tokens: the likeliest ones, up to the first of which two are about as likely, or that ends the text.
+        ended: whether the text ended there.
         scores: log-likelihood of each token of the target.
         rewound: the same behind a prompt without its last but one token.
     """
 
     tokens: tuple[int, ...]
+    ended: bool
     scores: tuple[float, ...]
     rewound: tuple[float, ...]
 
@@ -158,18 +160,21 @@ def follow(decoder: Decoder, prompt: list[int], target: list[int], *, room: int,
         room: most tokens.
         ends: tokens that end a text.
     """
-    tokens: list[int] = []
+    tokens, ended = list[int](), False
     with decoder.open([0]) as session:
         logits = session.extend(np.array([prompt], np.int32))[0, -1]
         for _ in range(room):
             second, first = np.partition(logits, -2)[-2:]
             token = int(logits.argmax())
-            if first - second < _TIE * max(1.0, abs(float(first))) or token in ends:
+            if first - second < _TIE * max(1.0, abs(float(first))):
+                break
+            ended = token in ends
+            if ended:
                 break
             tokens.append(token)
             logits = session.extend(np.array([[token]], np.int32))[0, -1]
     scores, rewound = (_scores(decoder, before, target) for before in (prompt, [*prompt[:-2], prompt[-1]]))
-    return Followed(tuple(tokens), scores, rewound)
+    return Followed(tuple(tokens), ended, scores=scores, rewound=rewound)
 
 
 def _scores(decoder: Decoder, prompt: list[int], target: list[int]) -> tuple[float, ...]:
@@ -184,10 +189,12 @@ def _scores(decoder: Decoder, prompt: list[int], target: list[int]) -> tuple[flo
 
 def _check_text(said: Said, found: Followed, begun: list[int], words: Words) -> Check:
     stream = words.tokenizer.stream(begun)
-    text = "".join(map(stream.push, found.tokens)).strip()
-    if not said.text.strip().startswith(text):
-        raise VerificationError("greedy_text", f"LiteRT-LM says {said.text.strip()!r:.80}, not {text!r:.80}")
-    return Check("greedy_text", f"{len(found.tokens)} tokens, until two are as likely", "the same in LiteRT-LM")
+    text, theirs = "".join(map(stream.push, found.tokens)).strip(), said.text.strip()
+    if not theirs.startswith(text) or (found.ended and theirs != text):
+        end = " and an end" if found.ended else ""
+        raise VerificationError("greedy_text", f"LiteRT-LM says {theirs!r:.80}, not {text!r:.80}{end}")
+    until = "the end" if found.ended else "two are as likely"
+    return Check("greedy_text", f"{len(found.tokens)} tokens, until {until}", "the same in LiteRT-LM")
 
 
 def _check_scores(said: Said, found: Followed) -> Check:

@@ -1,6 +1,7 @@
 """What a `.litertlm` file says of texts: its tokenizer, first and last tokens, limits, sampling, chat template."""
 
 import dataclasses
+import json
 import re
 
 from tfopt.data.chat import ChatTemplate
@@ -24,7 +25,12 @@ _PREAMBLE = """{%- set whole = namespace(messages=[]) -%}
 {%- set bos_token = BOS -%}
 {%- set eos_token = EOS %}
 """
-_GENERATION = re.compile(r"\{%-?\s*(?:end)?generation\s*-?%\}")  # marks for trainings, which it does not know
+# Marks for trainings, which it does not know; what stands around them is cut as before.
+_GENERATION = (
+    (re.compile(r"\{%(-?)\s*generation\s*(-?)%\}"), r"{%\1 if true \2%}"),
+    (re.compile(r"\{%(-?)\s*endgeneration\s*(-?)%\}"), r"{%\1 endif \2%}"),
+)
+_LOOPS = re.compile(r"\{%-?\s*(?:break|continue)\s*-?%\}")
 _TURN = ({"role": "user", "content": "Hello"},)
 
 
@@ -51,19 +57,33 @@ class Words:
         """The words of a model with that tokenizer and template.
 
         Raises:
-            InputError: the tokenizer has more tokens than the model.
+            InputError: the tokenizer has more tokens than the model, nothing ends a text, or the template cannot be
+                used by LiteRT-LM.
         """
+        content = _fitting(content, config.vocab_size)
         tokenizer = HuggingFaceTokenizer(parse_tokenizer(content.decode(), "the model's tokenizer"))
-        size = tokenizer.tokenizer.get_vocab_size()
-        if size > config.vocab_size:
-            raise InputError(f"the tokenizer has {size:,} tokens, the model's table {config.vocab_size:,} rows")
-        begun = tokenizer.encode_ids("")
+        begun = _first_of(tokenizer)
         ends = tuple(end for end in config.end_tokens if 0 <= end < config.vocab_size)
         if chat is not None:
+            if _LOOPS.search(chat.template):
+                raise InputError(
+                    "the chat template has break or continue, which the Jinja of LiteRT-LM does not know"
+                )
+            if 2 * len(tokenizer.encode_whole(chat.render(_TURN))) + 16 > slots:
+                raise InputError(f"a cache of {slots} tokens has no room for two messages of the chat template")
             ends += tuple(tokenizer.special_ids(chat.end_of_turn())[:1])
-            # One token cannot be first in texts only: conversations are what such a model is for.
-            shown = tokenizer.encode_whole(chat.render(_TURN))
-            begun = begun[:1] if begun and shown[:1] == begun[:1] else []
+            # One token cannot be first in texts only: conversations are what such a model is for. Nor may it be
+            # written twice, by LiteRT-LM and by a template that has it in its own text.
+            named, unnamed = (
+                tokenizer.encode_whole(one.render(_TURN))[:1]
+                for one in (chat, dataclasses.replace(chat, bos_token=""))
+            )
+            begun = begun if named == begun != unnamed else []
+        if not ends:
+            raise InputError(
+                "LiteRT-LM needs a token that ends a text: give the model's configuration end_tokens, or its folder a "
+                "generation_config.json with eos_token_id"
+            )
         return Words(content, chat, first=begun[0] if begun else None, ends=tuple(dict.fromkeys(ends)), slots=slots)
 
     @property
@@ -74,26 +94,24 @@ class Words:
         """Tokens of a text, behind the one that begins it."""
         return ids if self.first is None else [self.first, *ids]
 
-    def tokenizer_json(self) -> bytes:
-        """The tokenizer's section."""
-        return self.content
-
     def template(self) -> str | None:
         """The chat template as LiteRT-LM takes it."""
         if self.chat is None:
             return None
-        first = self._is_written_first()
-        said = {"BOS": "" if first else self.chat.bos_token, "EOS": self.chat.eos_token}
+        said = {"BOS": self.chat.bos_token if self.first is None else "", "EOS": self.chat.eos_token}
         preamble = _PREAMBLE
         for name, token in said.items():
             preamble = preamble.replace(f"= {name} ", f"= {_quoted(token)} ")
-        return preamble + _GENERATION.sub("", self.chat.template)
+        template = self.chat.template
+        for mark, instead in _GENERATION:
+            template = mark.sub(instead, template)
+        return preamble + template
 
     def prompt(self, text: str) -> str:
         """A conversation of one message, as LiteRT-LM should write it."""
         assert self.chat is not None
         rendered = self.chat.render([{"role": "user", "content": text}])
-        return rendered.removeprefix(self.chat.bos_token) if self._is_written_first() else rendered
+        return rendered if self.first is None else rendered.removeprefix(self.chat.bos_token)
 
     def metadata(self) -> bytes:
         """The section of what LiteRT-LM has to know."""
@@ -113,8 +131,32 @@ class Words:
             said.jinja_prompt_template = template
         return bytes(said.SerializeToString(deterministic=True))
 
-    def _is_written_first(self) -> bool:
-        return self.first is not None
+
+def _fitting(content: bytes, rows: int) -> bytes:
+    """The tokenizer without limits of length, and without added tokens that the table has no rows for.
+
+    Gemma's multimodal tokenizer has one more than its text models.
+    """
+    tokenizer = parse_tokenizer(content.decode(), "the model's tokenizer")
+    found = json.loads(tokenizer.to_str())
+    found["added_tokens"] = [token for token in found["added_tokens"] if token["id"] < rows]
+    most = max(tokenizer.get_vocab(with_added_tokens=False).values(), default=0)
+    if most >= rows:
+        raise InputError(f"the tokenizer has token {most:,}, the model's table {rows:,} rows")
+    return json.dumps(found, ensure_ascii=False).encode()
+
+
+def _first_of(tokenizer: HuggingFaceTokenizer) -> list[int]:
+    """The token that the tokenizer puts before every text, if it does.
+
+    Raises:
+        InputError: there are several, of which LiteRT-LM takes one.
+    """
+    encoding = tokenizer.tokenizer.encode("a")
+    first = list(encoding.ids)[: next((i for i, s in enumerate(encoding.special_tokens_mask) if not s), 0)]
+    if len(first) > 1:
+        raise InputError(f"the tokenizer puts {len(first)} tokens before every text, LiteRT-LM one at most")
+    return first
 
 
 def _quoted(text: str) -> str:

@@ -57,7 +57,9 @@ def smoothed(model: Any, inputs: Inputs, samples: dict[str, np.ndarray], strengt
         for name, found in call(model, inputs, samples).items():
             off, size = float(np.abs(found - expected[name]).max()), float(np.abs(expected[name]).max())
             if off > _SAME * max(size, 1e-6):
-                raise WorkFailedError(f"smoothing changed output {name!r} by {off:.3g}; leave smooth=None")
+                raise WorkFailedError(
+                    f"smoothing changed output {name!r} by {off:.3g}; give a QuantizeConfig without smooth"
+                )
         yield len(places)
     finally:
         for variable, value in reversed(before):  # some were touched twice

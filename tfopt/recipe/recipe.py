@@ -149,6 +149,8 @@ class Recipe(Section):
         if self.data.label_columns and self.task != "multi_task":
             raise ValueError("data.label_columns are for task 'multi_task'; set data.label_column")
         if self.task != "causal_lm":
+            if any(export.format == "litertlm" for export in self.exports):
+                raise ValueError("exports: format 'litertlm' is for models that generate, task 'causal_lm'")
             return
         if self.data.max_length < 4:
             raise ValueError(f"data.max_length must be 4 or more for task 'causal_lm', got {self.data.max_length}")

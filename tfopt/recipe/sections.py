@@ -112,7 +112,7 @@ class TrainSection(Section):
 class ExportSection(Section):
     """One artifact of the baseline or of each named variant."""
 
-    format: Literal["saved_model", "tflite"]
+    format: Literal["saved_model", "tflite", "litertlm"]
     quantization: str | None = None
     rounding: Literal["nearest", "gptq"] = "nearest"
     smooth: Annotated[float, Field(gt=0, lt=1)] | None = None

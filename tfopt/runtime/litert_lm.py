@@ -75,6 +75,8 @@ class LiteRtLmDecoder(Decoder):
         try:
             sizes = ((prefill_size(key), key) for key in self.model.get_signature_list())
             self.prefills = sorted((size, key) for size, key in sizes if size is not None)
+            if not self.prefills:
+                raise ModelFileError(f"{path} holds a TFLite file without a signature prefill_N")
             self.context = int(self.model.get_input_tensor_details(DECODE)[MASK]["shape"][-1])
             self.names = cache_names(self.config.num_hidden_layers)
             self.slot = self.config.key_value_heads * self.config.head_size

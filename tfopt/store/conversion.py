@@ -51,7 +51,7 @@ def convert(source: Any, target: str | Path, **settings: Any) -> Path:
         if settings:
             raise InputError(f"{', '.join(settings)} are settings of a store, {target.name} is none")
         return write(source, target)
-    if target.suffix in (".h5", ".tflite", ".onnx"):
+    if target.suffix in (".h5", ".tflite", ".litertlm", ".onnx"):
         raise InputError(f"cannot write {target.name}: give a .keras or .weights.h5 file, a SavedModel or a folder")
     return save(source, target, **settings).folder
 

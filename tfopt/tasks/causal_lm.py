@@ -190,6 +190,8 @@ class CausalLMTask(Task):
         """Lengths of caches for TFLite, of windows for XLA."""
         if section.format == "saved_model":
             return (self.recipe.lengths or [self.recipe.data.max_length]) if section.jit_compile else None
+        if section.format == "litertlm":  # which has one cache
+            return [max(self.recipe.lengths or [self.recipe.data.max_length])]
         return self.recipe.lengths
 
     def samples(self) -> dict[str, np.ndarray]:

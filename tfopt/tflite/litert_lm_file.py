@@ -175,7 +175,7 @@ def _sections(header: bytes) -> list[Section]:
                 text = schema.StringValue()
                 text.Init(item.Value().Bytes, item.Value().Pos)
                 model = (text.Value() or b"").decode()
-        found.append(Section(kinds[one.DataType()], model, one.BeginOffset(), end=one.EndOffset()))
+        found.append(Section(kinds.get(one.DataType(), "unknown"), model, one.BeginOffset(), end=one.EndOffset()))
     return found
 
 
