@@ -81,7 +81,7 @@ class Words:
             begun = begun if named == begun != unnamed else []
         if not ends:
             raise InputError(
-                "LiteRT-LM needs a token that ends a text: give the model's configuration end_tokens, or its folder "
+                "LiteRT-LM needs a token that ends a text: give its configuration end_tokens, or its folder "
                 "a generation_config.json with eos_token_id"
             )
         return Words(content, chat, first=begun[0] if begun else None, ends=tuple(dict.fromkeys(ends)), slots=slots)
