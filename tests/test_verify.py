@@ -291,7 +291,7 @@ def test_a_model_is_compared_on_what_it_says(tmp_path, monkeypatch):
     monkeypatch.setattr(
         importlib.import_module("tfopt.export.export"),
         "said_by",
-        lambda model, length, seed: seen.append((length, seed)) or said_by(model, length, seed),
+        lambda model, length, seed, rows: seen.append((length, seed)) or said_by(model, length, seed, rows),
     )
     artifact = tfopt.export(model, tmp_path / "m.tflite", quantization="dynamic_int8", lengths=[24])
     assert seen == [(24, 0), (24, 1)] and {"next_tokens", "divergence", "perplexity"} <= {

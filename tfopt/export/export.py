@@ -34,6 +34,7 @@ from tfopt.quantization.record import record_of
 from tfopt.quantization.simulation import simulation_of
 
 _log = logging.getLogger(__name__)
+_FOR_GPTQ = 32  # texts
 
 
 def export(
@@ -185,16 +186,17 @@ def _plan(model: Any, kind: Format, wanted: Wanted, data: Any, signature: Any, m
     if data is None and is_causal_lm(model):
         samples = _said(model, samples, seed=0)
         if config is not None and config.needs_data:
-            calibration = _said(model, samples, seed=1)
+            # Errors that are taken up by other weights need more text than there are inputs to a layer.
+            calibration = _said(model, samples, seed=1, rows=_FOR_GPTQ if config.rounding == "gptq" else None)
     return Job(
         model, inputs, chosen, facts=facts, wanted=wanted, name=name, config=config, samples=samples,
         given=None if data is None else samples, calibration=calibration, members=members,
     )  # fmt: skip
 
 
-def _said(model: Any, like: Values, seed: int) -> Values:
-    """Texts of a language model, in the shape of other inputs."""
-    texts = said_by(model, like[IDS].shape[1], seed)
+def _said(model: Any, like: Values, seed: int, rows: int | None = None) -> Values:
+    """Texts of a language model, as long as other inputs."""
+    texts = said_by(model, like[IDS].shape[1], seed, rows=rows)
     return {name: texts if name == IDS else np.ones_like(texts) for name in like}
 
 

@@ -20,19 +20,20 @@ _MOST_ROWS, _LEAST_ROWS = 8, 2
 _LOGITS = 1 << 25  # of all tokens, which are kept several times while a file is compared
 
 
-def said_by(model: Any, length: int, seed: int = 0) -> np.ndarray:
+def said_by(model: Any, length: int, seed: int = 0, rows: int | None = None) -> np.ndarray:
     """Texts that a model says by itself, drawn at its own probabilities.
 
     Args:
         model: a causal language model.
         length: of each.
         seed: another one gives other texts.
+        rows: how many; by default 2 to 8, the fewer the longer they and the vocabulary are.
 
     Returns:
-        Token ids of shape (texts, length), int32; 2 to 8 texts, the fewer the longer they and the vocabulary are.
+        Token ids of shape (texts, length), int32.
     """
     config = config_of(model)
-    rows = min(_MOST_ROWS, max(_LEAST_ROWS, _LOGITS // (length * config.vocab_size)))
+    rows = rows or min(_MOST_ROWS, max(_LEAST_ROWS, _LOGITS // (length * config.vocab_size)))
     rng = np.random.default_rng(seed)
     ids = np.zeros((rows, length), np.int32)
     first = _beginning(model, config)
