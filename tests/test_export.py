@@ -340,7 +340,7 @@ def test_the_model_is_not_changed(keras, generation, tokens, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ({"format": "onnx"}, "format must be one of saved_model, tflite, got 'onnx'"),
+        ({"format": "onnx"}, "format must be one of saved_model, tflite, litertlm, got 'onnx'"),
         ({"format": "tflite", "quantization": "int3"}, "quantization must be one of None, float16, dynamic_int8"),
         ({"quantization": "float16"}, "needs format='tflite'"),
         ({"format": "tflite", "jit_compile": True}, "jit_compile needs format='saved_model'"),

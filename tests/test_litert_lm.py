@@ -66,17 +66,12 @@ def test_caches_that_come_out_whole(family):
 
 
 @pytest.fixture(scope="module")
-def talking(folder, generation_of_module, tmp_path_factory):  # noqa: F811
+def talking(folder, tmp_path_factory):  # noqa: F811
     """A model with a chat template, and its file."""
-    model = tfopt.models.from_pretrained(folder, generation_of_module)
+    model = tfopt.models.from_pretrained(folder, "keras")
     path = tmp_path_factory.mktemp("litertlm") / "m.litertlm"
     artifact = tfopt.export(model, path, lengths=[192])
     return model, artifact
-
-
-@pytest.fixture(scope="module", params=["tf_keras", "keras"])
-def generation_of_module(request):
-    return request.param
 
 
 def test_litert_lm_does_what_the_model_does(talking):
@@ -114,7 +109,7 @@ def test_it_generates_here_too(talking, tfopt_main):
 
 def test_a_table_is_stored_once(tmp_path, shared_data):
     """The trained model with a tied table: in 8 bits it says what the reference says, and takes a quarter."""
-    model = tfopt.models.from_pretrained(shared_data / "tinystories260k", "keras")
+    model = tfopt.models.from_pretrained(shared_data / "tinystories260k", "tf_keras")
     path = tmp_path / "stories.litertlm"
     artifact = tfopt.export(model, path, quantization="dynamic_int8", lengths=[256])
     assert all(layer.bits == 8 or "folded" in layer.reason for layer in artifact.layers)

@@ -233,7 +233,8 @@ def _check_wanted(kind: Format, wanted: Wanted) -> None:
     if quantization is not None and not kind.quantizations:
         others = ", ".join(repr(f.name) for f in WRITTEN if f.quantizations)
         raise InputError(f"quantization={quantization!r} needs format={others}; a {kind.title} keeps float weights")
-    if isinstance(quantization, str) and kind.quantizations and quantization not in kind.quantizations:
+    of_others = {name for format in WRITTEN for name in format.quantizations} - set(kind.quantizations)
+    if isinstance(quantization, str) and quantization in of_others and kind.quantizations:
         raise InputError(f"a {kind.title} takes quantization {', '.join(kind.quantizations)}, got {quantization!r}")
     if wanted.jit_compile and not kind.compiles:
         others = ", ".join(repr(f.name) for f in WRITTEN if f.compiles)
