@@ -48,7 +48,9 @@ def inspect(
 
 def export(
     model: Annotated[Path, typer.Argument(help="A Keras file, or a folder of Hugging Face or KerasHub.")],
-    out: Annotated[Path, typer.Option("-o", "--out", help="The .tflite file or SavedModel folder to write.")],
+    out: Annotated[
+        Path, typer.Option("-o", "--out", help="The .tflite or .litertlm file, or SavedModel folder to write.")
+    ],
     format: Annotated[
         str | None, typer.Option(help=f"{_FORMATS}; by default what the name of the output says.")
     ] = None,

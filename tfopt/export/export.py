@@ -61,8 +61,8 @@ def export(
 
     Args:
         model: a built model of either Keras generation; it is not changed, and other threads may use it meanwhile.
-        path: a `.tflite` file, or the folder of a SavedModel.
-        format: "saved_model" or "tflite"; by default what the path's suffix says.
+        path: a `.tflite` file, the folder of a SavedModel, or for models that generate a `.litertlm` file.
+        format: "saved_model", "tflite" or "litertlm"; by default what the path's suffix says.
         quantization: for TFLite, None (float32), "float16", a name in `quantization.NAMED` such as
             "dynamic_int8", "dynamic_int4_block32", "weight_only_int4", "int8" (integers from input to output)
             or "int16", a `QuantizeConfig`, or "trained": what quantization-aware training simulated. Grids that
