@@ -12,21 +12,25 @@ import tensorflow as tf
 
 import tfopt
 from tfopt._base.children import LIGHT, run_in_child
+from tfopt._base.formats import format_of, kind_of
 from tfopt._keras import extras
 from tfopt._keras.keras_api import weights
 from tfopt.data.chat import ChatTemplate
+from tfopt.decoding import whole_cache
 from tfopt.decoding.config import MASKED
 from tfopt.decoding.step import Cache, float_products
 from tfopt.decoding.weights import config_of, weights_of
 from tfopt.decoding.whole_cache import forward_whole
 from tfopt.engine.opening import generates
 from tfopt.errors import InputError, ModelFileError, VerificationError
-from tfopt.export.litert_lm import COMPARED
+from tfopt.export.decoder import converted, finished
+from tfopt.export.litert_lm import COMPARED, _functions
 from tfopt.export.litert_lm_check import _texts, check_in_litert_lm, follow, say
 from tfopt.export.litert_lm_words import Words
 from tfopt.export.said import said_by
 from tfopt.runtime.eager_decoder import EagerDecoder
 from tfopt.tflite.litert_lm_file import read_litert_lm, write_litert_lm
+from tfopt.tflite.owners import Owners
 
 from .decoders import FAMILIES, logits_of, make, tokens
 from .test_chat import GOLDEN, TALK, TOKENIZER, folder  # noqa: F401 - a fixture
@@ -89,7 +93,7 @@ def test_litert_lm_does_what_the_model_does(talking):
 
 def test_it_generates_here_too(talking, tfopt_main):
     model, artifact = talking
-    assert generates(artifact.path)
+    assert generates(artifact.path) and kind_of(artifact.path) == format_of(artifact.path).name == "litertlm"
     ours, file = tfopt.Generator.load(model, runtime="eager"), tfopt.Generator.load(artifact.path)
     config = tfopt.GenerateConfig(max_tokens=20)
     assert file.chat(TALK, config).tokens == ours.chat(TALK, config).tokens
@@ -99,6 +103,7 @@ def test_it_generates_here_too(talking, tfopt_main):
     predictor = tfopt.Predictor.load(artifact.path)
     found = predictor.predict({"input_ids": ids, "attention_mask": np.ones_like(ids)})["logits"]
     np.testing.assert_allclose(found, logits_of(model, ids), atol=1e-3)
+    assert predictor.format == "litertlm" and predictor.weights() and tfopt.measure(artifact.path).bytes > 1000
     code, out, _ = tfopt_main("inspect", artifact.path, "--json")
     shown = json.loads(out)
     tables = [layer["kind"] for layer in shown["layers"] if layer["parameters"] == 32 * config_of(model).vocab_size]
@@ -118,8 +123,8 @@ def test_a_table_is_stored_once(tmp_path, shared_data):
     assert section.end - section.begin < 1.9 * parameters  # signatures, scales and norms besides
     golden = json.loads((shared_data / "tinystories260k" / "greedy.json").read_text("utf-8"))
     prompt, text = next(iter(golden["continuations"].items()))
-    said = run_in_child(say, str(path), prompt, text[:40], None, 24, preload=LIGHT)
-    assert text.startswith(prompt + said.text[:60])
+    said = run_in_child(say, str(path), [prompt], text[:40], None, 24, preload=LIGHT)
+    assert text.startswith(prompt + said.texts[0][:60])
 
 
 @pytest.mark.parametrize("name", [*GOLDEN["templates"], "marked"])
@@ -147,8 +152,9 @@ def _rendered(path, template, text):
         return talk.render_message_to_string(text)
 
 
-def test_broken_files_do_not_pass(talking, tmp_path):
-    """Another model's weights, another tokenizer, a template as it came, other first and last tokens."""
+def test_broken_files_do_not_pass(talking, tmp_path, monkeypatch):
+    """Another model's weights, another tokenizer, a template as it came, other first and last tokens, caches that keep
+    nothing, a model that finds everything as likely."""
     model, artifact = talking
     path, file, broken = artifact.path, read_litert_lm(artifact.path), tmp_path / "broken.litertlm"
     words = Words.of(
@@ -163,8 +169,8 @@ def test_broken_files_do_not_pass(talking, tmp_path):
         "chat",
     }
     inner = file.decoder(tmp_path / "m.tflite")
-    begun = words.begun(words.tokenizer.encode_whole(_texts(job, words, 24)[0]))
-    said = follow(EagerDecoder(model), begun, [1], room=24, ends=words.ends).tokens
+    begun = words.begun(words.tokenizer.encode_whole(_texts(job, words, 24)[0][0]))
+    said, _ = follow(EagerDecoder(model), [begun], [1], room=24, ends=words.ends).continued[0]
     other = make(dataclasses.replace(config_of(model)), seed=1)
     with pytest.raises(VerificationError, match="greedy_text|text_scores"):
         check_in_litert_lm(path, types.SimpleNamespace(model=other, samples=samples, config=None, name=None), words)
@@ -177,6 +183,16 @@ def test_broken_files_do_not_pass(talking, tmp_path):
         write_litert_lm(broken, decoder=inner, tokenizer=tokenizer, metadata=metadata)
         with pytest.raises(VerificationError, match=name):
             check_in_litert_lm(broken, job, words)
+    even = make(dataclasses.replace(config_of(model)))
+    even.get_layer("final_norm").gamma.assign(np.zeros(32))
+    with pytest.raises(VerificationError, match="two tokens are as likely, which shows nothing"):
+        check_in_litert_lm(path, types.SimpleNamespace(model=even, samples=samples, config=None, name=None), words)
+    monkeypatch.setattr(whole_cache._WholePass, "_put", lambda self, cache, fresh: cache)
+    content = converted(model, lambda c, p: _functions(c, p, 192), fold=True, owners=Owners.of(()))
+    inner.write_bytes(finished(content, {}, float16=False))
+    write_litert_lm(broken, decoder=inner, tokenizer=file.tokenizer(), metadata=words.metadata())
+    with pytest.raises(VerificationError, match="greedy_text|text_scores"):
+        check_in_litert_lm(broken, job, words)
     inner.write_bytes(b"nothing")
     write_litert_lm(broken, decoder=inner, tokenizer=file.tokenizer(), metadata=words.metadata())
     with pytest.raises(VerificationError, match="does not run the file"):

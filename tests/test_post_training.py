@@ -369,6 +369,25 @@ def test_smoothing_of_decoders(family, generation):
         np.testing.assert_array_equal(old, new)
 
 
+def test_what_a_gate_makes_is_left_alone_where_it_is_an_output(keras):
+    inputs = keras.Input((8,), name="x")
+    layers = keras.layers
+    product = layers.Multiply(name="product")(
+        [layers.Dense(8, name="up")(inputs), layers.Dense(8, "relu", name="gate")(inputs)]
+    )
+    down = layers.Dense(4, name="down")(product)
+    assert [s.name for s, _ in find_places(keras.Model(inputs, down))] == ["up"]
+    assert find_places(keras.Model(inputs, [product, down])) == []
+
+
+def test_a_configuration_goes_by_the_name_that_means_it():
+    model = make("llama")
+    smooth = integers.config_named("dynamic_int8", model)
+    assert smooth.smooth == integers.SMOOTH and integers.resolve(smooth, model)[0] == "dynamic_int8"
+    assert integers.resolve(QuantizeConfig(), model) == ("dynamic_int8", QuantizeConfig())
+    assert integers.resolve(dataclasses.replace(smooth, smooth=0.3), model)[0] == "custom"
+
+
 @pytest.mark.parametrize("tied", [True, False])
 def test_channels_that_reach_far(tied, tmp_path, monkeypatch):
     """Two channels of the last hidden states reach thirty times as far: they are multiplied by themselves, in float."""
@@ -394,5 +413,10 @@ def test_channels_that_reach_far(tied, tmp_path, monkeypatch):
         assert sorted(c.dtype for c in tables) == (["int8"] if tied else ["float32", "int8"])
         own = [c for c in read_tflite(path).constants if c.shape == (2048, 2)]
         assert [c.dtype for c in own] == (["float32"] if name == "apart" else [])
+    monkeypatch.undo()
+    whole = tfopt.export(model, tmp_path / "m.tflite", quantization="dynamic_int8", lengths=[32], accept=limits)
+    assert whole.quantization == "dynamic_int8" and [
+        c.dtype for c in read_tflite(whole.path).constants if c.shape == (2048, 2)
+    ] == ["float32"]  # though all else is rounded
     # The norm before a table that is not tied takes the spread itself.
     assert found["apart"] > found["plain"] + 0.3 or not tied

@@ -38,6 +38,23 @@ class Decoder(abc.ABC):
         return None
 
 
+class OneTextDecoder(Decoder):
+    """A runtime that takes one text at a time, without padding."""
+
+    @property
+    def rows(self) -> int:
+        return 1
+
+    def open(self, pads: Sequence[int]) -> "Session":
+        if len(pads) != 1 or any(pads):
+            raise InputError(f"this runtime takes one text at a time without padding, got {len(pads)}")
+        return self.begin()
+
+    @abc.abstractmethod
+    def begin(self) -> "Session":
+        """A session for a text."""
+
+
 class Session(abc.ABC):
     """Texts under way: their keys and values.
 

@@ -19,6 +19,7 @@ from tfopt.errors import InputError
 from tfopt.export.convert import convert_saved_model
 from tfopt.export.job import Job
 from tfopt.export.said import IDS
+from tfopt.runtime.eager_decoder import EagerDecoder
 from tfopt.tflite import flatbuffer as fb
 from tfopt.tflite.float16 import narrow_floats
 from tfopt.tflite.owners import Owners
@@ -165,10 +166,10 @@ def far_channels(model: Any, ids: np.ndarray) -> Apart | None:
     Returns:
         None where no channel reaches far.
     """
-    config, weights = config_of(model), weights_of(model)
+    config = config_of(model)
     if config.logit_softcap is not None:
         return None  # which takes the sum
-    products = float_products(config, {path: tf.constant(value) for path, value in weights.items()})
+    products = EagerDecoder(model).products
     reach = np.zeros(config.hidden_size, np.float32)
     for row in ids:
         hidden, _ = forward(config, products, tf.constant(row[None]), start=tf.constant(0), pads=None, caches=[])
@@ -177,7 +178,7 @@ def far_channels(model: Any, ids: np.ndarray) -> Apart | None:
     far = np.sort(far[reach[far] > _FAR * np.median(reach)])
     if not len(far):
         return None
-    tied = config.tie_word_embeddings
+    tied, weights = config.tie_word_embeddings, weights_of(model)
     table = weights["token_embeddings/embeddings"].T if tied else weights["logits/kernel"]
     return Apart(tuple(int(i) for i in far), np.ascontiguousarray(table[far], np.float32))
 

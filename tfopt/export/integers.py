@@ -74,7 +74,7 @@ def resolve(quantization: Any, model: Any) -> tuple[str | None, QuantizeConfig |
             raise InputError(f"quantization='trained' needs a model that finish() gave back; {model.name!r} is not")
         return TRAINED, record.config
     if isinstance(quantization, QuantizeConfig):
-        config, name = quantization, next((n for n, c in NAMED.items() if c == quantization), "custom")
+        config, name = quantization, _name_of(quantization, model)
     elif quantization in NAMED:
         config, name = config_named(str(quantization), model), str(quantization)
     else:
@@ -89,6 +89,10 @@ def resolve(quantization: Any, model: Any) -> tuple[str | None, QuantizeConfig |
                 f"{config.weight_bits}; export it as 'trained', or train it with weight_bits={config.weight_bits}"
             )
     return name, config
+
+
+def _name_of(config: QuantizeConfig, model: Any) -> str:
+    return next((name for name in NAMED if config in (NAMED[name], config_named(name, model))), "custom")
 
 
 def config_named(name: str, model: Any) -> QuantizeConfig:
@@ -193,6 +197,14 @@ def write_integers(job: Job, path: Path, decoder: Converter | None = None) -> Wr
         with as_written(job.model, written):
             expected = outputs_of(job)
     return Written(expected, (*smoothing, *checks, *written.checks), written.layers)
+
+
+def write_decoder(job: Job, path: Path, converter: Converter) -> Written:
+    """Writes a TFLite file that generates, in float or in integers; raises as `write_integers`."""
+    if job.config is not None:
+        return write_integers(job, path, converter)
+    path.write_bytes(converter(True, Owners.of(())))
+    return Written()
 
 
 def _write(job: Job, path: Path, record: Record, decoder: Converter | None) -> Quantized:

@@ -23,19 +23,19 @@ from tfopt.decoding.step import Cache, Products
 from tfopt.decoding.weights import config_of, is_causal_lm
 from tfopt.decoding.whole_cache import forward_whole
 from tfopt.errors import InputError, VerificationError
-from tfopt.export import tflite
 from tfopt.export.artifact import Check
-from tfopt.export.decoder import apart_for, check_slots, converted, finished
-from tfopt.export.integers import write_integers
+from tfopt.export.decoder import PREFILL, apart_for, check_slots, converted, finished
+from tfopt.export.integers import write_decoder
 from tfopt.export.job import Job, Wanted, Written
 from tfopt.export.litert_lm_check import check_in_litert_lm
 from tfopt.export.litert_lm_words import Words
+from tfopt.export.stored import check_stored
 from tfopt.tflite.file import read_metadata, read_tflite
 from tfopt.tflite.litert_lm_file import read_litert_lm, write_litert_lm
 from tfopt.tflite.owners import Owners
 
 # Every step reads the whole cache.
-DEFAULT_SLOTS, PREFILL, COMPARED = 1024, (16, 128), 64
+DEFAULT_SLOTS, COMPARED = 1024, 64
 
 
 def lengths(model: Any, inputs: Inputs, wanted: Wanted, masks: Mapping[str, Any]) -> tuple[tuple[Size, ...], Size]:
@@ -74,18 +74,14 @@ def write(job: Job, path: Path) -> Written:
 
     with tempfile.TemporaryDirectory(prefix="tfopt-") as folder:
         inner = Path(folder, "model.tflite")
-        if job.config is None:
-            inner.write_bytes(converter(fold=True, owners=Owners.of(())))
-            written = Written()
-        else:
-            written = write_integers(job, inner, converter)
+        written = write_decoder(job, inner, converter)
         write_litert_lm(path, decoder=inner, tokenizer=words.content, metadata=words.metadata())
     checks = check_in_litert_lm(path, job, words)
     return Written(written.expected, (*written.checks, *checks), written.layers)
 
 
 def check(path: Path, name: str | None, jit_compile: bool) -> list[Check]:
-    """Of its TFLite file, what `tflite.check` checks, and that every table is stored once.
+    """Of its TFLite file, what `check_stored` checks, and that every table is stored once.
 
     Raises:
         VerificationError: named "dtypes", "table_lookup", "state", "tables" or "metadata".
@@ -93,7 +89,7 @@ def check(path: Path, name: str | None, jit_compile: bool) -> list[Check]:
     file = read_litert_lm(path)
     with tempfile.TemporaryDirectory(prefix="tfopt-") as folder:
         inner = file.decoder(Path(folder, "model.tflite"))
-        checks = tflite.check(inner, name, jit_compile)
+        checks = check_stored(inner, name)
         config = CausalLMConfig.from_json(read_metadata(inner)[extras.CONFIG])
         shape = (config.vocab_size, config.hidden_size)
         tables = sum(c.shape == shape for c in read_tflite(inner).constants)

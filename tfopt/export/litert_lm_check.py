@@ -6,6 +6,7 @@ template garbled; so it continues a text, scores one, and answers a message.
 
 import contextlib
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +18,14 @@ from tfopt.export.artifact import Check
 from tfopt.export.job import Job
 from tfopt.export.litert_lm_words import Words
 from tfopt.export.said import IDS
+from tfopt.numerics.agreement import log_softmax
 from tfopt.runtime.eager_decoder import EagerDecoder
 
-_MOST_TOKENS = 24
+_MOST_TOKENS, _MOST_PROMPTS = 24, 4
 _MESSAGE = "Hello"
 # Mean difference of a token's log-likelihood: the kernels of two versions of one runtime sum in another order.
 _NATS, _TIE = 0.02, 2e-3
+Prompts = list[list[int]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,18 +33,18 @@ class Said:
     """What LiteRT-LM said.
 
     Attributes:
-        prompt: tokens of the prompt, without the one that begins it.
+        prompts: tokens of each prompt, without the one that begins it.
         target: tokens of the text that was scored.
-        text: what it continued the prompt with, greedily.
+        texts: what it continued each prompt with, greedily.
         scores: log-likelihood of each token of the target.
         rendered: the prompt of a conversation; "" without a template.
         answer: to it.
         talked: whether it took a second message behind the first.
     """
 
-    prompt: tuple[int, ...]
+    prompts: tuple[tuple[int, ...], ...]
     target: tuple[int, ...]
-    text: str
+    texts: tuple[str, ...]
     scores: tuple[float, ...]
     rendered: str = ""
     answer: str = ""
@@ -53,14 +56,13 @@ class Followed:
     """What a decoder of ours makes of the same.
 
     Attributes:
-        tokens: the likeliest ones, up to the first of which two are about as likely, or that ends the text.
-        ended: whether the text ended there.
+        continued: behind each prompt, the likeliest tokens, up to the first of which two are about as likely, or
+            that ends the text, and whether it ended there.
         scores: log-likelihood of each token of the target.
         rewound: the same behind a prompt without its last but one token.
     """
 
-    tokens: tuple[int, ...]
-    ended: bool
+    continued: tuple[tuple[tuple[int, ...], bool], ...]
     scores: tuple[float, ...]
     rewound: tuple[float, ...]
 
@@ -72,43 +74,45 @@ def check_in_litert_lm(path: Path, job: Job, words: Words) -> list[Check]:
         VerificationError: named "litert_lm", "tokenizer", "greedy_text", "text_scores" or "chat".
     """
     room = min(_MOST_TOKENS, words.slots // 4)
-    prompt, target = _texts(job, words, room)
+    prompts, target = _texts(job, words, room)
     try:
         said: Said = run_in_child(
-            say, str(path), prompt, target, _MESSAGE if words.chat is not None else None, room, preload=LIGHT
+            say, str(path), prompts, target, _MESSAGE if words.chat is not None else None, room, preload=LIGHT
         )
     except ChildFailedError as error:
         raise VerificationError("litert_lm", f"LiteRT-LM does not run the file: {error}") from error
-    tokenizer = words.tokenizer
-    ours = tokenizer.encode_whole(prompt)
-    if list(said.prompt) != ours:
-        raise VerificationError(
-            "tokenizer", f"LiteRT-LM cuts {prompt!r:.60} into {list(said.prompt)}, tokenizers into {ours}"
-        )
-    checks = [Check("tokenizer", f"{len(ours)} tokens", "the same in LiteRT-LM")]
-    begun = words.begun(ours)
+    ours = [words.tokenizer.encode_whole(prompt) for prompt in prompts]
+    for prompt, theirs, mine in zip(prompts, said.prompts, ours, strict=True):
+        if list(theirs) != mine:
+            raise VerificationError(
+                "tokenizer", f"LiteRT-LM cuts {prompt!r:.60} into {list(theirs)}, tokenizers into {mine}"
+            )
+    checks = [Check("tokenizer", f"{sum(map(len, ours))} tokens", "the same in LiteRT-LM")]
+    begun = [words.begun(ids) for ids in ours]
     if job.name is None:
         found = follow(EagerDecoder(job.model, words.slots), begun, list(said.target), room=room, ends=words.ends)
     else:
         found = run_in_child(_follow_file, str(path), begun, list(said.target), room, words.ends, preload=LIGHT)
-    checks += [_check_text(said, found, begun, words=words), _check_scores(said, found)]
+    checks += [_check_texts(said, found, begun, words=words), _check_scores(said, found)]
     if words.chat is not None:
         checks.append(_check_chat(said, words))
     return checks
 
 
-def _texts(job: Job, words: Words, room: int) -> tuple[str, str]:
-    """A beginning and what follows it, out of the texts that the file is compared on."""
-    ids = [int(i) for i in job.samples[IDS][0][: 2 * room]]
-    decode = words.tokenizer.tokenizer.decode
-    prompt, target = decode(ids[:room]), decode(ids[room:])
-    # Bytes that make no character come as marks, which take several tokens each.
-    kept = [text.replace("�", "")[: 2 * room].strip() for text in (prompt, target)]
-    return kept[0] or "Hello", kept[1] or "Hello"
+def _texts(job: Job, words: Words, room: int) -> tuple[list[str], str]:
+    """Beginnings, and what follows the first, out of the texts that the file is compared on."""
+
+    def text(ids: np.ndarray) -> str:
+        # Bytes that make no character come as marks, which take several tokens each.
+        decoded: str = words.tokenizer.tokenizer.decode([int(i) for i in ids])
+        return decoded.replace("�", "")[: 2 * room].strip() or "Hello"
+
+    rows = job.samples[IDS][:_MOST_PROMPTS]
+    return [text(row[:room]) for row in rows], text(rows[0][room : 2 * room])
 
 
-def say(path: str, prompt: str, target: str, message: str | None, count: int) -> Said:
-    """Runs a file in LiteRT-LM."""
+def say(path: str, prompts: Sequence[str], target: str, message: str | None, count: int) -> Said:
+    """Runs a file in LiteRT-LM; the target is scored behind the first prompt."""
     import litert_lm
     from litert_lm import interfaces
 
@@ -116,14 +120,17 @@ def say(path: str, prompt: str, target: str, message: str | None, count: int) ->
     greedy = interfaces.SamplerConfig(top_k=1)
     # Nothing is kept beside the file: it is a temporary one.
     with litert_lm.Engine(path, backend=interfaces.Backend.CPU(), cache_dir=":nocache") as engine:
-        ids, target_ids = tuple(engine.tokenize(prompt)), tuple(engine.tokenize(target))
-        with _session(engine, greedy, count) as session:
-            session.run_prefill([prompt])
-            text = session.run_decode().texts[0]
-        with _session(engine, greedy, count) as session:
-            session.run_prefill([prompt])
+        ids, target_ids = [tuple(engine.tokenize(prompt)) for prompt in prompts], tuple(engine.tokenize(target))
+        settings = {"apply_prompt_template": False, "sampler_config": greedy, "max_output_tokens": count}
+        texts = []
+        for prompt in prompts:
+            with engine.create_session(**settings) as session:
+                session.run_prefill([prompt])
+                texts.append(session.run_decode().texts[0])
+        with engine.create_session(**settings) as session:
+            session.run_prefill([prompts[0]])
             scores = tuple(session.run_text_scoring([target], True).token_scores[0])
-        said = Said(ids, target_ids, text, scores=scores)
+        said = Said(tuple(ids), target_ids, tuple(texts), scores=scores)
         if message is None:
             return said
         with engine.create_conversation(sampler_config=greedy, max_output_tokens=count) as talk:
@@ -135,32 +142,31 @@ def say(path: str, prompt: str, target: str, message: str | None, count: int) ->
         return dataclasses.replace(said, rendered=rendered, answer=answer)
 
 
-@contextlib.contextmanager
-def _session(engine, greedy, count):  # type: ignore[no-untyped-def]
-    session = engine.create_session(apply_prompt_template=False, sampler_config=greedy, max_output_tokens=count)
-    try:
-        yield session
-    finally:
-        session.close()
-
-
-def _follow_file(path: str, prompt: list[int], target: list[int], room: int, ends: tuple[int, ...]) -> Followed:
+def _follow_file(path: str, prompts: Prompts, target: list[int], room: int, ends: tuple[int, ...]) -> Followed:
     from tfopt.runtime.litert_lm import LiteRtLmDecoder
 
-    return follow(LiteRtLmDecoder(path), prompt, target, room=room, ends=ends)
+    return follow(LiteRtLmDecoder(path), prompts, target, room=room, ends=ends)
 
 
-def follow(decoder: Decoder, prompt: list[int], target: list[int], *, room: int, ends: tuple[int, ...]) -> Followed:
-    """Continues a prompt greedily, and scores a text behind it.
+def follow(decoder: Decoder, prompts: Prompts, target: list[int], *, room: int, ends: tuple[int, ...]) -> Followed:
+    """Continues prompts greedily, and scores a text behind the first.
 
     Args:
         decoder: on any runtime.
-        prompt: ids.
+        prompts: ids of each.
         target: ids.
         room: most tokens.
         ends: tokens that end a text.
     """
-    tokens, ended = list[int](), False
+    first = prompts[0]
+    scores, rewound = (_scores(decoder, before, target) for before in (first, [*first[:-2], first[-1]]))
+    return Followed(tuple(_continued(decoder, p, room, ends=ends) for p in prompts), scores, rewound=rewound)
+
+
+def _continued(
+    decoder: Decoder, prompt: list[int], room: int, ends: tuple[int, ...]
+) -> tuple[tuple[int, ...], bool]:
+    tokens = list[int]()
     with decoder.open([0]) as session:
         logits = session.extend(np.array([prompt], np.int32))[0, -1]
         for _ in range(room):
@@ -168,33 +174,31 @@ def follow(decoder: Decoder, prompt: list[int], target: list[int], *, room: int,
             token = int(logits.argmax())
             if first - second < _TIE * max(1.0, abs(float(first))):
                 break
-            ended = token in ends
-            if ended:
-                break
+            if token in ends:
+                return tuple(tokens), True
             tokens.append(token)
             logits = session.extend(np.array([[token]], np.int32))[0, -1]
-    scores, rewound = (_scores(decoder, before, target) for before in (prompt, [*prompt[:-2], prompt[-1]]))
-    return Followed(tuple(tokens), ended, scores=scores, rewound=rewound)
+    return tuple(tokens), False
 
 
 def _scores(decoder: Decoder, prompt: list[int], target: list[int]) -> tuple[float, ...]:
     with decoder.open([0]) as session:
         first = session.extend(np.array([prompt], np.int32))[:, -1:]
         rest = session.extend(np.array([target], np.int32), every=True)[:, :-1]
-    logits = np.concatenate([first, rest], 1)[0].astype(np.float64)
-    logits -= logits.max(-1, keepdims=True)
-    logs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    logs = log_softmax(np.concatenate([first, rest], 1)[0])
     return tuple(float(x) for x in logs[np.arange(len(target)), target])
 
 
-def _check_text(said: Said, found: Followed, begun: list[int], words: Words) -> Check:
-    stream = words.tokenizer.stream(begun)
-    text, theirs = "".join(map(stream.push, found.tokens)).strip(), said.text.strip()
-    if not theirs.startswith(text) or (found.ended and theirs != text):
-        end = " and an end" if found.ended else ""
-        raise VerificationError("greedy_text", f"LiteRT-LM says {theirs!r:.80}, not {text!r:.80}{end}")
-    until = "the end" if found.ended else "two are as likely"
-    return Check("greedy_text", f"{len(found.tokens)} tokens, until {until}", "the same in LiteRT-LM")
+def _check_texts(said: Said, found: Followed, begun: Prompts, words: Words) -> Check:
+    for prompt, theirs, (tokens, ended) in zip(begun, map(str.strip, said.texts), found.continued, strict=True):
+        text = "".join(map(words.tokenizer.stream(prompt).push, tokens)).strip()
+        if not theirs.startswith(text) or (ended and theirs != text):
+            end = " and an end" if ended else ""
+            raise VerificationError("greedy_text", f"LiteRT-LM says {theirs!r:.80}, not {text!r:.80}{end}")
+    count = sum(len(tokens) for tokens, _ in found.continued)
+    if not count:
+        raise VerificationError("greedy_text", "behind every prompt two tokens are as likely, which shows nothing")
+    return Check("greedy_text", f"{count} tokens behind {len(begun)} prompts", "the same in LiteRT-LM")
 
 
 def _check_scores(said: Said, found: Followed) -> Check:
@@ -215,10 +219,7 @@ def _check_scores(said: Said, found: Followed) -> Check:
 def _check_chat(said: Said, words: Words) -> Check:
     want = words.prompt(_MESSAGE)
     if said.rendered != want:
-        hint = "" if said.rendered else "; its Jinja knows no break and continue"
-        raise VerificationError(
-            "chat", f"LiteRT-LM makes {said.rendered!r:.160} of a message, not {want!r:.160}{hint}"
-        )
+        raise VerificationError("chat", f"LiteRT-LM makes {said.rendered!r:.160} of a message, not {want!r:.160}")
     if not said.talked:
         raise VerificationError(
             "chat", "LiteRT-LM cannot go on with a conversation: what the template writes of one message must "

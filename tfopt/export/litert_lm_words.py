@@ -1,6 +1,7 @@
 """What a `.litertlm` file says of texts: its tokenizer, first and last tokens, limits, sampling, chat template."""
 
 import dataclasses
+import functools
 import json
 import re
 
@@ -86,7 +87,7 @@ class Words:
             )
         return Words(content, chat, first=begun[0] if begun else None, ends=tuple(dict.fromkeys(ends)), slots=slots)
 
-    @property
+    @functools.cached_property
     def tokenizer(self) -> HuggingFaceTokenizer:
         return HuggingFaceTokenizer(parse_tokenizer(self.content.decode(), "the model's tokenizer"))
 

@@ -8,22 +8,18 @@ from tfopt._keras import extras
 from tfopt._keras.keras_io import Inputs
 from tfopt._keras.sizes import Size
 from tfopt.decoding.weights import is_causal_lm
-from tfopt.errors import InputError, VerificationError
+from tfopt.errors import InputError
 from tfopt.export.artifact import Check
 from tfopt.export.convert import convert
 from tfopt.export.decoder import apart_for, check_slots, compared_length, convert_decoder, finished
-from tfopt.export.integers import write_integers
+from tfopt.export.integers import write_decoder, write_integers
 from tfopt.export.job import Job, Wanted, Written
 from tfopt.export.samples import LENGTH
 from tfopt.export.signatures import check_lengths
+from tfopt.export.stored import check_stored
 from tfopt.runtime.described import MEMBER, Described
 from tfopt.tflite import flatbuffer as fb
-from tfopt.tflite.file import read_tflite
 from tfopt.tflite.owners import Owners
-
-# The converter leaves smaller tensors in float: nothing is gained by narrowing them.
-_SMALLEST_NARROW = 1024
-_FLOATS = {None: "float32", "float16": "float16"}
 
 
 def lengths(model: Any, inputs: Inputs, wanted: Wanted, masks: Mapping[str, Any]) -> tuple[tuple[Size, ...], Size]:
@@ -54,10 +50,7 @@ def write(job: Job, path: Path) -> Written:
             )  # fmt: skip
             return finished(content, members, float16=half)
 
-        if job.config is not None:
-            return write_integers(job, path, converter)
-        path.write_bytes(converter(fold=True, owners=Owners.of(())))
-        return Written()
+        return write_decoder(job, path, converter)
     if job.config is not None:
         written = write_integers(job, path)
         path.write_bytes(_described(path.read_bytes(), job))
@@ -77,25 +70,5 @@ def _described(content: bytes, job: Job) -> bytes:
 
 
 def check(path: Path, name: str | None, jit_compile: bool) -> list[Check]:
-    """That weights have the asked-for types, no table is widened as a whole, and nothing survives a call.
-
-    Raises:
-        VerificationError: named "dtypes", "table_lookup" or "state".
-    """
-    file = read_tflite(path)
-    checks = []
-    if name in _FLOATS:  # the weights of others are checked one by one against their grids
-        expected = _FLOATS[name]
-        weights = [c for c in file.constants if c.is_matrix and c.data.size >= _SMALLEST_NARROW]
-        wrong = [c for c in weights if c.dtype != expected and (c.is_kernel or c.is_lookup)]
-        if wrong:
-            raise VerificationError("dtypes", f"weight {wrong[0].name!r} is {wrong[0].dtype}, not {expected}")
-        checks.append(Check("dtypes", expected, expected))
-    if file.dequantized_tables:
-        table = file.dequantized_tables[0]
-        raise VerificationError("table_lookup", f"table {table!r} is widened as a whole on every call")
-    if file.variables:
-        raise VerificationError(
-            "state", f"{file.variables[0]!r} keeps its value from call to call, so answers depend on earlier ones"
-        )
-    return [*checks, Check("table_lookup", "rows only", "rows only"), Check("state", "none", "none")]
+    """As `stored.check_stored`."""
+    return check_stored(path, name)

@@ -77,27 +77,26 @@ def find_places(model: Any) -> list[tuple[Any, list[Any]]]:
         linear = "Dense" in class_names(layer) and activation in ("linear", "relu")  # a factor passes through both
         if not (plain_norm or linear) or getattr(layer, "axis", -1) not in (-1, [-1], [2]):
             continue
-        products = []
-        for reader in _behind_gate(layer) if activation == "linear" else keras_api.consumers(layer):
+        products, last = [], _gated(layer) if activation == "linear" else layer
+        for reader in keras_api.consumers(last):
             found = _products(reader)
             products += found
             if not found:
                 products = []
                 break
-        if products and layer.name not in outputs:
+        if products and outputs.isdisjoint({layer.name, last.name}):
             places.append((layer, products))
     return places
 
 
-def _behind_gate(layer: Any) -> list[Any]:
-    """Who reads a layer, or what it becomes when something of the same shape is multiplied with it."""
+def _gated(layer: Any) -> Any:
+    """The operation that multiplies a layer's output with something of the same width, else the layer itself."""
     readers = list(keras_api.consumers(layer))
     if len(readers) != 1 or not _is_product(readers[0]):
-        return readers
-    (node,) = readers[0]._inbound_nodes
-    tensors = _tensors(node)
+        return layer
+    tensors = _tensors(readers[0]._inbound_nodes[0])
     same = len({id(t) for t in tensors}) == 2 and len({int(t.shape[-1] or 0) for t in tensors}) == 1
-    return list(keras_api.consumers(readers[0])) if same else readers
+    return readers[0] if same else layer
 
 
 def _is_product(reader: Any) -> bool:

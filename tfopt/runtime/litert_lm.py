@@ -7,7 +7,6 @@ import shutil
 import tempfile
 import threading
 import weakref
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from tfopt._base.manifests import check_if_listed
 from tfopt._base.members import TOKENIZER
 from tfopt._keras import extras
 from tfopt.decoding.config import MASKED, CausalLMConfig
-from tfopt.decoding.decoder import Decoder, Session
+from tfopt.decoding.decoder import OneTextDecoder, Session
 from tfopt.decoding.signatures import DECODE, IDS, LOGITS, MASK, POSITIONS, cache_names, prefill_size
 from tfopt.errors import InputError, ModelFileError
 from tfopt.runtime.compiled import MISFITS, compiled, first_line
@@ -40,7 +39,7 @@ def predictor_of(path: Path) -> type[LiteRtLmPredictor]:
     return LiteRtLmPredictor
 
 
-class LiteRtLmDecoder(Decoder):
+class LiteRtLmDecoder(OneTextDecoder):
     """A `.litertlm` file that `export` wrote.
 
     Args:
@@ -63,14 +62,17 @@ class LiteRtLmDecoder(Decoder):
         folder = tempfile.mkdtemp(prefix="tfopt-")
         weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         self.tflite = container.decoder(Path(folder, "model.tflite"))
-        self.members = read_metadata(self.tflite)
+        try:
+            self.members = read_metadata(self.tflite)
+            self.model = compiled(self.tflite, threads)
+        except ModelFileError as error:  # which names a copy
+            raise ModelFileError(str(error).replace(str(self.tflite), f"the TFLite file in {path}")) from error
         if extras.CONFIG not in self.members:
             raise ModelFileError(f"{path} holds no causal language model of tfopt; LiteRT-LM itself may run it")
         tokenizer = container.tokenizer()
         if tokenizer is not None:
             self.members[TOKENIZER] = tokenizer
         self.config = CausalLMConfig.from_json(self.members[extras.CONFIG])
-        self.model = compiled(self.tflite, threads)
         self.turn = threading.Lock()  # a compiled model runs for one session after the other
         try:
             sizes = ((prefill_size(key), key) for key in self.model.get_signature_list())
@@ -80,17 +82,11 @@ class LiteRtLmDecoder(Decoder):
             self.context = int(self.model.get_input_tensor_details(DECODE)[MASK]["shape"][-1])
             self.names = cache_names(self.config.num_hidden_layers)
             self.slot = self.config.key_value_heads * self.config.head_size
-            self.open([0]).close()  # a file whose parts do not fit shows here
+            self.begin().close()  # a file whose parts do not fit shows here
         except MISFITS as error:
             raise ModelFileError(f"{path} holds no TFLite file that generates: {first_line(error)}") from error
 
-    @property
-    def rows(self) -> int:
-        return 1
-
-    def open(self, pads: Sequence[int]) -> "LiteRtLmSession":
-        if len(pads) != 1 or any(pads):
-            raise InputError(f"a LiteRT-LM file takes one text at a time without padding, got {len(pads)}")
+    def begin(self) -> "LiteRtLmSession":
         return LiteRtLmSession(self)
 
 

@@ -6,7 +6,6 @@ ever moves; only a text that outgrows its slots is copied once, into the next la
 """
 
 import threading
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import numpy as np
 from tfopt._base.manifests import check_if_listed
 from tfopt._keras import extras
 from tfopt.decoding.config import CausalLMConfig
-from tfopt.decoding.decoder import Decoder, Session
+from tfopt.decoding.decoder import OneTextDecoder, Session
 from tfopt.decoding.signatures import DecoderSignature, read_signature
 from tfopt.errors import InputError, ModelFileError
 from tfopt.runtime.compiled import MISFITS, compiled, first_line
@@ -86,7 +85,7 @@ class _Stored:
         return sum(array.nbytes for array in self.arrays.values())
 
 
-class TFLiteDecoder(Decoder):
+class TFLiteDecoder(OneTextDecoder):
     """A file that `export` wrote from a causal language model.
 
     Args:
@@ -134,13 +133,7 @@ class TFLiteDecoder(Decoder):
             found.append(signature)
         return found
 
-    @property
-    def rows(self) -> int:
-        return 1
-
-    def open(self, pads: Sequence[int]) -> "TFLiteSession":
-        if len(pads) != 1 or any(pads):
-            raise InputError(f"a TFLite file takes one text at a time without padding, got {len(pads)}")
+    def begin(self) -> "TFLiteSession":
         return TFLiteSession(self)
 
     def choose(self, kind: str, new: int, slots: int) -> DecoderSignature:
