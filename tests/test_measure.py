@@ -184,6 +184,7 @@ def test_findings_say_what_became_of_the_accuracy():
 def test_reports_are_short_where_they_are_shown():
     report = Report({}, {"name": "mine"}, [measurement("a"), measurement("b")], steps=[])
     assert repr(report) == "Report('mine', 2 artifacts: a, b)"
+    assert repr(measurement("a", quality={"accuracy": 0.5})).endswith("accuracy 0.5)")
 
 
 def test_reports_survive_json_and_leave_out_what_was_not_measured(tmp_path):

@@ -72,6 +72,7 @@ def test_models_in_16_bits_are_exported_from_float32(keras, tmp_path, make, name
 def test_models_in_16_bits_are_looked_into(keras, name):
     model, _ = built(keras, convolution, name)
     found = tfopt.inspect(model)
+    assert found.name in repr(found) and len(repr(found)) < 200 and "<table" in found._repr_html_()
     assert found.parameters == model.count_params() and found.multiply_adds
     assert computes_narrow(model)
 

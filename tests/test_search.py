@@ -185,6 +185,7 @@ def test_a_search_ends_with_a_point_within_the_budget(found, finished_run, tmp_p
     assert {p.name for p in result.points if p.recipe} <= {
         a.name.split("_")[0] for a in tfopt.Report.load(out / "report.json").artifacts
     }
+    assert "<table" in result._repr_html_() and len(repr(result)) < 400
     assert (
         "accuracy" in result.text() and json.loads((out / "front.json").read_text())["chosen"] == result.chosen.name
     )

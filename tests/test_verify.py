@@ -143,6 +143,28 @@ def test_classes_and_order_count_where_data_was_given(monkeypatch):
         judged(monkeypatch, np.concatenate([crowd[30::-1], crowd[31:]]), crowd, kind="int8")
 
 
+def test_classes_of_tokens_and_places_count_too(monkeypatch):
+    """Features of tokens have no classes; labels and probabilities do, but not where there is padding."""
+    rng = np.random.default_rng(0)
+    logits = rng.standard_normal((16, 6, 4)) + 3 * np.eye(4)[rng.integers(0, 4, (16, 6))]
+    mask = (np.arange(6) < 4) * np.ones((16, 1), int)
+    turned = logits.copy()
+    turned[:, :2] += 3 * (np.roll(logits[:, :2], 1, -1) > 2) * (rng.random((16, 2, 1)) < 0.9)
+    loose = dataclasses.replace(limits_for("dynamic_int8"), error=10, correlation=-1, decibels=-99)
+    assert judged(monkeypatch, turned, logits, limits=loose).agreement is None
+    with pytest.raises(VerificationError, match="of the classes, not 90%") as caught:
+        judged(monkeypatch, turned, logits, limits=loose, labels_tokens=True)
+    assert caught.value.check == "agreement"
+    padding = np.where(mask[..., None], logits, rng.standard_normal(logits.shape))
+    assert judged(monkeypatch, padding, logits, limits=loose, labels_tokens=True, mask=mask).agreement == 1
+    with pytest.raises(VerificationError, match="of the classes, not 90%"):
+        judged(monkeypatch, padding, logits, limits=loose, labels_tokens=True)
+    places = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    wrong = np.exp(turned) / np.exp(turned).sum(-1, keepdims=True)
+    with pytest.raises(VerificationError, match="of the classes, not 90%"):
+        judged(monkeypatch, wrong, places, limits=loose)
+
+
 def test_only_measures_can_be_accepted(tmp_path):
     for bad in ("agreement", ["loads"], ["repeats"], ["agrement"]):
         with pytest.raises(InputError, match="accept must be a list out of max_abs_error, rms_error"):

@@ -11,11 +11,13 @@ import numpy as np
 from tfopt._base import children
 from tfopt._base.files import replacing
 from tfopt._base.formats import WRITTEN, Format, format_for, format_named
+from tfopt._base.members import FACTS
 from tfopt._keras import keras_api
 from tfopt._keras.copying import copy_of
 from tfopt._keras.input_facts import facts_of
 from tfopt._keras.keras_io import inputs_of
 from tfopt._keras.precision import computes_narrow, float32_copy, stores_narrow, widened
+from tfopt.data.text_facts import TextFacts
 from tfopt.decoding.weights import is_causal_lm
 from tfopt.errors import InputError
 from tfopt.export.artifact import Artifact
@@ -170,7 +172,14 @@ def _compared(job: Job, path: Path, reference: Values, expected: Values | None) 
         given=job.given is not None, accept=job.wanted.accept,
         static=job.config is not None and job.config.is_static,
         text=job.samples[IDS] if is_causal_lm(job.model) else None,
+        mask=next((job.samples[name] for name in job.facts.masks), None), labels_tokens=_labels_tokens(job),
     )  # fmt: skip
+
+
+def _labels_tokens(job: Job) -> bool:
+    return (
+        FACTS in job.members and TextFacts.from_json(job.members[FACTS], "the model").task == "token_classification"
+    )
 
 
 def _plan(model: Any, kind: Format, wanted: Wanted, data: Any, signature: Any, members: Mapping[str, bytes]) -> Job:

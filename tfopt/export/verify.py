@@ -120,6 +120,8 @@ def check_outputs(
     static: bool = False,
     limit: float | None = None,
     text: np.ndarray | None = None,
+    mask: np.ndarray | None = None,
+    labels_tokens: bool = False,
 ) -> Verified:
     """Runs the artifact on the samples in a child process and compares.
 
@@ -136,6 +138,9 @@ def check_outputs(
         limit: largest error that is accepted, instead of the one of `limits`.
         text: of a causal language model, the token ids; single logits of an integer file may then differ more,
             since what comes next is compared itself.
+        mask: 0 where the samples hold padding, of shape (rows, tokens); None where nothing tells it.
+        labels_tokens: each token has classes of its own. Of other outputs of more than two axes, only those that
+            are probabilities are taken for classes: features have a largest one as well.
 
     Raises:
         VerificationError: named "loads", "outputs", "finite", "repeats", or as in `numerics.agreement.MEASURES`.
@@ -164,7 +169,8 @@ def check_outputs(
     judge.checks.append(Check("repeats", "the same in another order", "the same"))
     agreement = None
     for name, want in reference.items() if given else ():
-        agreement = judge.answers(name, run.outputs[name], want, limits=limits) if agreement is None else agreement
+        found, wanted = _as_rows(run.outputs[name], want, mask, labels_tokens=labels_tokens)
+        agreement = judge.answers(name, found, wanted, limits=limits) if agreement is None else agreement
     if run.second is None:
         judge.checks.append(Check("second runtime", run.second_name, "where one takes it"))
     else:
@@ -246,6 +252,22 @@ class _Judge:
                 raise VerificationError(kind, what)
             _log.warning("accepted, though check %r failed: %s", kind, what)
         self.checks.append(Check(title, found, limit, accepted=not fine))
+
+
+def _as_rows(
+    found: np.ndarray, want: np.ndarray, mask: np.ndarray | None, labels_tokens: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Answers of shape (rows, classes), where each token or place has its own, without those of padding."""
+    if want.ndim < 3 or not (labels_tokens or _are_probabilities(want)):
+        return found, want
+    counts = np.ones(want.shape[:-1], bool)
+    if mask is not None and mask.shape == want.shape[:2]:
+        counts &= mask.reshape(*mask.shape, *[1] * (want.ndim - 3)) != 0
+    return found[counts], want[counts]
+
+
+def _are_probabilities(values: np.ndarray) -> bool:
+    return values.shape[-1] > 1 and values.min() >= 0 and bool(np.abs(values.sum(-1) - 1).max() < 1e-3)
 
 
 def largest_error(found: Values, expected: Values) -> float:

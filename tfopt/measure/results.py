@@ -13,7 +13,7 @@ class Latency:
     p99: float
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Measurement:
     """Figures of one artifact; None stands for "not measured".
 
@@ -75,6 +75,14 @@ class Measurement:
     confusion: dict[str, Any] | None = None
     changed: list[dict[str, Any]] | None = None
     operators: list[dict[str, Any]] | None = None
+
+    def __repr__(self) -> str:
+        parts = [repr(self.name), self.format, f"{self.bytes:,} bytes"]
+        if self.latency_ms is not None:
+            parts.append(f"{self.latency_ms.p50:.4g} ms")
+        parts += [f"{name} {value:.4g}" for name, value in (self.quality or {}).items()]
+        parts += [f"{name} {value:.4g}" for name, value in (self.generation or {}).items() if "_per_s" in name]
+        return f"Measurement({', '.join(parts)})"
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Measurement":

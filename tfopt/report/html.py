@@ -45,8 +45,13 @@ def page(report: "Report", pictures: Mapping[str, bytes], recipe_text: str) -> s
 
 def table_html(report: "Report") -> str:
     """The table of artifacts."""
+    return rows_html(*table(report.artifacts))
+
+
+def rows_html(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table, as notebooks show it."""
     macros: Any = _templates().get_template("table.html").module
-    return str(macros.table(*table(report.artifacts)))
+    return str(macros.table(head, rows))
 
 
 @functools.cache

@@ -6,7 +6,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from tfopt.report.format import megabytes, table
+from tfopt.report.format import table
 from tfopt.report.report import Report
 
 
@@ -19,24 +19,9 @@ def print_report(report: Report, console: Console) -> None:
 
 def print_inspection(inspection: Any, console: Console) -> None:
     """Prints an `Inspection`: one row per layer, the sums below."""
-    columns = ("layer", "kind", "parameters", "bytes", "bits", "zeros", "multiply-adds", "time", "techniques")
-    rows = [
-        [
-            x.name, x.kind, f"{x.parameters:,}", f"{x.bytes:,}", f"{x.bits:.3g}",
-            "" if x.sparsity is None else f"{x.sparsity:.1%}",
-            "" if x.multiply_adds is None else f"{x.multiply_adds:,}",
-            "" if x.time_share is None else f"{x.time_share:.1%}",
-            "; ".join(f"{name}: {what}" for name, what in x.techniques.items()),
-        ]
-        for x in inspection.layers
-    ]  # fmt: skip
-    _print_table(columns, rows, console)
-    work = "" if inspection.multiply_adds is None else f", {inspection.multiply_adds:,} multiply-adds per row"
-    console.print(
-        f"{inspection.name} ({inspection.format}): {inspection.parameters:,} parameters, "
-        f"{megabytes(inspection.bytes)}{work}",
-        soft_wrap=True, highlight=False, markup=False,
-    )  # fmt: skip
+    head, rows = inspection.table()
+    _print_table(head, rows, console)
+    console.print(inspection.summary(), soft_wrap=True, highlight=False, markup=False)
 
 
 def _print_table(columns: Sequence[str], rows: list[list[str]], console: Console) -> None:

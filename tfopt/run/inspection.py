@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import html
 import math
 import tempfile
 import time
@@ -21,6 +22,8 @@ from tfopt.compress.techniques import TECHNIQUES
 from tfopt.errors import InputError, ModelFileError, TfoptError
 from tfopt.models.source import load_any
 from tfopt.numerics.masks import zero_share
+from tfopt.report.format import megabytes
+from tfopt.report.html import rows_html
 from tfopt.runtime import Predictor
 from tfopt.tflite.file import read_tflite
 from tfopt.tflite.litert_lm_file import read_litert_lm
@@ -53,7 +56,7 @@ class LayerInfo:
     techniques: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Inspection:
     """What `inspect` found.
 
@@ -72,6 +75,32 @@ class Inspection:
     parameters: int
     bytes: int
     multiply_adds: int | None = None
+
+    def table(self) -> tuple[list[str], list[list[str]]]:
+        """Names of columns, and a row of words for each layer."""
+        head = ["layer", "kind", "parameters", "bytes", "bits", "zeros", "multiply-adds", "time", "techniques"]
+        rows = [
+            [
+                x.name, x.kind, f"{x.parameters:,}", f"{x.bytes:,}", f"{x.bits:.3g}",
+                "" if x.sparsity is None else f"{x.sparsity:.1%}",
+                "" if x.multiply_adds is None else f"{x.multiply_adds:,}",
+                "" if x.time_share is None else f"{x.time_share:.1%}",
+                "; ".join(f"{name}: {what}" for name, what in x.techniques.items()),
+            ]
+            for x in self.layers
+        ]  # fmt: skip
+        return head, rows
+
+    def summary(self) -> str:
+        """The sums over all layers."""
+        work = "" if self.multiply_adds is None else f", {self.multiply_adds:,} multiply-adds per row"
+        return f"{self.name} ({self.format}): {self.parameters:,} parameters, {megabytes(self.bytes)}{work}"
+
+    def __repr__(self) -> str:
+        return f"Inspection({self.summary()}, {len(self.layers)} layers with weights)"
+
+    def _repr_html_(self) -> str:
+        return f"<p>{html.escape(self.summary())}</p>{rows_html(*self.table())}"
 
 
 def inspect(model: Any, *, length: int = 128) -> Inspection:

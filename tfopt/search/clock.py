@@ -53,7 +53,7 @@ def epochs_within(
     """
     for part in (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, *((0.4, 0.3, 0.2, 0.1) if any_share else ())):
         found = {rung.name: max(1, int(rung.epochs * part)) for rung in rungs}
-        if budget_s is None or sum(takes(rung, found[rung.name]) for rung in rungs) <= budget_s:
+        if budget_s is None or OVERRUN * sum(takes(rung, found[rung.name]) for rung in rungs) <= budget_s:
             return found
     return {}
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from tfopt.errors import InputError
 from tfopt.measure.results import Measurement
+from tfopt.report.html import rows_html
 from tfopt.report.plots import INK, as_png, canvas, front_line, legend, log_scale, standard_error
 
 
@@ -40,7 +41,7 @@ class Point:
         return mine != theirs and all(a >= b for a, b in zip(mine, theirs, strict=True))
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class SearchResult:
     """What a search ends with.
 
@@ -58,13 +59,25 @@ class SearchResult:
     baseline: Measurement
     rows: int | None = None
 
-    def text(self) -> str:
-        """A table of all points; `*` marks the front, `>` the chosen one."""
-        rows = [("", "point", "accuracy", "bytes", "packed", "latency", "choices")]
+    def __repr__(self) -> str:
+        chosen = "none chosen" if self.chosen is None else f"chosen {self.chosen.name!r}: {self.chosen.choices}"
+        return f"SearchResult({len(self.points)} points, {len(self.front)} on the front, {chosen})"
+
+    def _repr_html_(self) -> str:
+        head, *rows = self._rows()
+        return rows_html(head, rows)
+
+    def _rows(self) -> list[tuple[str, ...]]:
+        rows: list[tuple[str, ...]] = [("", "point", "accuracy", "bytes", "packed", "latency", "choices")]
         for p in self.points:
             mark = ("*" if p in self.front else " ") + (">" if p == self.chosen else " ")
             figures = (f"{p.accuracy:.2%}", f"{p.bytes:,}", f"{p.packed_bytes:,}", f"{p.latency_ms:.3f} ms")
             rows.append((mark, p.name, *figures, p.choices))
+        return rows
+
+    def text(self) -> str:
+        """A table of all points; `*` marks the front, `>` the chosen one."""
+        rows = self._rows()
         widths = [max(len(row[i]) for row in rows) for i in range(6)]
         return "\n".join("  ".join([*(c.ljust(w) for c, w in zip(r, widths, strict=False)), r[6]]) for r in rows)
 

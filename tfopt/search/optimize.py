@@ -35,7 +35,10 @@ from tfopt.tasks import task_of
 Log = Callable[[str], None]
 _PROBED, _BATCH = 8, 32
 _FULL_S = 180.0  # with less, a full ladder is not even looked at, which takes some seconds
-_FINISH_S = 30.0  # to measure and report, beside what grows with the original as its exports do
+_FINISH_S = 30.0  # to measure and report, beside what grows with the original and its files
+_PACK_S = 0.3e-6  # of a byte, twice
+_ORIGINALS = 3  # as many files of the original answer the held-out texts; those of students are much faster
+_LEARNING = 0.5  # share of the time that an original may learn for
 _WRITTEN = (
     "runs", "plan.json", "teacher.keras", "given.keras", "encoder", "tokenizer.json", "train.jsonl",
     "validation.jsonl", "model.tflite", "report.html", "report.json", "front.png", "front.json",
@@ -154,6 +157,8 @@ class _Work:
     def original(self) -> pipeline.Built:
         """Trains the original if it has to be, and writes it."""
         values = self._recipe.to_dict()
+        if self._minutes is not None and self._recipe.train.epochs:
+            values["train"] = {**values["train"], "minutes": round(_LEARNING * self._minutes, 2)}
         exports = [{"format": "tflite"}, {"format": "tflite", "quantization": "dynamic_int8"}]
         return self._build({**values, "name": "original", "variants": [], "exports": exports})
 
@@ -241,7 +246,7 @@ class _Work:
         left = None if self._end is None else self._end - time.monotonic()
         try:
             for rungs in _choices(model, left):
-                budget = None if left is None else left - _finish_seconds(original, len(rungs))
+                budget = None if left is None else left - _finish_seconds(original, len(rungs), answer)
                 epochs = clock.epochs_within(rungs, takes, budget, any_share=rungs[0].name == "small")
                 if epochs:
                     minutes = {rung.name: takes(rung, epochs[rung.name]) / 60 for rung in rungs}
@@ -271,10 +276,12 @@ def _choices(model: Any, left: float | None) -> Iterator[list[Rung]]:
     yield short_ladder(model)
 
 
-def _finish_seconds(original: pipeline.Built, students: int) -> float:
-    """For writing, checking and measuring so many students, by what writing and checking the original took."""
+def _finish_seconds(original: pipeline.Built, students: int, answer_s: float) -> float:
+    """For writing, checking and measuring so many students, by what the original took, and takes for a batch."""
     took = [step.seconds for step in original.steps if step.name.startswith("export")]
-    return _FINISH_S + sum(took) + students * took[-1]
+    packed = (_ORIGINALS + students) * (original.folder / "baseline" / "model.keras").stat().st_size
+    answers = math.ceil(original.data["validation_records"] / _BATCH) * answer_s
+    return _FINISH_S + sum(took) + students * took[-1] + _PACK_S * packed + _ORIGINALS * answers
 
 
 def _inputs(recipe: Recipe) -> dict[str, Any]:
