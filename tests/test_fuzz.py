@@ -16,7 +16,6 @@ SLOW = {
     "hugging_face": 20,
     "keras_hub": 8,
     "parquet": 30,
-    "dataset": 4,
     "llama2c": 20,
     "gguf": 20,
 }

@@ -21,6 +21,8 @@ from tfopt.data.describe import describe
 from tfopt.data.llama2c_tokenizer import Llama2cTokenizer
 from tfopt.data.lookup import Lookup, from_json, to_json
 from tfopt.data.pack import pack
+from tfopt.data.readers import hugging_face
+from tfopt.data.readers.base import Columns
 from tfopt.data.readers.texts import Texts, read_texts
 from tfopt.data.records.fields import Field
 from tfopt.data.records.write import write_records
@@ -54,6 +56,8 @@ class Parser:
         change: damages the content of a file.
         files: which files of a folder are damaged, as patterns.
         checked: there are checksums over everything, so that no damage may be accepted.
+        here: does in one process what `read` does in processes apart, which take a second each; what goes wrong so
+            is read once more.
     """
 
     make: Callable[[Path], Path]
@@ -61,6 +65,7 @@ class Parser:
     change: Change = damaged
     files: tuple[str, ...] = ("*",)
     checked: bool = False
+    here: Callable[[Path], Any] | None = None
 
     def cases(self, path: Path, seed: int, count: int) -> Iterator[tuple[int, Path]]:
         """Damaged copies beside `path`, each with the number that makes it again."""
@@ -259,6 +264,11 @@ def _dataset(folder: Path) -> Path:
     return folder / "d"
 
 
+def _pieces(path: Path) -> None:
+    rows = hugging_face.rows_of(path)
+    hugging_face.DatasetPiece(path, 0, rows, columns=Columns(None, "label")).read()
+
+
 def _tfrecord(folder: Path) -> Path:
     fields = {"input_ids": Field("int64", (None,)), "label": Field("int64")}
     columns = {"input_ids": np.arange(60).reshape(12, 5), "label": np.arange(12) % 3}
@@ -337,7 +347,7 @@ PARSERS: dict[str, Parser] = {
     "csv": Parser(_table(".csv"), lambda path: read_texts(path, None, "label")),
     "jsonl": Parser(_table(".jsonl"), lambda path: read_texts(path, None, "label")),
     "parquet": Parser(_parquet, lambda path: read_texts(path, None, "label")),
-    "dataset": Parser(_dataset, lambda path: read_texts(path, None, "label")),
+    "dataset": Parser(_dataset, lambda path: read_texts(path, None, "label"), here=_pieces),
     "records": Parser(_records, lambda path: (verify(path), describe(path)), checked=True, files=("*.tfrecord",)),
     "store": Parser(_store(), lambda path: Store(path).verify(), checked=True, files=("*.safetensors",)),
     "store_index": Parser(_store(), lambda path: Store(path).verify(), damaged_json, files=("*.json",)),

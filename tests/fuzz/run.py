@@ -32,12 +32,22 @@ class Found:
 
 def run(name: str, folder: Path, *, seed: int, count: int) -> Found:
     """Runs the cases from `seed` on; one that ends the process is noted, and those after it are run in another."""
+    here = PARSERS[name].here is not None
+    found = _run(name, folder, seed, count, here=here)
+    if here:
+        again = [_run(name, folder, number, 1, here=False) for number, _ in found.wrong]
+        found.refused += sum(part.refused for part in again)
+        found.wrong = [one for part in again for one in part.wrong]
+    return found
+
+
+def _run(name: str, folder: Path, seed: int, count: int, *, here: bool) -> Found:
     found, end = Found(), seed + count
     while seed < end:
         note = folder / "at"
         note.write_text(f"{seed} 0")
         try:
-            part = run_in_child(_batch, name, str(folder), seed, end - seed, preload=(*WARM, "tests.fuzz.run"),
+            part = run_in_child(_batch, name, str(folder), seed, end - seed, here, preload=(*WARM, "tests.fuzz.run"),
                                 timeout_s=60 + SECONDS * count)  # fmt: skip
         except ChildFailedError as error:
             last, refused = map(int, note.read_text().split())
@@ -51,7 +61,7 @@ def run(name: str, folder: Path, *, seed: int, count: int) -> Found:
     return found
 
 
-def _batch(name: str, folder: str, seed: int, count: int) -> Found:
+def _batch(name: str, folder: str, seed: int, count: int, here: bool) -> Found:
     parser, found, base = PARSERS[name], Found(), Path(folder)
     made = base / f"good-{name}.path"
     if not made.exists():
@@ -59,12 +69,13 @@ def _batch(name: str, folder: str, seed: int, count: int) -> Found:
         made.write_text(str(parser.make(base / f"good-{name}")))
     good = Path(made.read_text())
     parser.read(good)
+    read = parser.here if here and parser.here is not None else parser.read
     with _limits():
         for number, path in parser.cases(good, seed, count):
             (base / "at").write_text(f"{number} {found.refused}")
             signal.alarm(SECONDS)
             try:
-                parser.read(path)
+                read(path)
             except TfoptError as error:
                 found.refused += 1
                 said = " ".join(str(error).split())

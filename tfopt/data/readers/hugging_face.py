@@ -52,7 +52,7 @@ class DatasetSource(PathSource):
 
     @functools.cached_property
     def weight(self) -> int:
-        (rows,) = of_pieces(self, _rows, [(self.path,)])
+        (rows,) = of_pieces(self, rows_of, [(self.path,)])
         return int(rows)
 
     def pieces(self) -> Iterator[DatasetPiece]:
@@ -66,7 +66,12 @@ def is_dataset(path: Path) -> bool:
     return path.is_dir() and ((path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file())
 
 
-def _rows(path: Path) -> int:
+def rows_of(path: Path) -> int:
+    """How many rows a saved dataset has.
+
+    Raises:
+        DataError: it cannot be opened.
+    """
     return len(_opened(path))
 
 
