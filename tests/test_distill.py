@@ -168,6 +168,8 @@ def test_the_teacher_runs_once_where_its_answers_are_kept(keras, tmp_path):
     mapped = tfopt.Distiller(student, teacher, hidden=1.0, labels=1.0, layers={0: 3, 1: 0, 2: 1})
     with pytest.raises(DataError, match="or other features"):
         mapped.teach(data, tmp_path / "cache")
+    fewer_heads = tfopt.Distiller(tfopt.shrink(teacher, layers=1, heads=0.5), teacher, hidden=1.0, labels=1.0)
+    assert distiller.asked == fewer_heads.asked != mapped.asked
     other = tfopt.Distiller(tfopt.shrink(teacher, layers=1), encoder(keras), hidden=1.0, labels=1.0)
     with pytest.raises(DataError, match="holds what another teacher made"):
         other.teach(data, tmp_path / "cache")
@@ -232,8 +234,8 @@ def test_layers_are_mapped_as_told(keras):
 def test_a_student_of_one_layer_and_one_deeper_than_its_teacher(keras):
     teacher = encoder(keras)
     single = tfopt.shrink(teacher, layers=3)
-    assert tfopt.Distiller(single, teacher, hidden=1.0)._asked[1] == [3]
-    assert tfopt.Distiller(teacher, single, hidden=1.0)._asked[1] == [0, 0, 0, 0]
+    assert tfopt.Distiller(single, teacher, hidden=1.0).layers == {0: 3}
+    assert tfopt.Distiller(teacher, single, hidden=1.0).layers == dict.fromkeys(range(4), 0)
     for make in (llama, attention):
         model = make(keras)
         assert len(features_of(tfopt.shrink(model, layers=2)).hidden) == 1

@@ -13,6 +13,7 @@ from tfopt._base.members import FACTS, TOKENIZER
 from tfopt._keras import extras, keras_api
 from tfopt._keras.loading import load_model
 from tfopt.compress.vocabulary import all_rows, cut_rows
+from tfopt.data import cache
 from tfopt.data.tokenizers import load_tokenizer, train_bpe
 from tfopt.errors import DataError, InputError, VerificationError
 from tfopt.export import export
@@ -58,7 +59,13 @@ def done(files):
             model, train, validation=validation, out=folder / "out", accuracy=0.5, rounds=3, minutes=2.5, log=log
         )
 
-    with pytest.raises(KeyboardInterrupt):
+    def noted(data, kept, fingerprint):
+        lines.append("the teacher is asked")
+        return write(data, kept, fingerprint)
+
+    write = cache._write
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(cache, "_write", noted)
         again(until_the_first_export)
     assert not (folder / "out" / "model.tflite").exists()
     return again(lines.append), folder / "out", lines
@@ -67,6 +74,7 @@ def done(files):
 def test_it_goes_on_where_it_was_interrupted(done):
     _, _, lines = done
     steps = [line.partition("]")[0] for line in lines if line.startswith("[")]
+    assert lines.count("the teacher is asked") == 1, "students that ask the same share its answers"
     trained = [step for step in steps if step.startswith("[train small")]
     assert "[train small" in trained and len(trained) == len(set(trained))
     written = [step for step in steps if step.startswith("[export small")]

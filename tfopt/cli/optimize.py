@@ -9,7 +9,7 @@ from tfopt._base import children
 from tfopt._base.files import existing
 from tfopt.cli.output import Imports, Json, Threads, print_json, progress, show_report
 
-_DEMO, _DEMO_MINUTES, _DEMO_GOAL = "demo", 3.5, 0.98
+_DEMO, _DEMO_MINUTES, _DEMO_GOAL = "demo", 4.0, 0.98
 Minutes = Annotated[float | None, typer.Option("--minutes", help="For everything; trainings are planned to fit.")]
 
 

@@ -15,7 +15,14 @@ _ATTRIBUTE = "_tfopt_attached"
 
 
 class Lessons(Protocol):
-    """What a model is trained on where that is not the task's own labels."""
+    """What a model is trained on where that is not the task's own labels.
+
+    Attributes:
+        asked: what is asked of the teacher, as a short name: of one teacher and the same data, lessons that ask the
+            same are the same.
+    """
+
+    asked: str
 
     def compile(self, optimizer: Any, **settings: Any) -> None: ...
 

@@ -132,6 +132,7 @@ class Distiller:
     Attributes:
         model: what to fit, after `compile`, on what `teach` gives; it shares the student's layers.
         layers: student's layer -> the teacher's that it learns from, where more than outputs count.
+        asked: of the teacher, as a short name.
         projections: names of its layers that are not the student's, for the `exclude` of techniques on it.
 
     Raises:
@@ -164,7 +165,8 @@ class Distiller:
         found = {name: self._fitted(name, tensor, wanted[name]) for name, tensor in found.items()}
         self._taught = _model(self._keras, teacher, wanted)
         # The teacher's part alone, so that students with other layers share what it answered.
-        self._asked = (sorted(wanted), list(self.layers.values()), bool(self.config.labels))
+        asked = (sorted(wanted), list(self.layers.values()), bool(self.config.labels))
+        self.asked = hashlib.sha256(repr(asked).encode()).hexdigest()[:12]
         if self.config.labels:
             for name, output in outputs_by_name(student).items():
                 own = title("labels", name)
@@ -265,7 +267,7 @@ class Distiller:
 
     def _fingerprint(self, *what: Any) -> str:
         """Of the teacher's weights and what it is asked for."""
-        digest = hashlib.sha256(repr((self._asked, what)).encode())
+        digest = hashlib.sha256(repr((self.asked, what)).encode())
         for weight in keras_api.weights(self.teacher):
             digest.update(weight.path.encode())
             digest.update(keras_api.to_numpy(weight.variable).tobytes())

@@ -8,7 +8,6 @@ import contextlib
 import dataclasses
 import functools
 import sys
-import tempfile
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
@@ -37,7 +36,7 @@ from tfopt.recipe.techniques import VariantSection
 from tfopt.report import Report, Step, machine_info
 from tfopt.report.html import page
 from tfopt.report.plots import plots
-from tfopt.run.folder import CHECKPOINTS, RunFolder
+from tfopt.run.folder import CHECKPOINTS, LESSONS, RunFolder
 from tfopt.run.named import told
 from tfopt.tasks import task_of
 from tfopt.train import TrainConfig, fit, make_strategy
@@ -157,6 +156,7 @@ class _Run:
         for variant in r.variants:
             train = functools.partial(self._train_variant, variant, data)
             self.curves[variant.name] = self._step(f"train {variant.name}", [_keras_file(variant.name)], train)
+        remove(self.path / LESSONS)
         exported = {}
         for planned in r.artifacts():
             if of is None or planned.owner in of:
@@ -256,15 +256,21 @@ class _Run:
         if config.checkpoint_every:
             place = self.path / CHECKPOINTS / title
             checkpoints = Checkpoints(place, every=config.checkpoint_every, extra=state or [])
-        with tempfile.TemporaryDirectory(prefix="tfopt-") as folder:
-            kept = Path(folder, "lessons") if cache else None
-            history = fit(
-                model, functools.partial(self._batches, config.batch_size, lessons, kept), config=config,
-                steps=total_steps(data["train_records"], config), callbacks=callbacks,
-                validation=lessons.teach(validation) if lessons is not None else validation,
-                strategy=self._strategy, title=title, checkpoints=checkpoints, compile_with=compile_with,
-            )  # fmt: skip
-        return history
+        kept = self._kept_lessons(lessons, config.batch_size) if cache and lessons is not None else None
+        return fit(
+            model, functools.partial(self._batches, config.batch_size, lessons, kept), config=config,
+            steps=total_steps(data["train_records"], config), callbacks=callbacks,
+            validation=lessons.teach(validation) if lessons is not None else validation,
+            strategy=self._strategy, title=title, checkpoints=checkpoints, compile_with=compile_with,
+        )  # fmt: skip
+
+    def _kept_lessons(self, lessons: Lessons, batch_size: int) -> Path:
+        """Folder for what the teacher answers: variants that ask the same share it, and what others asked goes."""
+        folder = self.path / LESSONS / f"{lessons.asked}-{batch_size}"
+        for other in folder.parent.glob("*"):
+            if other != folder:
+                remove(other)
+        return folder
 
     def _train_config(self, section: TrainSection) -> TrainConfig:
         values = {**section.model_dump(), "learning_rate": self.recipe.rate(section)}

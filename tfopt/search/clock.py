@@ -9,7 +9,7 @@ import tensorflow as tf
 from tfopt.search.ladder import Rung
 
 _BACKWARD = 3.0  # a training step costs about this many times the products of an answer
-_START_S = 12.0  # until the first step of a training is traced
+_START_S = 18.0  # until the first step of a training is traced, and what is cut before
 _STEP_S = 0.018  # of a step, however small the student: data, losses, metrics
 _UPDATE_S = 4e-9  # of one weight, by AdamW on a core of these years
 OVERRUN = 1.1  # a training ends at the latest after so many times what it was given
@@ -34,10 +34,11 @@ def training_seconds(rung: Rung, epochs: int, answer_s: float, steps: int, *, ca
         epochs: of it.
         answer_s: of the teacher, for one batch.
         steps: of an epoch.
-        cached: the teacher answers once only.
+        cached: the teacher answers once only, and not again for the bits of a student that it taught.
     """
     step = _STEP_S + _BACKWARD * rung.share * answer_s + _UPDATE_S * rung.weights
-    return _START_S + steps * (epochs * step + answer_s * (1 if cached else epochs))
+    lessons = epochs if not cached else 0 if rung.bits else 1
+    return _START_S + steps * (epochs * step + answer_s * lessons)
 
 
 def epochs_within(

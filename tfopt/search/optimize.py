@@ -35,8 +35,9 @@ from tfopt.tasks import task_of
 Log = Callable[[str], None]
 _PROBED, _BATCH = 8, 32
 _FULL_S = 180.0  # with less, a full ladder is not even looked at, which takes some seconds
-_FINISH_S = 30.0  # to measure and report, beside what grows with the original and its files
-_PACK_S = 0.3e-6  # of a byte, twice
+_FINISH_S, _STUDENT_S = 20.0, 2.0  # to measure and report, beside what grows with the original and its files
+_PACK_S = 0.2e-6  # of a byte, by two packers
+_LEAST_TIME = 0.6  # share of an epoch without which the smallest students are not trained either
 _ORIGINALS = 3  # as many files of the original answer the held-out texts; those of students are much faster
 _LEARNING = 0.5  # share of the time that an original may learn for
 _WRITTEN = (
@@ -247,9 +248,15 @@ class _Work:
         try:
             for rungs in _choices(model, left):
                 budget = None if left is None else left - _finish_seconds(original, len(rungs), answer)
-                epochs = clock.epochs_within(rungs, takes, budget, any_share=rungs[0].name == "small")
+                last = rungs[0].name == "small"
+                epochs = clock.epochs_within(rungs, takes, budget, any_share=last)
+                needed = sum(takes(rung, 1) for rung in rungs)
+                if not epochs and last and budget is not None and budget > _LEAST_TIME * clock.OVERRUN * needed:
+                    epochs = {rung.name: 1 for rung in rungs}  # that end early
                 if epochs:
-                    minutes = {rung.name: takes(rung, epochs[rung.name]) / 60 for rung in rungs}
+                    seconds = {rung.name: takes(rung, epochs[rung.name]) for rung in rungs}
+                    fits = 1.0 if budget is None else min(1.0, budget / (clock.OVERRUN * sum(seconds.values())))
+                    minutes = {name: fits * took / 60 for name, took in seconds.items()}
                     return self._chosen(rungs, epochs, minutes, cached=cached)
         except InputError as error:
             self._log(str(error))
@@ -281,7 +288,7 @@ def _finish_seconds(original: pipeline.Built, students: int, answer_s: float) ->
     took = [step.seconds for step in original.steps if step.name.startswith("export")]
     packed = (_ORIGINALS + students) * (original.folder / "baseline" / "model.keras").stat().st_size
     answers = math.ceil(original.data["validation_records"] / _BATCH) * answer_s
-    return _FINISH_S + sum(took) + students * took[-1] + _PACK_S * packed + _ORIGINALS * answers
+    return _FINISH_S + students * (_STUDENT_S + took[-1]) + _PACK_S * packed + _ORIGINALS * answers
 
 
 def _inputs(recipe: Recipe) -> dict[str, Any]:
