@@ -21,7 +21,9 @@ def main() -> None:
     parser.add_argument("--operations", nargs="*", choices=list(OPERATIONS), default=list(OPERATIONS))
     parser.add_argument("--generation", choices=("tf_keras", "keras"))
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--resume", action="store_true", help="keep what an earlier run found, and try the rest")
+    parser.add_argument(
+        "--resume", action="store_true", help="keep what an earlier run found, try the rest, and add it"
+    )
     given = parser.parse_args()
     chosen = list(entries().values())
     if importlib.util.find_spec("keras_hub") is None:
@@ -34,23 +36,29 @@ def main() -> None:
         if given.generation in (None, generation)
         and (not given.models or entry.name.startswith(tuple(given.models)))
     ]
-    table: dict[str, dict[str, Outcome]] = _kept() if given.resume else {}
-    pairs = [(name, generation) for name, generation in pairs if f"{name} ({generation})" not in table]
+    table = _kept() if given.resume else {}
+    left = {
+        (name, generation): [o for o in given.operations if o not in table.get(f"{name} ({generation})", {})]
+        for name, generation in pairs
+    }
     is_whole = not given.models and len(given.operations) == len(OPERATIONS) and given.generation is None
     started = time.monotonic()
     with concurrent.futures.ThreadPoolExecutor(given.workers) as pool:
         waiting = {
-            pool.submit(tried, name, generation, given.operations): (name, generation) for name, generation in pairs
+            pool.submit(tried, name, generation, operations): (name, generation)
+            for (name, generation), operations in left.items()
+            if operations
         }
         for future in concurrent.futures.as_completed(waiting):
             name, generation = waiting[future]
-            table[f"{name} ({generation})"] = found = future.result()
+            found, row = future.result(), f"{name} ({generation})"
+            table[row] = table.get(row, {}) | found
             marks = "".join(
                 {WORKS: "+", REFUSED: "o", FAILS: "X", WRONG: "W", SENSELESS: "."}[found[o][0]]
-                for o in given.operations
+                for o in left[name, generation]
             )
             print(f"{marks} {name} ({generation})", flush=True)
-            if is_whole:
+            if is_whole or given.resume:
                 _keep(table)
             for operation, (status, why) in found.items():
                 if status not in (WORKS, SENSELESS):

@@ -13,7 +13,7 @@ from benchmarks.zoo.model import Entry
 from tfopt._base.children import WARM, ChildFailedError, run_in_child
 from tfopt.errors import TfoptError
 
-_SECONDS = 1200
+_SECONDS = 600  # for an operation
 WORKS, REFUSED, FAILS, WRONG, SENSELESS = "works", "refused", "fails", "wrong", "senseless"
 Outcome = tuple[str, str]
 
@@ -34,7 +34,7 @@ def tried(name: str, generation: str, operations: list[str]) -> dict[str, Outcom
                     left,
                     str(note),
                     preload=(*WARM, "benchmarks.zoo.run"),
-                    timeout_s=_SECONDS,
+                    timeout_s=_SECONDS * len(left),
                 )
             except ChildFailedError as error:
                 *done, at = note.read_text().splitlines() or [left[0]]
