@@ -141,6 +141,11 @@ def test_the_report_says_how_well_and_how_fast_each_artifact_answers(text_run):
     same = report.artifact("baseline_keras"), report.artifact("baseline_tflite"), report.artifact("baseline_xla")
     for m in same:
         assert m.quality["perplexity"] == pytest.approx(report.baseline.quality["perplexity"], rel=1e-4)
+        assert m.quality["divergence"] < 1e-6
+        assert m.quality["multiple_choice"] == report.baseline.quality["multiple_choice"]
+    assert report.baseline.quality["divergence"] == 0 and report.baseline.quality["multiple_choice"] > 0.3
+    rounded = report.artifact("baseline_tflite_dynamic_int8").quality
+    assert 1e-6 < rounded["divergence"] < report.artifact("four_tflite_trained").quality["divergence"]
     assert report.artifact("baseline_tflite").generation["greedy_agreement"] == 1
     assert {x["bits"] for x in report.artifact("four_tflite_trained").layers} >= {4}
     assert report.artifact("four_tflite_trained").kernel_sparsity > 0.29

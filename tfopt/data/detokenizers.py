@@ -11,6 +11,9 @@ class Tokenizer(Protocol):
     def encode_ids(self, text: str) -> list[int]:
         """Ids of a prompt, with whatever begins a text and nothing that ends it."""
 
+    def encode_whole(self, text: str) -> list[int]:
+        """Ids of a text alone: what begins a text is not added."""
+
     def stream(self, prompt: Sequence[int]) -> "Detokenizer":
         """Turns the tokens after a prompt into text."""
 

@@ -91,6 +91,10 @@ class Llama2cTokenizer:
             ids.extend([found] if found is not None else [byte + _FIRST_BYTE for byte in piece])
         return self._merged(ids)
 
+    def encode_whole(self, text: str) -> list[int]:
+        """Ids of a text alone."""
+        return self.encode_ids(text)[1:]
+
     def _merged(self, ids: list[int]) -> list[int]:
         """Joins the pair with the highest score first, the leftmost of equals, until none is a token."""
         after, before = [*range(1, len(ids)), -1], list(range(-1, len(ids) - 1))

@@ -7,6 +7,7 @@ import numpy as np
 
 from tfopt.decoding.decoder import Decoder
 from tfopt.errors import InputError
+from tfopt.numerics.agreement import log_softmax
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +85,27 @@ def predict_text(
     Raises:
         InputError: as `perplexity`.
     """
+    losses, chosen = [], []
+    for part, fresh in text_windows(context, ids, window=window, stride=stride):
+        logits = log_softmax(logits_of(part[:-1])[-fresh:])
+        losses.append(-logits[np.arange(fresh), part[-fresh:]])
+        chosen.append(logits.argmax(-1))
+    best = np.concatenate(chosen)
+    return PredictedText(np.concatenate(losses), best, best == np.asarray(ids)[1:])
+
+
+def text_windows(
+    context: int, ids: Sequence[int] | np.ndarray, window: int | None = None, stride: int | None = None
+) -> list[tuple[np.ndarray, int]]:
+    """The windows of a text, (length,) int32 each, and how many of the last tokens are new in each.
+
+    Args:
+        context: the most tokens of a window.
+        ids, window, stride: as for `perplexity`.
+
+    Raises:
+        InputError: as `perplexity`.
+    """
     window = context if window is None else window
     if not 2 <= window <= context:
         raise InputError(f"window must be in [2, {context}] (the context), got {window}")
@@ -93,17 +115,12 @@ def predict_text(
     tokens = np.asarray(ids, np.int32)
     if len(tokens) < 2:
         raise InputError(f"the text must have 2 tokens or more, got {len(tokens)}")
-    losses, chosen, predicted = [], [], 1  # the first token has nothing before it
+    found, predicted = [], 1  # the first token has nothing before it
     for start in range(0, len(tokens), stride):
         part = tokens[start : start + window]
         fresh = start + len(part) - predicted
         if fresh <= 0:
             break
-        logits = logits_of(part[:-1])[-fresh:].astype(np.float64)
-        logits -= logits.max(-1, keepdims=True)
-        sums = np.log(np.exp(logits).sum(-1))
-        losses.append(sums - logits[np.arange(fresh), part[-fresh:]])
-        chosen.append(logits.argmax(-1))
+        found.append((part, fresh))
         predicted += fresh
-    best = np.concatenate(chosen)
-    return PredictedText(np.concatenate(losses), best, best == tokens[1:])
+    return found

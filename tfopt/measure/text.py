@@ -1,15 +1,18 @@
 """Causal language models: how well each artifact predicts held-out text, how fast it answers, and what it says."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 
 import numpy as np
 
 from tfopt.decoding.decoder import Decoder
 from tfopt.decoding.generate import GenerateConfig, Texts
+from tfopt.measure.choices import questions_of, right_choices
 from tfopt.measure.generation import measure_generation
-from tfopt.measure.perplexity import predict_text
+from tfopt.measure.perplexity import text_windows
 from tfopt.measure.results import Measurement
+from tfopt.numerics.agreement import log_softmax
 from tfopt.runtime import Predictor
 
 _PROMPTS, _PROMPT_TOKENS, _GREEDY_TOKENS = 4, 16, 100
@@ -19,7 +22,7 @@ _TIMED_TOKENS, _ROUNDS = 64, 10
 def text_quality(
     predictors: Mapping[str, Predictor], text: np.ndarray, window: int
 ) -> dict[str, tuple[dict[str, float], float]]:
-    """Next-token accuracy and perplexity of each artifact, and its agreement with the first one.
+    """What each artifact makes of a text, and its agreement with the first one.
 
     Args:
         predictors: artifacts by name that take token ids and a mask.
@@ -27,22 +30,57 @@ def text_quality(
         window: tokens that an artifact sees at once.
 
     Returns:
-        Name -> (quality, share of the tokens at which both choose the same).
+        Name -> (quality, share of the tokens at which both choose the same). Of quality, "divergence" is the mean
+        Kullback-Leibler divergence from the first artifact in nats a token, and "multiple_choice" the share of
+        right answers as in `choices`, where the text is long enough.
     """
-    found = {}
-    reference: np.ndarray | None = None
+    read = {name: _Read() for name in predictors}
+    for part, fresh in text_windows(window, text):  # all artifacts at each: logits of a whole text are too large
+        expected = None
+        for name, predictor in predictors.items():
+            found = log_softmax(_logits(predictor, part[None, :-1])[0, -fresh:])
+            expected = found if expected is None else expected
+            read[name].add(found, expected, part[-fresh:])
+    questions = questions_of(text, window)
+    quality = {}
     for name, predictor in predictors.items():
+        values, agreement = read[name].figures()
+        if questions:
+            values["multiple_choice"] = right_choices(functools.partial(_logits, predictor), questions)
+        quality[name] = (values, agreement)
+    return quality
 
-        def logits_of(ids: np.ndarray, predictor: Predictor = predictor) -> np.ndarray:
-            outputs = predictor.predict({"input_ids": ids[None], "attention_mask": np.ones_like(ids[None])})
-            return next(iter(outputs.values()))[0]
 
-        predicted = predict_text(logits_of, window, text)
-        reference = predicted.chosen if reference is None else reference
-        values = predicted.perplexity
-        quality = {"next_token_accuracy": values.next_token_accuracy, "perplexity": values.perplexity}
-        found[name] = (quality, float((predicted.chosen == reference).mean()))
-    return found
+def _logits(predictor: Predictor, ids: np.ndarray) -> np.ndarray:
+    """Token ids (texts, length) -> logits (texts, length, vocabulary)."""
+    outputs = predictor.predict({"input_ids": ids, "attention_mask": np.ones_like(ids)})
+    return next(iter(outputs.values()))
+
+
+class _Read:
+    """Sums over the tokens of a text, as one artifact predicted them."""
+
+    def __init__(self) -> None:
+        self._tokens = 0
+        self._loss = self._right = self._same = self._divergence = 0.0
+
+    def add(self, found: np.ndarray, expected: np.ndarray, tokens: np.ndarray) -> None:
+        """Logarithms of probabilities (tokens, vocabulary), those of the first artifact, and what came."""
+        chosen = found.argmax(-1)
+        self._tokens += len(tokens)
+        self._loss -= float(found[np.arange(len(tokens)), tokens].sum())
+        self._right += int((chosen == tokens).sum())
+        self._same += int((chosen == expected.argmax(-1)).sum())
+        self._divergence += float((np.exp(expected) * (expected - found)).sum())
+
+    def figures(self) -> tuple[dict[str, float], float]:
+        """The means, and the share of tokens at which both choose the same."""
+        count = self._tokens
+        values = {
+            "next_token_accuracy": self._right / count, "perplexity": float(np.exp(self._loss / count)),
+            "divergence": max(self._divergence / count, 0.0),
+        }  # fmt: skip
+        return values, self._same / count
 
 
 def generation_figures(

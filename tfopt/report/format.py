@@ -11,7 +11,7 @@ _BEFORE = (
 _AFTER = (
     "agreement", "max error", "prefill tokens/s", "decode tokens/s", "first token", "cache", "same greedy text",
 )  # fmt: skip
-_AS_IT_IS = frozenset({"perplexity"})  # metrics that are no shares
+_AS_IT_IS = {"perplexity": "{:.2f}", "divergence": "{:.4f}"}  # metrics that are no shares
 
 
 def megabytes(count: int | None) -> str:
@@ -43,7 +43,7 @@ def row(m: Measurement, metrics: Sequence[str]) -> list[str]:
         shown(m.weight_bits, "{:.1f}"), shown(m.kernel_sparsity, "{:.0%}"),
         shown(p50, "{:.2f} ms"), shown(p95, "{:.2f} ms"),
         shown(m.speedup, "{:.2f}x"), shown(m.throughput_per_s, "{:,.0f}"), megabytes(m.peak_memory_bytes),
-        *(shown(quality.get(name), "{:.2f}" if name in _AS_IT_IS else "{:.2%}") for name in metrics),
+        *(shown(quality.get(name), _AS_IT_IS.get(name, "{:.2%}")) for name in metrics),
         shown(m.agreement, "{:.1%}"), shown(m.max_abs_error, "{:.2g}"),
         shown(answers.get("prefill_tokens_per_s"), "{:,.0f}"),
         shown(answers.get("decode_tokens_per_s"), "{:,.0f}"), shown(first and first * 1e3, "{:.1f} ms"),

@@ -46,7 +46,7 @@ class CausalLMTask(Task):
     """The next token, by a decoder."""
 
     features = (Feature("input_ids", "tokens"),)
-    metrics = ("next_token_accuracy", "perplexity")
+    metrics = ("next_token_accuracy", "perplexity", "divergence", "multiple_choice")
     samples_count = 8  # each row has logits of the whole vocabulary at every token
 
     def check_inputs(self) -> list[Path]:
