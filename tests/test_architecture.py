@@ -36,7 +36,7 @@ ALLOWED = {
     "train": BELOW | {"store"},
     "export": BELOW | {"data", "decoding", "models", "numerics", "quantization", "tflite", "runtime", "structure"},
     "runtime": BELOW | {"data", "decoding", "numerics", "tflite"},
-    "engine": BELOW | {"data", "decoding", "models", "runtime", "tflite"},
+    "engine": BELOW | {"data", "decoding", "models", "numerics", "runtime", "tflite"},
     "measure": {"errors", "_base", "archive", "data", "decoding", "numerics", "runtime"},
     "report": {"errors", "_base", "measure", "numerics"},
 }

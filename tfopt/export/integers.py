@@ -22,7 +22,7 @@ from tfopt.export.observed import Samples
 from tfopt.export.signatures import pad_to
 from tfopt.export.static import check_float_left, write_static
 from tfopt.quantization.calibration import Improved, calibrate, quantize_weights
-from tfopt.quantization.config import NAMED, QuantizeConfig
+from tfopt.quantization.config import BLOCKS, NAMED, QuantizeConfig
 from tfopt.quantization.kinds import layouts
 from tfopt.quantization.plan import plan_weights
 from tfopt.quantization.record import Grid, Record, as_matrix, record_of
@@ -96,10 +96,18 @@ def _name_of(config: QuantizeConfig, model: Any) -> str:
 
 
 def config_named(name: str, model: Any) -> QuantizeConfig:
-    """What a name of `quantization.NAMED` means for a model; a `QuantizeConfig` is taken as it is."""
+    """What a name of `quantization.NAMED` means for a model; a `QuantizeConfig` is taken as it is.
+
+    Activations of language models have channels that reach far. In 4 bits they collapse with one scale for each
+    output channel, and their tables, which all tokens come from and are compared with, keep 8.
+    """
     config = NAMED[name]
-    spread = is_causal_lm(model) and config.activations == "dynamic"
-    return dataclasses.replace(config, smooth=SMOOTH) if spread else config
+    dynamic, few = config.activations == "dynamic", (config.weight_bits or 8) < 8
+    if not is_causal_lm(model) or not (dynamic or few):
+        return config
+    config = dataclasses.replace(config, smooth=SMOOTH, table_bits=8 if few else None)
+    in_channels = few and dynamic and config.weight_granularity == "channel"
+    return dataclasses.replace(config, weight_granularity=BLOCKS[0]) if in_channels else config
 
 
 def _check_kind(record: Record, config: QuantizeConfig, name: str) -> None:
@@ -170,7 +178,8 @@ def smoother(
         return
     if representative is None:
         raise InputError(_NEEDS_DATA)
-    with smoothed(model, inputs, representative, strength=config.smooth) as places:
+    few = (config.weight_bits or 8) < 8
+    with smoothed(model, inputs, representative, strength=config.smooth, few_bits=few) as places:
         yield [Check("smooth", f"{places} places", "reported")]
 
 

@@ -37,8 +37,8 @@ class QuantizeConfig:
         table_bits: bits of lookup tables, if not `weight_bits`.
         rounding: of weights after training, "nearest", or "gptq" which looks at what each layer is fed; needs
             data.
-        smooth: after training, share of the spread of activations that is moved into weights (SmoothQuant),
-            above 0 and below 1; None moves nothing. Needs data.
+        smooth: after training, share of the spread of activations that is moved into weights, above 0 and below
+            1: SmoothQuant, and with fewer than 8 bits AWQ; None moves nothing. Needs data.
         warmup_steps: training steps before rounding starts; ranges are already observed.
         freeze_after: training step after which static ranges no longer move; None never freezes.
         preserve_sparsity: exact zeros of a pruned kernel stay zero while training.

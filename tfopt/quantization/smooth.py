@@ -1,6 +1,8 @@
 """Moves the spread of activations into weights, so that one range per tensor suits them better.
 
-Xiao et al., "SmoothQuant", https://arxiv.org/abs/2211.10438. Where a layer norm, or a layer that is linear or
+Xiao et al., "SmoothQuant", https://arxiv.org/abs/2211.10438, where both have 8 bits. Of fewer, the roundings of
+weights are what is lost, and those of channels that carry much count for more: Lin et al., "AWQ",
+https://arxiv.org/abs/2306.00978. Where a layer norm, or a layer that is linear or
 ends in a ReLU, feeds nothing but matrix products, its channels are divided by factors that those products
 multiply by; the model computes what it did before. Of a layer that is linear, the channels may also be multiplied
 by something on the way, as by the gate of a gated feed-forward block.
@@ -23,7 +25,9 @@ _SAME = 1e-3
 
 
 @contextlib.contextmanager
-def smoothed(model: Any, inputs: Inputs, samples: dict[str, np.ndarray], strength: float) -> Iterator[int]:
+def smoothed(
+    model: Any, inputs: Inputs, samples: dict[str, np.ndarray], strength: float, *, few_bits: bool = False
+) -> Iterator[int]:
     """While entered, the model's activations are smoother; yields how many places were smoothed.
 
     Args:
@@ -31,6 +35,7 @@ def smoothed(model: Any, inputs: Inputs, samples: dict[str, np.ndarray], strengt
         inputs: how it is called.
         samples: representative inputs by name.
         strength: share of the spread that goes into the weights, in (0, 1); 0.5 balances both.
+        few_bits: weights have fewer than 8 bits.
 
     Raises:
         InputError: `strength` outside its range.
@@ -39,12 +44,11 @@ def smoothed(model: Any, inputs: Inputs, samples: dict[str, np.ndarray], strengt
         raise InputError(f"smooth must be above 0 and below 1, got {strength}")
     places = find_places(model)
     readers = {id(layer): layer for _, products in places for layer in products}
-    reach: dict[int, np.ndarray] = {}
+    spread = _Spread()
 
     def watch(layer: Any, x: Any) -> None:
         if id(layer) in readers:
-            seen = np.abs(np.asarray(x)).reshape(-1, x.shape[-1]).max(0)
-            reach[id(layer)] = np.maximum(reach.get(id(layer), 0), seen)
+            spread.see(layer, np.asarray(x).reshape(-1, x.shape[-1]))
 
     with watched_inputs(model, watch):
         expected = call(model, inputs, samples)
@@ -53,7 +57,9 @@ def smoothed(model: Any, inputs: Inputs, samples: dict[str, np.ndarray], strengt
         for source, products in places:
             touched = [*_own(source), *(p.kernel for p in products)]
             before += [(v, keras_api.to_numpy(v)) for v in touched]
-            _move(source, products, reach[id(products[0])], strength=strength)
+            kernels = [keras_api.to_numpy(p.kernel) for p in products]
+            find = spread.important if few_bits else spread.balanced
+            _move(source, products, kernels, factors=find(products[0], kernels, strength))
         for name, found in call(model, inputs, samples).items():
             off, size = float(np.abs(found - expected[name]).max()), float(np.abs(expected[name]).max())
             if off > _SAME * max(size, 1e-6):
@@ -131,11 +137,47 @@ def _own(source: Any) -> list[Any]:
     return [source.gamma] + ([source.beta] if source.beta is not None else [])
 
 
-def _move(source: Any, products: list[Any], reach: np.ndarray, strength: float) -> None:
-    kernels = [keras_api.to_numpy(p.kernel) for p in products]
-    weights = np.max([np.abs(k).reshape(k.shape[0], -1).max(1) for k in kernels], axis=0)
-    factors = np.maximum(reach, 1e-5) ** strength / np.maximum(weights, 1e-5) ** (1 - strength)
-    factors = np.where((reach > 0) & (weights > 0), factors, 1.0).astype(np.float32)
+class _Spread:
+    """How far the channels of activations reach, and how much they carry."""
+
+    def __init__(self) -> None:
+        self._reach: dict[int, np.ndarray] = {}
+        self._squares: dict[int, np.ndarray] = {}
+
+    def see(self, layer: Any, rows: np.ndarray) -> None:
+        """What goes into a layer: (rows, channels)."""
+        key, squares = id(layer), (rows.astype(np.float64) ** 2).sum(0)
+        self._reach[key] = np.maximum(self._reach.get(key, 0), np.abs(rows).max(0))
+        self._squares[key] = self._squares.get(key, 0) + squares
+
+    def balanced(self, layer: Any, kernels: list[np.ndarray], strength: float) -> np.ndarray:
+        """Factors by which activations and weights reach as far, for a strength of 0.5."""
+        reach, weights = self._reach[id(layer)], _reach_of(kernels)
+        factors = np.maximum(reach, 1e-5) ** strength / np.maximum(weights, 1e-5) ** (1 - strength)
+        return np.where((reach > 0) & (weights > 0), factors, 1.0).astype(np.float32)
+
+    def important(self, layer: Any, kernels: list[np.ndarray], strength: float) -> np.ndarray:
+        """Factors by which channels that carry more are rounded more finely, around 1.
+
+        The exponent of the weights was found on a language model of 135M parameters in blocks of 32.
+        """
+        carries, weights = np.sqrt(self._squares[id(layer)]), _reach_of(kernels)
+        valid = (carries > 0) & (weights > 0)
+        if not valid.any():
+            return np.ones(len(weights), np.float32)
+        logs = strength * np.log(carries[valid]) - strength / 2 * np.log(weights[valid])
+        factors = np.ones(len(weights))
+        factors[valid] = np.exp(logs - logs.mean())
+        return factors.astype(np.float32)
+
+
+def _reach_of(kernels: list[np.ndarray]) -> np.ndarray:
+    """The largest weight of each channel."""
+    found: np.ndarray = np.max([np.abs(k).reshape(k.shape[0], -1).max(1) for k in kernels], axis=0)
+    return found
+
+
+def _move(source: Any, products: list[Any], kernels: list[np.ndarray], factors: np.ndarray) -> None:
     for variable in _own(source):
         variable.assign(keras_api.to_numpy(variable) / factors)  # the last axis is the channel in each of them
     for product, kernel in zip(products, kernels, strict=True):

@@ -104,6 +104,14 @@ class RunFolder:
         """The finished steps in order."""
         return [Step(s.name, s.seconds) for s in self._steps.values()]
 
+    def lessons(self, asked: str) -> Path:
+        """Where a teacher's answers are kept: trainings that ask the same share them, and those of others go."""
+        folder = self.path / LESSONS / asked
+        for other in folder.parent.glob("*"):
+            if other != folder:
+                remove(other)
+        return folder
+
     def do(self, name: str, outputs: list[str], work: Callable[[], Any]) -> Any:
         """Runs `work` unless this step is done and its outputs are as it left them.
 

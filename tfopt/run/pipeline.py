@@ -256,21 +256,15 @@ class _Run:
         if config.checkpoint_every:
             place = self.path / CHECKPOINTS / title
             checkpoints = Checkpoints(place, every=config.checkpoint_every, extra=state or [])
-        kept = self._kept_lessons(lessons, config.batch_size) if cache and lessons is not None else None
+        kept = None
+        if cache and lessons is not None:
+            kept = self.folder.lessons(f"{lessons.asked}-{config.batch_size}")
         return fit(
             model, functools.partial(self._batches, config.batch_size, lessons, kept), config=config,
             steps=total_steps(data["train_records"], config), callbacks=callbacks,
             validation=lessons.teach(validation) if lessons is not None else validation,
             strategy=self._strategy, title=title, checkpoints=checkpoints, compile_with=compile_with,
         )  # fmt: skip
-
-    def _kept_lessons(self, lessons: Lessons, batch_size: int) -> Path:
-        """Folder for what the teacher answers: variants that ask the same share it, and what others asked goes."""
-        folder = self.path / LESSONS / f"{lessons.asked}-{batch_size}"
-        for other in folder.parent.glob("*"):
-            if other != folder:
-                remove(other)
-        return folder
 
     def _train_config(self, section: TrainSection) -> TrainConfig:
         values = {**section.model_dump(), "learning_rate": self.recipe.rate(section)}
