@@ -32,7 +32,7 @@ WINDOW, PROMPT, NEW, SLOTS = 256, 64, 64, (128, 256)
 OURS: dict[str, Any] = {
     "int8": "dynamic_int8",
     "int4 in blocks of 32": "dynamic_int4_block32",
-    "int4 in blocks of 32, GPTQ, table in 8": dataclasses.replace(
+    "int4 in blocks of 32, GPTQ": dataclasses.replace(
         NAMED["dynamic_int4_block32"], smooth=0.5, rounding="gptq", table_bits=8
     ),
 }

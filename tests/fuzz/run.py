@@ -70,6 +70,7 @@ def _batch(name: str, folder: str, seed: int, count: int, here: bool) -> Found:
     good = Path(made.read_text())
     parser.read(good)
     read = parser.here if here and parser.here is not None else parser.read
+    read(good)  # what refuses everything would find nothing
     with _limits():
         for number, path in parser.cases(good, seed, count):
             (base / "at").write_text(f"{number} {found.refused}")

@@ -109,6 +109,9 @@ def takes_length(model: Any, inputs: Inputs, size: Size) -> bool:
     """Whether the model runs on one row of this size; a position table may be shorter."""
     named = {n: ones(spec) for n, spec in inputs.with_sizes(1, size).items()}
     try:
+        # Shapes first: with kernels of some processors, a convolution over too small an image gives nothing at all,
+        # without an error. The size of a table is only seen when it runs.
+        tf.function(lambda: call(model, inputs, named), autograph=False).get_concrete_function()
         call(model, inputs, named)
     except (tf.errors.InvalidArgumentError, ValueError):
         return False

@@ -150,7 +150,7 @@ def _is_widened(kind: Any) -> bool:
 
     try:
         dequantize(np.zeros((1, GGML_QUANT_SIZES[kind][1]), np.uint8), kind)
-    except NotImplementedError:
+    except NotImplementedError:  # how the package says so; who asks refuses the tensor by name
         return False
     return True
 

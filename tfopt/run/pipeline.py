@@ -185,6 +185,7 @@ class _Run:
 
     def _train_baseline(self, data: dict[str, Any]) -> dict[str, Any]:
         seed_everything(self.recipe.generation, self.recipe.seed)
+        remove(self.path / LESSONS)  # of what the baseline was before
         with scope(self._strategy):
             model, kept = self.task.build(data), self.task.kept_tokens()
             model = model if kept is None else cut_rows(model, kept)
