@@ -102,13 +102,14 @@ def test_small_caches_and_tied_tables(tmp_path):
         np.testing.assert_allclose(session.extend(ids[:, 3:40])[:, -1], logits_of(model, ids)[:, -1], atol=2e-4)
     with pytest.raises(InputError, match="this session is closed"):
         session.extend(ids[:, :1])
-    for kind, limit in ((None, 1e-4), ("float16", 0.02), ("weight_only_int8", 0.06), ("weight_only_int4", 0.0)):
+    four_bits = NAMED["weight_only_int4"]  # as it is: the name means factors and a table of 8 bits besides
+    for kind, limit in ((None, 1e-4), ("float16", 0.02), ("weight_only_int8", 0.06), (four_bits, 0.0)):
         path = tfopt.export(model, tmp_path / "k.tflite", format="tflite", quantization=kind).path
         tables = [c for c in read_tflite(path).constants if sorted(c.shape) == [32, 64]]
         assert len(tables) == 1, "the output is tied to the table"
         expected = logits_of(model, ids)
-        if kind == "weight_only_int4":  # 8 bits are rounded with the norms folded into them
-            with on_grids(model, quantize_weights(model, NAMED[kind])[0].grids):
+        if kind is four_bits:  # 8 bits are rounded with the norms folded into them
+            with on_grids(model, quantize_weights(model, four_bits)[0].grids):
                 expected, limit = logits_of(model, ids), 2e-3
         found = tfopt.Predictor.load(path).predict({"input_ids": ids, "attention_mask": np.ones_like(ids)})[
             "logits"
