@@ -10,7 +10,7 @@ import tfopt
 from tfopt._keras import keras_api
 from tfopt._keras.keras_io import call, inputs_of
 from tfopt.errors import InputError
-from tfopt.models.bert import encoder_config
+from tfopt.models.encoder import encoder_config
 from tfopt.models.symbolic_ops import SymbolicOps
 from tfopt.structure.nodes import nodes
 

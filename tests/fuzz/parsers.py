@@ -29,7 +29,7 @@ from tfopt.data.records.write import write_records
 from tfopt.data.text_facts import ONLY, TextFacts
 from tfopt.data.tokenizers import load_tokenizer, train_bpe
 from tfopt.data.verify import verify
-from tfopt.models import BertConfig, CausalLMConfig, bert, causal_lm
+from tfopt.models import BertConfig, CausalLMConfig, RotaryEncoderConfig, bert, causal_lm, encoder
 from tfopt.models.keras_hub_presets import from_preset
 from tfopt.quantization import QuantizeConfig
 from tfopt.quantization.calibration import quantize_weights
@@ -120,8 +120,20 @@ def _generate(path: Path) -> Any:
 
 
 def _folder(folder: Path) -> Path:
-    encoder = bert(BertConfig(40, 8, 1, 2, 16, 12), generation="tf_keras")
-    tfopt.models.save_pretrained(encoder, folder / "m")
+    model = bert(BertConfig(40, 8, 1, 2, 16, 12), generation="tf_keras")
+    tfopt.models.save_pretrained(model, folder / "m")
+    return folder / "m"
+
+
+def _modules(folder: Path) -> Path:
+    """An encoder with the modules of sentence-transformers."""
+    network = CausalLMConfig(
+        40, 8, 2, 2, intermediate_size=12, max_position_embeddings=12, post_norms=True, query_key_norm=True,
+        query_scale=0.5, embedding_scale=8**0.5, hidden_act="gelu_tanh", sliding_window=4, full_layers=(1,),
+        rope_theta=1e6, local_rope_theta=1e4, norm_eps=1e-6,
+    )  # fmt: skip
+    model = encoder(RotaryEncoderConfig(network, embedding_widths=(12, 6)), head="embedding")
+    tfopt.models.save_pretrained(model, folder / "m")
     return folder / "m"
 
 
@@ -334,6 +346,9 @@ PARSERS: dict[str, Parser] = {
     "lookups": Parser(_lookups, lambda path: from_json(path.read_bytes(), str(path)), damaged_json),
     "text_facts": Parser(_facts, lambda path: TextFacts.from_json(path.read_bytes(), str(path)), damaged_json),
     "hugging_face": Parser(_folder, tfopt.models.from_pretrained),
+    "sentence_transformers": Parser(
+        _modules, lambda path: tfopt.models.from_pretrained(path, head="embedding"), damaged_json, files=("*.json",)
+    ),
     "gguf": Parser(_gguf, tfopt.models.from_pretrained),
     "litert_lm": Parser(_litert_lm, _read_litert_lm, _damaged_front),
     "llama2c": Parser(_llama2c, tfopt.models.read_llama2c),

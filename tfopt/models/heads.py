@@ -14,6 +14,7 @@ _POOLED = {
     "bert": {"pooler": "pooler.dense", "logits": "classifier"},
     "roberta": {"pooler": "classifier.dense", "logits": "classifier.out_proj"},
     "distilbert": {"pooler": "pre_classifier", "logits": "classifier"},
+    "modernbert": {"logits": "classifier"},
 }
 OF_THE_ENCODER = "pooler."  # a layer that BERT counts to the encoder
 _MASKED = {  # dense, norm, bias
@@ -27,18 +28,30 @@ _CLASSES = {
     "span": "ForQuestionAnswering",
     "masked_lm": "ForMaskedLM",
 }
-_PREFIX = {"bert": "Bert", "roberta": "Roberta", "distilbert": "DistilBert"}
+_PREFIX = {"bert": "Bert", "roberta": "Roberta", "distilbert": "DistilBert", "modernbert": "ModernBert"}
+# Where a classifier of ModernBERT looks -> our pooling.
+_LOOKS_AT = {"cls": "pooler", "mean": "mean_pooler"}
+POOLERS = ("pooler", "mean_pooler")
 
 
-def head_entries(kind: str, head: str | None, pooling: str) -> list[Entry]:
+def head_entries(kind: str, head: str | None, pooling: str, norm_bias: bool = True) -> list[Entry]:
     """The stored tensors of a head.
 
     Args:
-        kind: "bert", "roberta" or "distilbert".
-        head: as for `models.bert`.
-        pooling: of a classifier; public ones have "pooler".
+        kind: "bert", "roberta", "distilbert" or "modernbert"; others have none that are known.
+        head: as for `models.encoder`.
+        pooling: of a classifier; public ones have "pooler", or "mean_pooler".
+        norm_bias: whether ModernBERT's norms have biases.
     """
-    if head == "classification" and pooling == "pooler":
+    if kind not in _PREFIX or (head == "classification" and pooling not in POOLERS):
+        return []
+    if kind == "modernbert" and head in _CLASSES:
+        before = [*dense_entries("head.dense", "head_dense", False)]
+        before += norm_entries("head.norm", "head_norm", norm_bias)
+        if head == "masked_lm":
+            return [*before, Entry("decoder.bias", ("masked_lm_bias/beta",))]
+        return [*before, *dense_entries("classifier", "span_logits" if head == "span" else "logits")]
+    if head == "classification":
         return [e for ours, theirs in _POOLED[kind].items() for e in dense_entries(theirs, ours)]
     if head == "tokens":
         return list(dense_entries("classifier", "logits"))
@@ -89,20 +102,36 @@ def named_head(raw: Mapping[str, Any]) -> str | None:
     return next((head for head, end in _CLASSES.items() if head != "masked_lm" and name.endswith(end)), None)
 
 
-def head_config(kind: str, head: str, labels: Sequence[str] | None) -> dict[str, Any]:
+def pooling_of(raw: Mapping[str, Any]) -> str:
+    """Where the classifier of a `config.json` looks.
+
+    Raises:
+        ModelFileError: it is not known.
+    """
+    looks = raw.get("classifier_pooling", "cls")
+    if looks not in _LOOKS_AT:
+        raise ModelFileError(f"classifier_pooling must be one of {', '.join(_LOOKS_AT)}, got {str(looks)[:80]!r}")
+    return _LOOKS_AT[looks]
+
+
+def head_config(kind: str, head: str, labels: Sequence[str] | None, pooling: str) -> dict[str, Any]:
     """What `config.json` says of a head with classes of such names."""
     names = {} if labels is None else {str(i): label for i, label in enumerate(labels)}
     known = {"id2label": names, "label2id": {name: int(i) for i, name in names.items()}} if names else {}
+    if kind == "modernbert" and head == "classification":
+        known["classifier_pooling"] = next(looks for looks, ours in _LOOKS_AT.items() if ours == pooling)
     return {"architectures": [_PREFIX[kind] + _CLASSES[head]], **known}
 
 
-def check_public(head: str | None, pooling: str) -> None:
+def check_public(kind: str, head: str | None, pooling: str) -> None:
     """Refuses heads that no public layout holds.
 
     Raises:
         InputError: it would be lost.
     """
-    if head == "classification" and pooling != "pooler":
+    if kind not in _PREFIX and head in _CLASSES:
+        raise InputError(f"no public layout holds a head {head!r} on this encoder; save it as .keras")
+    if head == "classification" and pooling not in (POOLERS if kind == "modernbert" else ("pooler",)):
         raise InputError(
             f"no public layout holds a classifier with pooling {pooling!r}; build it with pooling='pooler', or "
             "save it as .keras"

@@ -14,7 +14,8 @@ from tfopt._base.members import FACTS
 from tfopt._keras import extras, keras_api
 from tfopt.data.text_facts import ONLY, TextFacts
 from tfopt.errors import InputError
-from tfopt.models.bert import BertConfig, Head, bert
+from tfopt.models.bert import BertConfig
+from tfopt.models.encoder import Head, encoder
 from tfopt.models.keras_hub import byte_pairs, class_of, path_of
 
 _TASK, _BACKBONE = "TextClassifier", "Backbone"
@@ -61,7 +62,7 @@ def is_encoder(model: Any) -> bool:
 
 
 def as_encoder(model: Any, *, generation: str = "keras") -> Any:
-    """A model of `models.bert` with the same weights, where KerasHub built one of texts; any other as it is.
+    """A model of `models.encoder` with the same weights, where KerasHub built one of texts; any other as it is.
 
     Args:
         model: a `TextClassifier` of KerasHub, with its preprocessor's tokenizer if there is one, or a backbone.
@@ -86,7 +87,7 @@ def as_encoder(model: Any, *, generation: str = "keras") -> Any:
     is_task = class_of(model).endswith(_TASK)
     classes = _check_head(model, config) if is_task else None
     head: Head | None = "classification" if is_task else None
-    made = bert(config, classes, pooling="pooler" if is_task else "mean", generation=generation, head=head)
+    made = encoder(config, classes, pooling="pooler" if is_task else "mean", generation=generation, head=head)
     _assign(made, model, family)
     _keep_for_texts(made, model, classes)
     return made

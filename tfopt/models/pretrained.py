@@ -23,10 +23,10 @@ from tfopt.decoding.config import CausalLMConfig
 from tfopt.decoding.weights import config_of, is_causal_lm
 from tfopt.errors import InputError, MissingFileError, ModelFileError
 from tfopt.models.assign import assign, check_names
-from tfopt.models.bert import BertConfig, Head, Pooling, bert, encoder_config
 from tfopt.models.causal_lm import causal_lm
 from tfopt.models.checkpoints import Tensors, opened, write_tensors
-from tfopt.models.families import FAMILIES, Config, Entry, Family, family_of, write_causal
+from tfopt.models.encoder import EncoderConfig, Head, Pooling, encoder, encoder_config
+from tfopt.models.families import FAMILIES, Config, Entry, Family, family_of, kind_of_encoder, write_causal
 from tfopt.models.families.fields import check_fields
 from tfopt.models.gguf import read_gguf
 from tfopt.models.heads import (
@@ -35,11 +35,14 @@ from tfopt.models.heads import (
     head_config,
     head_entries,
     named_head,
+    pooling_of,
     stored_entries,
     stored_labels,
     stored_names,
 )
 from tfopt.models.llama2c import llama2c_files, read_llama2c
+from tfopt.models.rotary_encoder import RotaryEncoderConfig
+from tfopt.models.sentence_modules import assign_dense, dense_folders, widths, write_modules
 
 # Masks that old GPT-2 checkpoints store, and frequencies that old LLaMA ones do.
 _BUFFERS = re.compile(r"(\.attn\.(masked_)?bias|rotary_emb\.inv_freq)$")
@@ -66,15 +69,16 @@ def from_pretrained(
     Args:
         folder: holds `config.json` and `model.safetensors`, or several files and their index, or what llama2.c
             writes, a `.bin` with its tokenizer; or a `.gguf` file of a decoder. Known are BERT, DistilBERT,
-            RoBERTa, GPT-2, LLaMA, Mistral, Qwen2 and 3, SmolLM3, Phi-3, and the text models of Gemma 1 to 3.
+            RoBERTa, ModernBERT, EmbeddingGemma, GPT-2, LLaMA, Mistral, Qwen2 and 3, SmolLM3, Phi-3, and the text
+            models of Gemma 1 to 3.
         generation: "tf_keras" or "keras".
         num_labels: for a classifier; with `head`, by default as many as the checkpoint's has.
-        pooling: for a classifier, "mean", "cls" or "pooler".
+        pooling: for a classifier, as for `models.encoder`.
         dropout: overrides the checkpoint's dropout while training, in [0, 1).
-        head: for encoders, as for `models.bert`. Weights that the checkpoint has for it are read ("pooler" only for
-            classifiers); the others are fresh. "stored" is the head that the checkpoint was trained for a task
+        head: for encoders, as for `models.encoder`. Weights that the checkpoint has for it are read ("pooler" only
+            for classifiers); the others are fresh. "stored" is the head that the checkpoint was trained for a task
             with, whole, or none if it has none.
-        heads: for encoders, several fresh classifiers, as for `models.bert`.
+        heads: for encoders, several fresh classifiers, as for `models.encoder`.
 
     Raises:
         MissingFileError: the folder or one of its files is missing.
@@ -109,23 +113,28 @@ def from_pretrained(
             extras.keep(model, CHAT, template.to_json())
     else:
         if dropout is not None:
-            config = dataclasses.replace(config, hidden_dropout_prob=dropout)
+            config = config.with_dropout(dropout)
         if head == "stored":
             head, pooling = _head_of(folder, config, architecture)
         head = head or (None if num_labels is None else "classification")
         extra, found = _stored_head(folder, config, architecture, head=head, pooling=pooling)
         if head in ("classification", "tokens") and num_labels is None:
             num_labels = found
+        dense: list[Path] = []
+        if head == "embedding" and isinstance(config, RotaryEncoderConfig):
+            dense = dense_folders(folder)
+            config = dataclasses.replace(config, embedding_widths=widths(dense))
         with room_for(_checked_bytes(folder, config, architecture), folder):
-            model = bert(config, num_labels, pooling=pooling, generation=generation, head=head, heads=heads)
+            model = encoder(config, num_labels, pooling=pooling, generation=generation, head=head, heads=heads)
         _keep_for_texts(model, folder, config, head=head if extra or head == "embedding" else None)
+        assign_dense(model, dense)
     with opened(folder) as tensors:
         stored = _names(tensors, architecture)
         assign(model, [*architecture.entries(config), *extra], tensors, names=stored, where=folder)
     return model
 
 
-def _keep_for_texts(model: Any, folder: Path, config: BertConfig, head: Head | None) -> None:
+def _keep_for_texts(model: Any, folder: Path, config: EncoderConfig, head: Head | None) -> None:
     """What answers to texts need: the tokenizer, and the names of classes of a head that was read."""
     if (folder / "tokenizer.json").exists():
         extras.keep(model, extras.TOKENIZERS[0], _tokenizer(folder))
@@ -135,7 +144,7 @@ def _keep_for_texts(model: Any, folder: Path, config: BertConfig, head: Head | N
     raw = read_json(folder / "config.json", "model configuration", error=ModelFileError)
     named = task.endswith("classification")
     labels = {ONLY: stored_names(raw, int(model.output.shape[-1]))} if named else {}
-    facts = TextFacts(task, labels, max_length=config.max_position_embeddings - config.position_offset)
+    facts = TextFacts(task, labels, max_length=config.most_tokens)
     extras.keep(model, FACTS, facts.as_json())
 
 
@@ -163,30 +172,31 @@ def _tokenizer(folder: Path) -> bytes:
 
 
 def _stored_head(
-    folder: Path, config: BertConfig, architecture: Family, head: Head | None, pooling: Pooling
+    folder: Path, config: EncoderConfig, architecture: Family, head: Head | None, pooling: Pooling
 ) -> tuple[list[Entry], int | None]:
     """The tensors that a checkpoint has for a head, and its number of classes."""
-    wanted = head_entries(_kind(config), head, pooling)
+    wanted = _head_entries(config, head, pooling)
     with opened(folder) as tensors:
         names = _names(tensors, architecture)
         entries = stored_entries(wanted, names, str(folder))
         return entries, stored_labels(entries, {ours: tensors.shapes[name] for ours, name in names.items()})
 
 
-def _head_of(folder: Path, config: BertConfig, architecture: Family) -> tuple[Head | None, Pooling]:
+def _head_of(folder: Path, config: EncoderConfig, architecture: Family) -> tuple[Head | None, Pooling]:
     """The head that a checkpoint was trained with, if all of it is there, and where a classifier looks."""
     raw = read_json(folder / "config.json", "model configuration", error=ModelFileError)
     head = cast(Head | None, named_head(raw))
-    pooling: Pooling = "pooler" if head == "classification" else "mean"
+    pooling: Pooling = cast(Pooling, pooling_of(raw)) if head == "classification" else "mean"
     found, classes = _stored_head(folder, config, architecture, head=head, pooling=pooling)
-    whole = head is not None and len(found) == len(head_entries(_kind(config), head, pooling))
+    whole = head is not None and len(found) == len(_head_entries(config, head, pooling))
     if head == "classification" and (raw.get("problem_type") or _ONE_LABEL) != _ONE_LABEL:
         whole = False  # several labels at once, or a number: no one label is the answer
     return (None, "mean") if not whole or classes == 1 else (head, pooling)  # one class is a number, not a label
 
 
-def _kind(config: BertConfig) -> str:
-    return "distilbert" if not config.type_vocab_size else "roberta" if config.position_offset else "bert"
+def _head_entries(config: EncoderConfig, head: Head | None, pooling: Pooling) -> list[Entry]:
+    has_bias = not isinstance(config, RotaryEncoderConfig) or config.norm_bias
+    return head_entries(kind_of_encoder(config), head, pooling, norm_bias=has_bias)
 
 
 def read_config(folder: Path) -> Config:
@@ -249,12 +259,15 @@ def save_pretrained(
         raw = write_causal(config)
     else:
         config, raw, heads = _encoder(model, weights)
-    architecture, folder = FAMILIES[raw["model_type"]], Path(folder)
+    (_, architecture), folder = family_of(raw, "config.json"), Path(folder)
     # With a head, the encoder's names have a prefix and the head's have none.
     prefix = max(architecture.prefixes, key=len) if heads else architecture.prefixes[0]
     values = {prefix + e.theirs: e.write(weights) for e in architecture.entries(config)}
     values |= {(prefix if e.theirs.startswith(OF_THE_ENCODER) else "") + e.theirs: e.write(weights) for e in heads}
     files = write_tensors(folder, values, raw, shard_bytes=shard_bytes, dtype=dtype)
+    if isinstance(config, RotaryEncoderConfig) and config.embedding_widths:
+        kernels = [weights[f"embedding_dense_{i}/kernel"] for i in range(len(config.embedding_widths))]
+        files += write_modules(folder, kernels, config.hidden_size, dtype=dtype)
     tokenizer = extras.of(model).get(extras.TOKENIZERS[0])
     if tokenizer is not None:
         (folder / "tokenizer.json").write_bytes(tokenizer)
@@ -264,15 +277,15 @@ def save_pretrained(
     return files
 
 
-def _encoder(model: Any, weights: dict[str, np.ndarray]) -> tuple[BertConfig, dict[str, Any], list[Entry]]:
-    """Shape, `config.json` and head of an encoder that `models.bert` built."""
+def _encoder(model: Any, weights: dict[str, np.ndarray]) -> tuple[EncoderConfig, dict[str, Any], list[Entry]]:
+    """Shape, `config.json` and head of an encoder that `models.encoder` built."""
     config, head, pooling = encoder_config(model)
-    check_public(head, pooling)
-    kind = _kind(config)
+    kind = kind_of_encoder(config)
+    check_public(kind, head, pooling)
     raw = FAMILIES[kind].write_config(config)
-    entries = head_entries(kind, head, pooling)
+    entries = _head_entries(config, head, pooling)
     if entries and head is not None:
-        raw |= head_config(kind, head, _names_of_classes(model, weights))
+        raw |= head_config(kind, head, _names_of_classes(model, weights), pooling=pooling)
     return config, raw, entries
 
 

@@ -27,7 +27,7 @@ from tfopt.export.texts import keep_for_texts
 from tfopt.measure.child import measure_in_child
 from tfopt.measure.findings import findings
 from tfopt.measure.results import Measurement
-from tfopt.models.bert import INPUTS
+from tfopt.models.encoder import INPUTS
 from tfopt.quantization import NAMED
 from tfopt.quantization.sensitivity import choose_bits
 from tfopt.recipe import BASELINE, PlannedArtifact, Recipe

@@ -195,14 +195,18 @@ def _keep_members(model: Any, made: Any, numbers: Mapping[int, int] | None = Non
     if extras.CONFIG in members:
         kept[extras.CONFIG] = _generating(json.loads(members[extras.CONFIG]), made, numbers or {})
     if extras.ENCODER in members:
-        kept[extras.ENCODER] = _encoder(json.loads(members[extras.ENCODER]), made)
+        kept[extras.ENCODER] = _encoder(json.loads(members[extras.ENCODER]), made, numbers or {})
     if kept:
         extras.put(made, kept)
 
 
-def _encoder(config: dict[str, Any], made: Any) -> bytes:
+def _encoder(config: dict[str, Any], made: Any, renumbered: Mapping[int, int]) -> bytes:
     """The shape of an encoder from its weights, or why it has none that public layouts know."""
     shapes = {w.path: tuple(int(d) for d in w.variable.shape) for w in keras_api.weights(made)}
+    if "network" in config:
+        config["network"] = json.loads(_generating(config["network"], made, renumbered))
+        config["first_norm"] = "layer_0_attention_norm/gamma" in shapes
+        return json.dumps(config).encode()
     queries = {shape for path, shape in shapes.items() if path.endswith("_attention_query/kernel")}
     neurons = {shape[1] for path, shape in shapes.items() if path.endswith("_intermediate/kernel")}
     config["num_hidden_layers"] = len({int(m[1]) for path in shapes if (m := _NUMBERED.match(path))})

@@ -24,7 +24,7 @@ from tfopt.data.text_facts import ONLY, TextFacts
 from tfopt.data.tokenizers import load_tokenizer, parse_tokenizer, save_tokenizer, train_bpe
 from tfopt.data.vocabulary import cut_tokenizer
 from tfopt.errors import DataError, InputError
-from tfopt.models.bert import bert
+from tfopt.models.encoder import encoder
 from tfopt.models.pretrained import from_pretrained
 from tfopt.numerics.metrics import Scored, agreement
 from tfopt.recipe.sections import ExportSection
@@ -138,7 +138,7 @@ class ClassificationTask(EncoderTask):
                 dropout=section.dropout,
             )
         config = self.encoder_config(facts["vocab_size"])
-        return bert(config, classes, pooling=section.pooling, generation=self.recipe.generation)
+        return encoder(config, classes, pooling=section.pooling, generation=self.recipe.generation)
 
     def _loaded(self) -> Any:
         path, generation = self.model_file(), self.recipe.generation

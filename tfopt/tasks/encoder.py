@@ -18,6 +18,7 @@ from tfopt.data.tokenizers import OnLong, load_tokenizer
 from tfopt.errors import InputError, ModelFileError
 from tfopt.models.bert import BertConfig
 from tfopt.models.checkpoints import files_of
+from tfopt.models.encoder import EncoderConfig
 from tfopt.models.pretrained import check_weights, read_config
 from tfopt.recipe.sections import ExportSection
 from tfopt.tasks.base import Task, widened
@@ -74,13 +75,13 @@ class EncoderTask(Task):
             raise InputError(f"recipe {self.recipe.name!r} needs model.file: the .keras file of a model")
         return self.recipe.model.file
 
-    def _check_folder(self) -> tuple[BertConfig, list[Path]]:
+    def _check_folder(self) -> tuple[EncoderConfig, list[Path]]:
         recipe = self.recipe
         if recipe.model.folder is None:
             raise InputError(f"recipe {recipe.name!r} needs model.folder: set it or pass --model DIR")
         folder = existing(recipe.model.folder, "model folder")
         config = read_config(folder)
-        if not isinstance(config, BertConfig):
+        if not isinstance(config, EncoderConfig):
             raise ModelFileError(f"{folder} holds a model that generates; an encoder is needed here")
         check_weights(folder, config)
         if recipe.data.max_length > config.max_position_embeddings:

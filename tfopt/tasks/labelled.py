@@ -15,7 +15,7 @@ from tfopt.data.features import IGNORED, feature_batches, write_features
 from tfopt.data.readers.texts import json_rows
 from tfopt.data.tokenizers import load_tokenizer, save_tokenizer, train_bpe
 from tfopt.errors import DataError
-from tfopt.models.bert import bert
+from tfopt.models.encoder import encoder
 from tfopt.models.pretrained import from_pretrained
 from tfopt.tasks.base import Log
 from tfopt.tasks.encoder import EncoderTask
@@ -118,7 +118,7 @@ class LabelledTask(EncoderTask):
         head = self.head(facts["heads"])
         if section.folder is not None:
             return from_pretrained(section.folder, generation, dropout=section.dropout, **head)
-        return bert(self.encoder_config(facts["vocab_size"]), generation=generation, **head)
+        return encoder(self.encoder_config(facts["vocab_size"]), generation=generation, **head)
 
     def batches(self, batch_size: int, split: str, **order: Any) -> tf.data.Dataset:
         found = feature_batches(self.data, batch_size, split=split, seed=self.recipe.seed, **order)

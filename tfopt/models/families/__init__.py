@@ -7,16 +7,33 @@ from typing import Any
 
 from tfopt.decoding.config import CausalLMConfig
 from tfopt.errors import InputError, ModelFileError
-from tfopt.models.families import bert, distilbert, gemma, gpt2, llama, mistral, phi3, qwen, roberta, smollm3
+from tfopt.models.bert import BertConfig
+from tfopt.models.encoder import EncoderConfig
+from tfopt.models.families import (
+    bert,
+    distilbert,
+    gemma,
+    gpt2,
+    llama,
+    mistral,
+    modernbert,
+    phi3,
+    qwen,
+    roberta,
+    smollm3,
+)
 from tfopt.models.families.base import Config, Entry, Family
 from tfopt.models.families.fields import check_fields
 
-__all__ = ["FAMILIES", "Config", "Entry", "Family", "family_of", "write_causal"]
+__all__ = ["FAMILIES", "Config", "Entry", "Family", "family_of", "kind_of_encoder", "write_causal"]
 
+# Not a `model_type`: Gemma 3 whose tokens see both sides says so in another field.
+BOTH_WAYS = "gemma3_text (encoder)"
 FAMILIES: dict[str, Family] = {
     "bert": bert.FAMILY,
     "roberta": roberta.FAMILY,
     "distilbert": distilbert.FAMILY,
+    "modernbert": modernbert.FAMILY,
     "gpt2": gpt2.FAMILY,
     "llama": llama.FAMILY,
     "mistral": mistral.FAMILY,
@@ -27,6 +44,7 @@ FAMILIES: dict[str, Family] = {
     "gemma": gemma.GEMMA,
     "gemma2": gemma.GEMMA2,
     "gemma3_text": gemma.GEMMA3,
+    BOTH_WAYS: gemma.EMBEDDING_GEMMA,
 }
 # What a decoder may be written as, the plainest layout first.
 _DECODERS = ("gpt2", "llama", "mistral", "qwen2", "qwen3", "smollm3", "gemma", "gemma2", "gemma3_text")
@@ -44,7 +62,25 @@ def family_of(raw: Any, where: str) -> tuple[str, Family]:
         known = ", ".join(repr(name) for name in FAMILIES)
         advice = f"nearest: {', '.join(map(repr, near))}; " if near else ""
         raise ModelFileError(f"{where}: architecture {kind!r} is not supported; {advice}supported: {known}")
+    if raw.get("use_bidirectional_attention") and kind == "gemma3_text":
+        kind = BOTH_WAYS
     return kind, FAMILIES[kind]
+
+
+def kind_of_encoder(config: EncoderConfig) -> str:
+    """The row of the table that holds an encoder.
+
+    Raises:
+        InputError: none does.
+    """
+    if isinstance(config, BertConfig):
+        return "distilbert" if not config.type_vocab_size else "roberta" if config.position_offset else "bert"
+    plain = dataclasses.replace(config.with_dropout(0.0), embedding_widths=())
+    for kind in ("modernbert", BOTH_WAYS):
+        with contextlib.suppress(InputError, AssertionError):
+            if FAMILIES[kind].config(check_fields(FAMILIES[kind].write_config(plain), kind)) == plain:
+                return kind
+    raise InputError("no public checkpoint layout holds this mix of norms, windows and heads")
 
 
 def write_causal(config: CausalLMConfig) -> dict[str, Any]:

@@ -11,9 +11,9 @@ import numpy as np
 
 from tfopt.decoding.config import CausalLMConfig
 from tfopt.errors import InputError
-from tfopt.models.bert import BertConfig
+from tfopt.models.encoder import EncoderConfig
 
-Config = BertConfig | CausalLMConfig
+Config = EncoderConfig | CausalLMConfig
 # Beginnings of the names of heads, which encoders of any family may carry.
 HEADS = ("pooler.", "cls.", "classifier.", "embeddings.position_ids", "lm_head.", "vocab_", "pre_classifier.",
           "qa_outputs.")  # fmt: skip

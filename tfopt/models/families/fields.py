@@ -74,6 +74,17 @@ class _Fields(pydantic.BaseModel):
     no_rope_layers: Annotated[list[int], pydantic.Field(max_length=1024)] | None = None
     layer_types: Annotated[list[str], pydantic.Field(max_length=1024)] | None = None
     sliding_window_pattern: Annotated[int, pydantic.Field(ge=1, le=1024)] | None = None
+    local_attention: _Rows | None = None
+    global_attn_every_n_layers: Annotated[int, pydantic.Field(ge=1, le=1024)] | None = None
+    global_rope_theta: Annotated[float, pydantic.Field(gt=0.0, le=1e12)] | None = None
+    local_rope_theta: Annotated[float, pydantic.Field(gt=0.0, le=1e12)] | None = None
+    norm_eps: _Epsilon | None = None
+    norm_bias: bool | None = None
+    classifier_bias: bool | None = None
+    classifier_activation: str | None = None
+    classifier_pooling: str | None = None
+    embedding_dropout: _Share | None = None
+    use_bidirectional_attention: bool | None = None
     partial_rotary_factor: Annotated[float, pydantic.Field(ge=0.0, le=1.0)] | None = None
     rope_local_base_freq: Annotated[float, pydantic.Field(gt=0.0, le=1e12)] | None = None
     query_pre_attn_scalar: Annotated[float, pydantic.Field(gt=0.0, le=2**20)] | None = None

@@ -1,9 +1,10 @@
-"""Gemma, https://arxiv.org/abs/2403.08295, Gemma 2, https://arxiv.org/abs/2408.00118, and Gemma 3's text models,
-https://arxiv.org/abs/2503.19786.
+"""Gemma, https://arxiv.org/abs/2403.08295, Gemma 2, https://arxiv.org/abs/2408.00118, Gemma 3's text models,
+https://arxiv.org/abs/2503.19786, and EmbeddingGemma, https://arxiv.org/abs/2509.20354, whose tokens see both sides.
 
 Scales of norms are stored less one; the rows of the token table are multiplied by the root of the width.
 """
 
+import dataclasses
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -21,6 +22,7 @@ from tfopt.models.families.decoder import (
     rope_of,
     write_rotary,
 )
+from tfopt.models.rotary_encoder import RotaryEncoderConfig
 
 _NAMES = {
     **GGUF_NAMES, "post_attention_layernorm": "post_attention_norm", "pre_feedforward_layernorm": "ffn_norm",
@@ -50,8 +52,6 @@ def _read_gemma2(raw: Mapping[str, Any], every: int = 2, **differs: Any) -> Caus
 
 
 def _read_gemma3(raw: Mapping[str, Any]) -> CausalLMConfig:
-    if raw.get("use_bidirectional_attention"):
-        raise InputError("layers that see what comes after are not supported for a model that generates")
     full, local = rope_of(raw, _FULL), rope_of(raw, _LOCAL)
     theta = raw.get("rope_theta") or full.get("rope_theta") or 1e6
     size = raw.get("head_dim", 256)
@@ -100,6 +100,23 @@ def _write_gemma3(config: CausalLMConfig) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _read_encoder(raw: Mapping[str, Any]) -> RotaryEncoderConfig:
+    # Stored is how far a window reaches in all; a token sees half of it on either side, and itself.
+    return RotaryEncoderConfig(_read_gemma3({**raw, "sliding_window": raw.get("sliding_window", 4096) // 2 + 1}))
+
+
+def _write_encoder(config: RotaryEncoderConfig) -> dict[str, Any]:
+    window = config.network.sliding_window
+    assert window is not None
+    raw = _write_gemma3(config.network)
+    return raw | {"use_bidirectional_attention": True, "sliding_window": 2 * (window - 1)}
+
+
+def _encoder_entries(config: RotaryEncoderConfig) -> Iterator[Entry]:
+    for entry in _entries(config.network):
+        yield dataclasses.replace(entry, theirs=entry.theirs.removeprefix("model."))
+
+
 def _entries(config: CausalLMConfig) -> Iterator[Entry]:
     yield Entry("model.embed_tokens.weight", ("token_embeddings/embeddings",))
     for i in range(config.num_hidden_layers):
@@ -140,3 +157,4 @@ def _gguf(architecture: str, names: Mapping[str, str] = _NAMES) -> Gguf:
 GEMMA = Family(("",), _read_gemma, _write_gemma, entries=_entries, unused=UNUSED, gguf=_gguf("gemma", GGUF_NAMES))
 GEMMA2 = Family(("",), _read_gemma2, _write_gemma2, entries=_entries, unused=UNUSED, gguf=_gguf("gemma2"))
 GEMMA3 = Family(("",), _read_gemma3, _write_gemma3, entries=_entries, unused=UNUSED, gguf=_gguf("gemma3"))
+EMBEDDING_GEMMA = Family(("", "model."), _read_encoder, _write_encoder, entries=_encoder_entries, unused=UNUSED)

@@ -1,0 +1,141 @@
+"""The layers of `decoding.network` in Keras, of either generation."""
+
+from typing import Any
+
+import numpy as np
+
+from tfopt._keras import extras, keras_api
+from tfopt.decoding.config import MASKED, CausalLMConfig
+from tfopt.decoding.network import Linear, hidden_states
+from tfopt.models.symbolic_ops import SymbolicOps
+
+
+class KerasParts:
+    """Layers with fresh weights; each token sees those before it.
+
+    Args:
+        config: shape of the network.
+        generation: "tf_keras" or "keras".
+    """
+
+    def __init__(self, config: CausalLMConfig, generation: str) -> None:
+        self.config = config
+        self.ops = SymbolicOps(generation)
+        self.tables: dict[str, Any] = {}
+        self._keras = keras_api.keras_module(generation)
+        self._layers = self._keras.layers
+        self._turns: dict[tuple[float, ...], Any] = {}
+        self._biases: dict[int | None, Any] = {}
+        self._ids: Any = None
+        self._mask: Any = None
+        self._positions: Any = None
+
+    def hidden(self, ids: Any, mask: Any) -> Any:
+        """(batch, length) int32 ids, and a mask that is 1 on tokens -> (batch, length, hidden_size)."""
+        self._ids, self._mask = ids, mask
+        self._positions = self.ops.maximum(self.ops.cumsum(mask) - 1, 0)
+        return hidden_states(self.config, self, ids, positions=self._positions)
+
+    def table(self, ids: Any, name: str, rows: int) -> Any:
+        width = self.config.hidden_size
+        self.tables[name] = self._layers.Embedding(
+            rows, width, embeddings_initializer=self._initializer(), name=name
+        )
+        rows_of_ids = self.tables[name](ids)
+        return extras.carrier(self._keras, rows_of_ids) if name == "token_embeddings" else rows_of_ids
+
+    def linear(self, x: Any, layer: Linear) -> Any:
+        tanh = layer.activation == "gelu_tanh"  # no activation of this name is in both generations
+        dense = self._layers.Dense(
+            layer.units, None if tanh else layer.activation, use_bias=layer.bias,
+            kernel_initializer=self._initializer(), name=layer.name,
+            dtype=self.ops.output_type if "logits" in layer.name else None,
+        )  # fmt: skip
+        return self.ops.gelu_tanh(dense(x)) if tanh else dense(x)
+
+    def norm(self, x: Any, name: str) -> Any:
+        if self.config.norm == "layer":
+            return self._layers.LayerNormalization(epsilon=self.config.norm_eps, name=name)(x)
+        scaled = x * self.ops.rsqrt(self.ops.mean(x * x, -1) + self.config.norm_eps)
+        # No layer that both generations have multiplies by a vector of its own, but this one without statistics.
+        return self._layers.BatchNormalization(center=False, epsilon=0.0, name=name)(scaled, training=False)
+
+    def scaled(self, x: Any, factor: float) -> Any:
+        return x * factor
+
+    def attend(self, query: Any, key: Any, value: Any, layer: int) -> Any:
+        c = self.config
+        size, shared = c.head_size, c.num_attention_heads // c.key_value_heads
+        if c.query_key_norm:
+            query, key = self._normed_heads(query, layer, "query"), self._normed_heads(key, layer, "key")
+        query = self._split(query, c.num_attention_heads)
+        key, value = self._split(key, c.key_value_heads), self._split(value, c.key_value_heads)
+        turn = self._rotation(c.frequencies_of(layer))
+        if turn is not None:
+            query, key = self._turned(query, *turn), self._turned(key, *turn)
+        if shared > 1:
+            key, value = self.ops.repeat(key, shared, 1), self.ops.repeat(value, shared, 1)
+        scores = self.ops.matmul(query * c.score_scale, self._layers.Permute((1, 3, 2))(key))
+        scores = self.ops.plus(self.capped(scores, c.attention_softcap), self._unseen(c.window_of(layer)))
+        context = self.ops.matmul(self._layers.Softmax()(scores), value)
+        return self._layers.Reshape((-1, c.num_attention_heads * size))(self._layers.Permute((2, 1, 3))(context))
+
+    def dropout(self, x: Any) -> Any:
+        return self._layers.Dropout(self.config.dropout)(x) if self.config.dropout else x
+
+    def capped(self, x: Any, limit: float | None) -> Any:
+        """Bounded to plus and minus a limit."""
+        return x if limit is None else self.ops.tanh(x * (1.0 / limit)) * limit
+
+    def times_table(self, x: Any, name: str = "token_embeddings") -> Any:
+        """Products with every row of a table that `table` made."""
+        # The layer is called on every id, since a variable of its own cannot be a node of a functional model:
+        # whatever replaces the layer's call, as quantization does, then holds for both of its uses.
+        table = self.tables[name](self.ops.count_to(self.config.vocab_size, self._ids))[0]
+        return self.ops.matmul(x, self.ops.transpose(table))
+
+    def reaches(self, behind: Any, window: int | None) -> Any:
+        """1.0 where a token is seen from so many places further on, (batch, length, length)."""
+        seen = self.ops.cast(behind >= 0.0, "float32")
+        return seen if window is None else seen * self.ops.cast(behind < float(window), "float32")
+
+    def _split(self, projected: Any, heads: int) -> Any:
+        parts = self._layers.Reshape((-1, heads, self.config.head_size))(projected)
+        return self._layers.Permute((2, 1, 3))(parts)
+
+    def _normed_heads(self, projected: Any, layer: int, part: str) -> Any:
+        """Each head normed by itself, (batch, tokens, heads * head_dim) as before."""
+        width = int(projected.shape[-1])
+        heads = self._layers.Reshape((-1, self.config.head_size))(projected)
+        normed = self.norm(heads, f"layer_{layer}_attention_{part}_norm")
+        return self._layers.Reshape((-1, width))(normed)
+
+    def _unseen(self, window: int | None) -> Any:
+        """(batch, 1, length, length): 0 where a token is seen; one for all layers that see alike."""
+        if window not in self._biases:
+            places = self.ops.cast(self.ops.positions(self._ids), "float32")
+            behind = places[:, :, None] - places[:, None, :]  # how far back
+            seen = self.reaches(behind, window) * self.ops.cast(self._mask, "float32")[:, None, :]
+            self._biases[window] = ((1.0 - seen) * MASKED)[:, None]
+        return self._biases[window]
+
+    def _rotation(self, frequencies: tuple[float, ...] | None) -> Any:
+        """Cosines and sines, once for all layers that turn alike; None for those that do not."""
+        if frequencies is None:
+            return None
+        if frequencies not in self._turns:
+            places = self.ops.cast(self._positions, "float32")[:, None, :, None]
+            angles = self.ops.times(places, np.asarray(frequencies, np.float32))
+            self._turns[frequencies] = self.ops.cos_sin(angles)
+        return self._turns[frequencies]
+
+    def _turned(self, x: Any, cosine: Any, sine: Any) -> Any:
+        half = self.config.head_size // 2
+        first, second = x[:, :, :, :half], x[:, :, :, half:]  # an ellipsis could not be saved
+        times = self.ops.times_mixed
+        turned = [times(first, cosine) - times(second, sine), times(second, cosine) + times(first, sine)]
+        return self.ops.concat(turned)
+
+    def _initializer(self) -> Any:
+        # A new one for each layer: tf_keras gives equal values to layers that share an instance.
+        return self._keras.initializers.TruncatedNormal(stddev=0.02)
