@@ -129,7 +129,10 @@ def test_wrong_files_are_explained(folder):
     ("arguments", "says"),
     [
         ({"num_labels": 1}, "num_labels must be 2 or more for head 'classification', got 1"),
-        ({"num_labels": 2, "pooling": "max"}, "pooling must be one of 'mean', 'cls', 'pooler', 'mean_pooler', got 'max'"),
+        (
+            {"num_labels": 2, "pooling": "max"},
+            "pooling must be one of 'mean', 'cls', 'pooler', 'mean_pooler', got 'max'",
+        ),
         ({"generation": "torch"}, "generation must be"),
     ],
 )

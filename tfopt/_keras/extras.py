@@ -16,6 +16,8 @@ from tfopt.errors import InputError
 
 CONFIG = "tfopt_causal_lm.json"  # the shape of a causal language model
 ENCODER = "tfopt_bert.json"  # the shape of an encoder
+SEQ2SEQ = "tfopt_seq2seq.json"  # the shape of an encoder-decoder
+SHAPES = (CONFIG, ENCODER, SEQ2SEQ)
 TOKENIZERS = (TOKENIZER, "tfopt_tokenizer.bin")
 FOR_TEXTS = (CHAT, FACTS, *TOKENIZERS)
 PREFIX = "tfopt_"
@@ -34,7 +36,7 @@ def put(model: Any, members: Mapping[str, bytes]) -> None:
     object.__setattr__(model, _ATTRIBUTE, dict(members))
     layer = _carrier(model)
     if layer is not None:
-        shapes = {name: members[name].decode() for name in (CONFIG, ENCODER) if name in members}
+        shapes = {name: members[name].decode() for name in SHAPES if name in members}
         layer.seed = json.dumps({"of": _fingerprint(model), "members": shapes}) if shapes else None
 
 
@@ -64,7 +66,7 @@ def _carried(model: Any) -> dict[str, bytes]:
     members = found.get("members") if isinstance(found, dict) and found.get("of") == _fingerprint(model) else None
     if not isinstance(members, dict) or not all(isinstance(text, str) for text in members.values()):
         return {}
-    return {name: members[name].encode() for name in (CONFIG, ENCODER) if name in members}
+    return {name: members[name].encode() for name in SHAPES if name in members}
 
 
 def _fingerprint(model: Any) -> str:

@@ -52,7 +52,7 @@ def load_model(path: str | Path, *, trust: bool = False) -> Any:
         with zipfile.ZipFile(path) as archive:
             names = [n for n in archive.namelist() if n.startswith(extras.PREFIX)]
             members = {n: read_member(archive, n, most=MAX_MEMBER_BYTES, path=path) for n in names}
-        for name in {extras.CONFIG, extras.ENCODER} & members.keys():
+        for name in {*extras.SHAPES} & members.keys():
             to_text(members[name], f"{path}: {name}", ModelFileError)
         if members:  # else somebody else saved it
             extras.put(model, members)

@@ -1,4 +1,4 @@
-"""The weights of a Keras causal language model, as a decoder reads them."""
+"""The weights of a Keras model that generates, as a decoder reads them."""
 
 from typing import Any
 
@@ -6,12 +6,32 @@ import numpy as np
 
 from tfopt._keras import extras, keras_api
 from tfopt.decoding.config import CausalLMConfig
+from tfopt.decoding.seq2seq_config import Seq2SeqConfig
 from tfopt.errors import InputError
 
 
 def is_causal_lm(model: Any) -> bool:
     """Whether `models.causal_lm` built this model, in this process or before it was saved."""
     return extras.CONFIG in extras.of(model)
+
+
+def is_seq2seq(model: Any) -> bool:
+    """Whether `models.seq2seq` built this model, in this process or before it was saved."""
+    return extras.SEQ2SEQ in extras.of(model)
+
+
+def seq2seq_config_of(model: Any) -> Seq2SeqConfig:
+    """The shape of an encoder-decoder.
+
+    Raises:
+        InputError: the model is something else.
+    """
+    if not is_seq2seq(model):
+        raise InputError(
+            f"model {model.name!r} is no encoder-decoder of tfopt: build it with models.seq2seq or "
+            "models.from_pretrained, and save it with models.save"
+        )
+    return Seq2SeqConfig.from_json(extras.of(model)[extras.SEQ2SEQ])
 
 
 def config_of(model: Any) -> CausalLMConfig:

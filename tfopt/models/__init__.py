@@ -7,14 +7,16 @@ without custom objects, in both Keras generations.
 from tfopt._keras.keras_api import save_model as save
 from tfopt._keras.loading import load_model as load
 from tfopt.decoding.config import CausalLMConfig
+from tfopt.decoding.seq2seq_config import Seq2SeqConfig
 from tfopt.models.bert import BertConfig
 from tfopt.models.causal_lm import causal_lm
 from tfopt.models.encoder import bert, encoder
 from tfopt.models.llama2c import read_llama2c
 from tfopt.models.pretrained import from_pretrained, save_pretrained
 from tfopt.models.rotary_encoder import RotaryEncoderConfig
+from tfopt.models.seq2seq import seq2seq
 
 __all__ = [
-    "BertConfig", "CausalLMConfig", "RotaryEncoderConfig", "bert", "causal_lm", "encoder", "from_pretrained",
-    "load", "read_llama2c", "save", "save_pretrained",
+    "BertConfig", "CausalLMConfig", "RotaryEncoderConfig", "Seq2SeqConfig", "bert", "causal_lm", "encoder",
+    "from_pretrained", "load", "read_llama2c", "save", "save_pretrained", "seq2seq",
 ]  # fmt: skip

@@ -36,7 +36,7 @@ def causal_lm(config: CausalLMConfig, generation: str = "tf_keras") -> Any:
     ids, mask = (keras.layers.Input((None,), dtype="int32", name=n) for n in ("input_ids", "attention_mask"))
     x = parts.hidden(ids, mask)
     if config.tie_word_embeddings:
-        product = parts.capped(parts.times_table(x), config.logit_softcap)
+        product = parts.capped(parts.times_table(x, ids), config.logit_softcap)
         logits = keras.layers.Activation("linear", name="logits", dtype=parts.ops.output_type)(product)
     else:
         product = parts.linear(x, Linear("logits", config.vocab_size, False))

@@ -1,17 +1,99 @@
-"""The layers of `decoding.network` in Keras, of either generation."""
+"""The layers of `decoding.network` and its kin in Keras, of either generation."""
 
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from tfopt._keras import extras, keras_api
-from tfopt.decoding.config import MASKED, CausalLMConfig
+from tfopt.decoding.config import MASKED, CausalLMConfig, Norm
 from tfopt.decoding.network import Linear, hidden_states
 from tfopt.models.symbolic_ops import SymbolicOps
 
 
-class KerasParts:
-    """Layers with fresh weights; each token sees those before it.
+class Shape(Protocol):
+    """What layers need to know of a configuration."""
+
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def hidden_size(self) -> int: ...
+    @property
+    def norm(self) -> Norm: ...
+    @property
+    def norm_eps(self) -> float: ...
+    @property
+    def dropout(self) -> float: ...
+
+
+class KerasLayers:
+    """Layers with fresh weights.
+
+    Args:
+        shape: what is known of the network.
+        generation: "tf_keras" or "keras".
+    """
+
+    def __init__(self, shape: Shape, generation: str) -> None:
+        self.ops = SymbolicOps(generation)
+        self.tables: dict[str, Any] = {}
+        self._shape = shape
+        self._keras = keras_api.keras_module(generation)
+        self._layers = self._keras.layers
+
+    def table(self, ids: Any, name: str, rows: int) -> Any:
+        if name not in self.tables:
+            self.tables[name] = self._layers.Embedding(
+                rows, self._shape.hidden_size, embeddings_initializer=self._initializer(), name=name
+            )
+            if name == "token_embeddings":
+                return extras.carrier(self._keras, self.tables[name](ids))
+        return self.tables[name](ids)
+
+    def linear(self, x: Any, layer: Linear) -> Any:
+        tanh = layer.activation == "gelu_tanh"  # no activation of this name is in both generations
+        dense = self._layers.Dense(
+            layer.units, None if tanh else layer.activation, use_bias=layer.bias,
+            kernel_initializer=self._initializer(), name=layer.name,
+            dtype=self.ops.output_type if "logits" in layer.name else None,
+        )  # fmt: skip
+        return self.ops.gelu_tanh(dense(x)) if tanh else dense(x)
+
+    def norm(self, x: Any, name: str) -> Any:
+        if self._shape.norm == "layer":
+            return self._layers.LayerNormalization(epsilon=self._shape.norm_eps, name=name)(x)
+        scaled = x * self.ops.rsqrt(self.ops.mean(x * x, -1) + self._shape.norm_eps)
+        # No layer that both generations have multiplies by a vector of its own, but this one without statistics.
+        return self._layers.BatchNormalization(center=False, epsilon=0.0, name=name)(scaled, training=False)
+
+    def scaled(self, x: Any, factor: float) -> Any:
+        return x * factor
+
+    def dropout(self, x: Any) -> Any:
+        return self._layers.Dropout(self._shape.dropout)(x) if self._shape.dropout else x
+
+    def times_table(self, x: Any, like: Any, name: str = "token_embeddings") -> Any:
+        """Products with every row of a table that `table` made; `like` is any integer input (batch, tokens)."""
+        # The layer is called on every id, since a variable of its own cannot be a node of a functional model:
+        # whatever replaces the layer's call, as quantization does, then holds for both of its uses.
+        table = self.tables[name](self.ops.count_to(self._shape.vocab_size, like))[0]
+        return self.ops.matmul(x, self.ops.transpose(table))
+
+    def split(self, projected: Any, heads: int, size: int) -> Any:
+        """(batch, tokens, heads * size) -> (batch, heads, tokens, size)."""
+        return self._layers.Permute((2, 1, 3))(self._layers.Reshape((-1, heads, size))(projected))
+
+    def merged(self, context: Any) -> Any:
+        """The way back."""
+        heads, size = int(context.shape[1]), int(context.shape[3])
+        return self._layers.Reshape((-1, heads * size))(self._layers.Permute((2, 1, 3))(context))
+
+    def _initializer(self) -> Any:
+        # A new one for each layer: tf_keras gives equal values to layers that share an instance.
+        return self._keras.initializers.TruncatedNormal(stddev=0.02)
+
+
+class KerasParts(KerasLayers):
+    """The network of a decoder; each token sees those before it.
 
     Args:
         config: shape of the network.
@@ -19,11 +101,8 @@ class KerasParts:
     """
 
     def __init__(self, config: CausalLMConfig, generation: str) -> None:
+        super().__init__(config, generation)
         self.config = config
-        self.ops = SymbolicOps(generation)
-        self.tables: dict[str, Any] = {}
-        self._keras = keras_api.keras_module(generation)
-        self._layers = self._keras.layers
         self._turns: dict[tuple[float, ...], Any] = {}
         self._biases: dict[int | None, Any] = {}
         self._ids: Any = None
@@ -36,40 +115,13 @@ class KerasParts:
         self._positions = self.ops.maximum(self.ops.cumsum(mask) - 1, 0)
         return hidden_states(self.config, self, ids, positions=self._positions)
 
-    def table(self, ids: Any, name: str, rows: int) -> Any:
-        width = self.config.hidden_size
-        self.tables[name] = self._layers.Embedding(
-            rows, width, embeddings_initializer=self._initializer(), name=name
-        )
-        rows_of_ids = self.tables[name](ids)
-        return extras.carrier(self._keras, rows_of_ids) if name == "token_embeddings" else rows_of_ids
-
-    def linear(self, x: Any, layer: Linear) -> Any:
-        tanh = layer.activation == "gelu_tanh"  # no activation of this name is in both generations
-        dense = self._layers.Dense(
-            layer.units, None if tanh else layer.activation, use_bias=layer.bias,
-            kernel_initializer=self._initializer(), name=layer.name,
-            dtype=self.ops.output_type if "logits" in layer.name else None,
-        )  # fmt: skip
-        return self.ops.gelu_tanh(dense(x)) if tanh else dense(x)
-
-    def norm(self, x: Any, name: str) -> Any:
-        if self.config.norm == "layer":
-            return self._layers.LayerNormalization(epsilon=self.config.norm_eps, name=name)(x)
-        scaled = x * self.ops.rsqrt(self.ops.mean(x * x, -1) + self.config.norm_eps)
-        # No layer that both generations have multiplies by a vector of its own, but this one without statistics.
-        return self._layers.BatchNormalization(center=False, epsilon=0.0, name=name)(scaled, training=False)
-
-    def scaled(self, x: Any, factor: float) -> Any:
-        return x * factor
-
     def attend(self, query: Any, key: Any, value: Any, layer: int) -> Any:
         c = self.config
         size, shared = c.head_size, c.num_attention_heads // c.key_value_heads
         if c.query_key_norm:
             query, key = self._normed_heads(query, layer, "query"), self._normed_heads(key, layer, "key")
-        query = self._split(query, c.num_attention_heads)
-        key, value = self._split(key, c.key_value_heads), self._split(value, c.key_value_heads)
+        query = self.split(query, c.num_attention_heads, size)
+        key, value = (self.split(x, c.key_value_heads, size) for x in (key, value))
         turn = self._rotation(c.frequencies_of(layer))
         if turn is not None:
             query, key = self._turned(query, *turn), self._turned(key, *turn)
@@ -77,31 +129,16 @@ class KerasParts:
             key, value = self.ops.repeat(key, shared, 1), self.ops.repeat(value, shared, 1)
         scores = self.ops.matmul(query * c.score_scale, self._layers.Permute((1, 3, 2))(key))
         scores = self.ops.plus(self.capped(scores, c.attention_softcap), self._unseen(c.window_of(layer)))
-        context = self.ops.matmul(self._layers.Softmax()(scores), value)
-        return self._layers.Reshape((-1, c.num_attention_heads * size))(self._layers.Permute((2, 1, 3))(context))
-
-    def dropout(self, x: Any) -> Any:
-        return self._layers.Dropout(self.config.dropout)(x) if self.config.dropout else x
+        return self.merged(self.ops.matmul(self._layers.Softmax()(scores), value))
 
     def capped(self, x: Any, limit: float | None) -> Any:
         """Bounded to plus and minus a limit."""
         return x if limit is None else self.ops.tanh(x * (1.0 / limit)) * limit
 
-    def times_table(self, x: Any, name: str = "token_embeddings") -> Any:
-        """Products with every row of a table that `table` made."""
-        # The layer is called on every id, since a variable of its own cannot be a node of a functional model:
-        # whatever replaces the layer's call, as quantization does, then holds for both of its uses.
-        table = self.tables[name](self.ops.count_to(self.config.vocab_size, self._ids))[0]
-        return self.ops.matmul(x, self.ops.transpose(table))
-
     def reaches(self, behind: Any, window: int | None) -> Any:
         """1.0 where a token is seen from so many places further on, (batch, length, length)."""
         seen = self.ops.cast(behind >= 0.0, "float32")
         return seen if window is None else seen * self.ops.cast(behind < float(window), "float32")
-
-    def _split(self, projected: Any, heads: int) -> Any:
-        parts = self._layers.Reshape((-1, heads, self.config.head_size))(projected)
-        return self._layers.Permute((2, 1, 3))(parts)
 
     def _normed_heads(self, projected: Any, layer: int, part: str) -> Any:
         """Each head normed by itself, (batch, tokens, heads * head_dim) as before."""
@@ -135,7 +172,3 @@ class KerasParts:
         times = self.ops.times_mixed
         turned = [times(first, cosine) - times(second, sine), times(second, cosine) + times(first, sine)]
         return self.ops.concat(turned)
-
-    def _initializer(self) -> Any:
-        # A new one for each layer: tf_keras gives equal values to layers that share an instance.
-        return self._keras.initializers.TruncatedNormal(stddev=0.02)

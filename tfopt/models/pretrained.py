@@ -20,13 +20,23 @@ from tfopt._keras.room import room_for
 from tfopt.data.chat import ChatTemplate, template_of_folder, write_template
 from tfopt.data.text_facts import ONLY, TextFacts, TextTask
 from tfopt.decoding.config import CausalLMConfig
-from tfopt.decoding.weights import config_of, is_causal_lm
+from tfopt.decoding.seq2seq_config import Seq2SeqConfig
+from tfopt.decoding.weights import config_of, is_causal_lm, is_seq2seq, seq2seq_config_of
 from tfopt.errors import InputError, MissingFileError, ModelFileError
 from tfopt.models.assign import assign, check_names
 from tfopt.models.causal_lm import causal_lm
 from tfopt.models.checkpoints import Tensors, opened, write_tensors
 from tfopt.models.encoder import EncoderConfig, Head, Pooling, encoder, encoder_config
-from tfopt.models.families import FAMILIES, Config, Entry, Family, family_of, kind_of_encoder, write_causal
+from tfopt.models.families import (
+    FAMILIES,
+    Config,
+    Entry,
+    Family,
+    family_of,
+    kind_of_encoder,
+    write_causal,
+    write_seq2seq,
+)
 from tfopt.models.families.fields import check_fields
 from tfopt.models.gguf import read_gguf
 from tfopt.models.heads import (
@@ -43,6 +53,7 @@ from tfopt.models.heads import (
 from tfopt.models.llama2c import llama2c_files, read_llama2c
 from tfopt.models.rotary_encoder import RotaryEncoderConfig
 from tfopt.models.sentence_modules import assign_dense, dense_folders, widths, write_modules
+from tfopt.models.seq2seq import seq2seq
 
 # Masks that old GPT-2 checkpoints store, and frequencies that old LLaMA ones do.
 _BUFFERS = re.compile(r"(\.attn\.(masked_)?bias|rotary_emb\.inv_freq)$")
@@ -69,8 +80,8 @@ def from_pretrained(
     Args:
         folder: holds `config.json` and `model.safetensors`, or several files and their index, or what llama2.c
             writes, a `.bin` with its tokenizer; or a `.gguf` file of a decoder. Known are BERT, DistilBERT,
-            RoBERTa, ModernBERT, EmbeddingGemma, GPT-2, LLaMA, Mistral, Qwen2 and 3, SmolLM3, Phi-3, and the text
-            models of Gemma 1 to 3.
+            RoBERTa, ModernBERT, EmbeddingGemma, T5, Marian, GPT-2, LLaMA, Mistral, Qwen2 and 3, SmolLM3, Phi-3,
+            and the text models of Gemma 1 to 3.
         generation: "tf_keras" or "keras".
         num_labels: for a classifier; with `head`, by default as many as the checkpoint's has.
         pooling: for a classifier, as for `models.encoder`.
@@ -97,7 +108,7 @@ def from_pretrained(
     config, architecture = _read(folder)
     model: Any
     extra: list[Entry] = []
-    if isinstance(config, CausalLMConfig):
+    if isinstance(config, CausalLMConfig | Seq2SeqConfig):
         head = None if head == "stored" else head
         if num_labels is not None or head is not None or heads is not None:
             given = f"num_labels={num_labels}" if head is None else f"head={head!r}"
@@ -105,7 +116,10 @@ def from_pretrained(
         if dropout is not None:
             config = dataclasses.replace(config, dropout=dropout)
         with room_for(_checked_bytes(folder, config, architecture), folder):
-            model = causal_lm(config, generation)
+            if isinstance(config, CausalLMConfig):
+                model = causal_lm(config, generation)
+            else:
+                model = seq2seq(config, generation)
         if (folder / "tokenizer.json").exists():
             extras.keep(model, extras.TOKENIZERS[0], _tokenizer(folder))
         template = template_of_folder(folder)
@@ -235,8 +249,8 @@ def save_pretrained(
     """Writes a model back as a Hugging Face folder, in the layout that its architecture has there.
 
     Args:
-        model: a causal language model or an encoder, with a head that public checkpoints have ("pooler"
-            classifiers, "tokens", "span", "masked_lm") or without; compressed ones keep their values.
+        model: a causal language model, an encoder-decoder, or an encoder, with a head that public checkpoints have
+            ("pooler" classifiers, "tokens", "span", "masked_lm") or without; compressed ones keep their values.
         folder: where; files there with the same names are replaced.
         shard_bytes: most bytes of one file.
         dtype: "float32", "float16" or "bfloat16".
@@ -257,6 +271,9 @@ def save_pretrained(
     if is_causal_lm(model):
         config = config_of(model)
         raw = write_causal(config)
+    elif is_seq2seq(model):
+        config = seq2seq_config_of(model)
+        raw = write_seq2seq(config)
     else:
         config, raw, heads = _encoder(model, weights)
     (_, architecture), folder = family_of(raw, "config.json"), Path(folder)

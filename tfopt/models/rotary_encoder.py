@@ -78,7 +78,7 @@ class RotaryLayers(KerasParts):
 
     def __init__(self, config: RotaryEncoderConfig, generation: str) -> None:
         super().__init__(config.network, generation)
-        self._shape = config
+        self._encoder = config
 
     def encode(self, ids: Any, mask: Any, types: Any) -> Any:
         """(batch, length) int32 ids and mask -> (batch, length, hidden_size)."""
@@ -86,18 +86,18 @@ class RotaryLayers(KerasParts):
 
     def table(self, ids: Any, name: str, rows: int) -> Any:
         found = super().table(ids, name, rows)
-        return self.norm(found, "embeddings_norm") if self._shape.embedding_norm else found
+        return self.norm(found, "embeddings_norm") if self._encoder.embedding_norm else found
 
     def norm(self, x: Any, name: str) -> Any:
-        if name == "layer_0_attention_norm" and not self._shape.first_norm:
+        if name == "layer_0_attention_norm" and not self._encoder.first_norm:
             return x
-        if self.config.norm == "rms" or self._shape.norm_bias:
+        if self.config.norm == "rms" or self._encoder.norm_bias:
             return super().norm(x, name)
         return self._layers.LayerNormalization(epsilon=self.config.norm_eps, center=False, name=name)(x)
 
     def reaches(self, behind: Any, window: int | None) -> Any:
         # The square, since a model with an absolute value would be one more operation to know.
-        limit = float(self._shape.most_tokens if window is None else window) ** 2
+        limit = float(self._encoder.most_tokens if window is None else window) ** 2
         return self.ops.cast(behind * behind < limit, "float32")
 
     def dense(self, x: Any, units: int, name: str, activation: str | None = None, bias: bool = True) -> Any:
@@ -106,16 +106,16 @@ class RotaryLayers(KerasParts):
 
     def pooler(self, x: Any) -> Any:
         """What a classifier looks at, from a vector of each text."""
-        if not self._shape.prediction_head:
+        if not self._encoder.prediction_head:
             raise InputError("this encoder has no pooler; use pooling 'mean' or 'cls'")
         return self.before_logits(x)
 
     def before_logits(self, x: Any) -> Any:
         """The vectors of tokens as a head takes them."""
-        if not self._shape.prediction_head:
+        if not self._encoder.prediction_head:
             return x
         return self.norm(self.dense(x, self.config.hidden_size, "head_dense", "gelu", bias=False), "head_norm")
 
     def words_of(self, x: Any, ids: Any) -> Any:
         """Logits of the words at each place, from the token table."""
-        return self.times_table(self.before_logits(x))
+        return self.times_table(self.before_logits(x), ids)

@@ -83,6 +83,10 @@ class SymbolicOps:
         """`x` times a small constant, which the model's configuration holds."""
         return x * (constant if self._keras3 else self._ops.constant(constant))
 
+    def plus_constant(self, x: Any, constant: np.ndarray) -> Any:
+        """`x` plus a small constant, which the model's configuration holds."""
+        return x + (constant if self._keras3 else self._ops.constant(constant))
+
     def concat(self, parts: list[Any]) -> Any:
         """Joined along the last axis."""
         return self._ops.concatenate(parts, axis=-1) if self._keras3 else self._ops.concat(parts, -1)

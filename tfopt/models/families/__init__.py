@@ -6,6 +6,7 @@ import difflib
 from typing import Any
 
 from tfopt.decoding.config import CausalLMConfig
+from tfopt.decoding.seq2seq_config import Seq2SeqConfig
 from tfopt.errors import InputError, ModelFileError
 from tfopt.models.bert import BertConfig
 from tfopt.models.encoder import EncoderConfig
@@ -15,17 +16,19 @@ from tfopt.models.families import (
     gemma,
     gpt2,
     llama,
+    marian,
     mistral,
     modernbert,
     phi3,
     qwen,
     roberta,
     smollm3,
+    t5,
 )
 from tfopt.models.families.base import Config, Entry, Family
 from tfopt.models.families.fields import check_fields
 
-__all__ = ["FAMILIES", "Config", "Entry", "Family", "family_of", "kind_of_encoder", "write_causal"]
+__all__ = ["FAMILIES", "Config", "Entry", "Family", "family_of", "kind_of_encoder", "write_causal", "write_seq2seq"]
 
 # Not a `model_type`: Gemma 3 whose tokens see both sides says so in another field.
 BOTH_WAYS = "gemma3_text (encoder)"
@@ -45,6 +48,8 @@ FAMILIES: dict[str, Family] = {
     "gemma2": gemma.GEMMA2,
     "gemma3_text": gemma.GEMMA3,
     BOTH_WAYS: gemma.EMBEDDING_GEMMA,
+    "t5": t5.FAMILY,
+    "marian": marian.FAMILY,
 }
 # What a decoder may be written as, the plainest layout first.
 _DECODERS = ("gpt2", "llama", "mistral", "qwen2", "qwen3", "smollm3", "gemma", "gemma2", "gemma3_text")
@@ -81,6 +86,20 @@ def kind_of_encoder(config: EncoderConfig) -> str:
             if FAMILIES[kind].config(check_fields(FAMILIES[kind].write_config(plain), kind)) == plain:
                 return kind
     raise InputError("no public checkpoint layout holds this mix of norms, windows and heads")
+
+
+def write_seq2seq(config: Seq2SeqConfig) -> dict[str, Any]:
+    """`config.json` of an encoder-decoder, in the layout that holds it.
+
+    Raises:
+        InputError: none does.
+    """
+    for kind in ("t5", "marian"):
+        with contextlib.suppress(InputError, StopIteration):
+            raw = FAMILIES[kind].write_config(config)
+            if FAMILIES[kind].config(check_fields(raw, kind)) == config:
+                return raw
+    raise InputError("no public checkpoint layout holds this mix of positions, norms, scales and tokens")
 
 
 def write_causal(config: CausalLMConfig) -> dict[str, Any]:

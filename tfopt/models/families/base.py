@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 
 from tfopt.decoding.config import CausalLMConfig
+from tfopt.decoding.seq2seq_config import Seq2SeqConfig
 from tfopt.errors import InputError
 from tfopt.models.encoder import EncoderConfig
 
-Config = EncoderConfig | CausalLMConfig
+Config = EncoderConfig | CausalLMConfig | Seq2SeqConfig
 # Beginnings of the names of heads, which encoders of any family may carry.
 HEADS = ("pooler.", "cls.", "classifier.", "embeddings.position_ids", "lm_head.", "vocab_", "pre_classifier.",
           "qa_outputs.")  # fmt: skip
@@ -28,29 +29,31 @@ class Entry:
         ours: paths of our weights; several lie side by side along the last axis of the stored tensor.
         transpose: outputs come first in the stored matrix.
         offset: what the stored tensor is less than ours.
+        row: the stored tensor is a matrix of one row, ours a vector.
     """
 
     theirs: str
     ours: tuple[str, ...]
     transpose: bool = False
     offset: float = 0.0
+    row: bool = False
 
     def read(self, stored: np.ndarray, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
         """Our weights, of these shapes, from the stored tensor."""
-        value = (stored.T if self.transpose else stored) + np.float32(self.offset)
+        value = (stored.T if self.transpose else stored[0] if self.row else stored) + np.float32(self.offset)
         ends = np.cumsum([shapes[path][-1] for path in self.ours])
         return dict(zip(self.ours, np.split(value, ends[:-1], -1), strict=True))
 
     def write(self, weights: Mapping[str, np.ndarray]) -> np.ndarray:
         """The stored tensor from our weights."""
         joined = np.concatenate([weights[path] for path in self.ours], -1) - np.float32(self.offset)
-        return np.ascontiguousarray(joined.T if self.transpose else joined)
+        return np.ascontiguousarray(joined.T if self.transpose else joined[None] if self.row else joined)
 
     def shape(self, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
         """Shape of the stored tensor."""
         first = shapes[self.ours[0]]
         joined = (*first[:-1], sum(shapes[path][-1] for path in self.ours))
-        return joined[::-1] if self.transpose else joined
+        return joined[::-1] if self.transpose else (1, *joined) if self.row else joined
 
 
 @dataclasses.dataclass(frozen=True)

@@ -45,7 +45,24 @@ class _Fields(pydantic.BaseModel):
     n_inner: _Width | None = None
     n_positions: _Rows | None = None
     n_ctx: _Rows | None = None
+    # Encoder-decoders: T5's names, then Marian's.
+    d_model: _Width | None = None
+    d_kv: _Width | None = None
+    d_ff: _Width | None = None
+    num_layers: _Layers | None = None
+    num_decoder_layers: _Layers | None = None
+    num_heads: _Heads | None = None
+    relative_attention_num_buckets: Annotated[int, pydantic.Field(ge=4, le=2**16)] | None = None
+    relative_attention_max_distance: Annotated[int, pydantic.Field(ge=1, le=2**20)] | None = None
+    encoder_layers: _Layers | None = None
+    decoder_layers: _Layers | None = None
+    encoder_attention_heads: _Heads | None = None
+    decoder_attention_heads: _Heads | None = None
+    encoder_ffn_dim: _Width | None = None
+    decoder_ffn_dim: _Width | None = None
+    decoder_vocab_size: _Rows | None = None
     # Numerics.
+    dropout_rate: _Share | None = None
     layer_norm_eps: _Epsilon | None = None
     layer_norm_epsilon: _Epsilon | None = None
     rms_norm_eps: _Epsilon | None = None
@@ -60,6 +77,14 @@ class _Fields(pydantic.BaseModel):
     resid_pdrop: _Share | None = None
     attn_pdrop: _Share | None = None
     # Kinds.
+    scale_decoder_outputs: bool | None = None
+    feed_forward_proj: str | None = None
+    scale_embedding: bool | None = None
+    share_encoder_decoder_embeddings: bool | None = None
+    normalize_embedding: bool | None = None
+    normalize_before: bool | None = None
+    add_final_layer_norm: bool | None = None
+    decoder_start_token_id: _Token | None = None
     hidden_act: str | None = None
     activation: str | None = None
     activation_function: str | None = None
