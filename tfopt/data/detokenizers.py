@@ -66,6 +66,10 @@ class HuggingFaceTokenizer:
             ids.pop()
         return ids
 
+    def encode_closed(self, text: str) -> list[int]:
+        """Ids of a text that is read to its end, with whatever begins and ends it."""
+        return list(self.tokenizer.encode(text).ids)
+
     def encode_whole(self, text: str) -> list[int]:
         """Ids of a text that names its special tokens itself."""
         return list(self.tokenizer.encode(text, add_special_tokens=False).ids)

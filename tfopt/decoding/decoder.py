@@ -3,25 +3,34 @@
 import abc
 import typing
 from collections.abc import Sequence
+from typing import Protocol, Self
 
 import numpy as np
 
-from tfopt.decoding.config import CausalLMConfig
 from tfopt.errors import InputError
 
 if typing.TYPE_CHECKING:
     from tfopt.decoding.generate import Choices
 
 
+class Vocabulary(Protocol):
+    """What the loop needs to know of a model."""
+
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def end_tokens(self) -> tuple[int, ...]: ...
+
+
 class Decoder(abc.ABC):
-    """A causal language model on one runtime.
+    """A model that generates, on one runtime.
 
     Attributes:
         config: its shape.
         context: how many tokens a text can have, prompt included.
     """
 
-    config: CausalLMConfig
+    config: Vocabulary
     context: int
 
     @abc.abstractmethod
@@ -31,6 +40,15 @@ class Decoder(abc.ABC):
         Raises:
             InputError: the runtime takes fewer texts at a time.
         """
+
+    @property
+    def prompt_room(self) -> int:
+        """The most tokens of a prompt."""
+        return self.context
+
+    def fits(self, prompt: int, new: int) -> bool:
+        """Whether so many new tokens fit behind a prompt of so many."""
+        return prompt + new <= self.context
 
     @property
     def rows(self) -> int | None:
@@ -116,7 +134,7 @@ class Session(abc.ABC):
     def close(self) -> None:
         """Frees keys and values."""
 
-    def __enter__(self) -> "Session":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -59,13 +59,14 @@ def check_prompts(prompts: Sequence[Sequence[int]], decoder: Decoder, config: Ge
         wrong = next((i for i in ids if not 0 <= i < vocab), None)
         if wrong is not None:
             raise InputError(f"token id must be in [0, {vocab}), got {wrong}")
-        if len(ids) > decoder.context:
+        room = decoder.prompt_room
+        if len(ids) > room:
             if not config.truncate:
                 raise InputError(
-                    f"the prompt has {len(ids)} tokens, the context holds {decoder.context}; shorten it, or set "
+                    f"the prompt has {len(ids)} tokens, the context holds {room}; shorten it, or set "
                     "truncate to keep its end"
                 )
-            ids = ids[len(ids) - decoder.context + min(config.max_tokens, max(1, decoder.context // 4)) :]
+            ids = ids[len(ids) - room + min(config.max_tokens, max(1, room // 4)) :]
         checked.append(ids)
     return checked
 

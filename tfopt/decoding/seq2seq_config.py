@@ -40,7 +40,7 @@ class Seq2SeqConfig:
         hidden_act: activation of the feed-forward layers.
         gated: multiply the activation with a second projection.
         bias: dense layers have biases.
-        logits_bias: so have the logits.
+        logits_bias: so have the logits, where they come from the token table.
         tie_word_embeddings: logits come from the token table.
         embedding_scale: what the rows of the token table are multiplied by.
         score_scale: what scores are multiplied by.
@@ -101,6 +101,8 @@ class Seq2SeqConfig:
             raise InputError(f"dropout must be in [0, 1), got {self.dropout}")
         if self.positions == "sinusoidal" and self.hidden_size % 2:
             raise InputError(f"hidden_size must be even with sinusoidal positions, got {self.hidden_size}")
+        if self.logits_bias and not self.tie_word_embeddings:
+            raise InputError("logits_bias needs tie_word_embeddings")
         self._check_distances()
         for name in ("start_token", "end_tokens", "barred_tokens"):
             found = getattr(self, name)

@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from tfopt.decoding.config import MASKED, CausalLMConfig
+from tfopt.decoding.config import MASKED, CausalLMConfig, Norm
 from tfopt.decoding.network import Linear, hidden_states
+from tfopt.decoding.seq2seq_config import Seq2SeqConfig
 
 
 class Products(NamedTuple):
@@ -83,16 +84,11 @@ def forward(
     return hidden, one.grown
 
 
-class Pass(abc.ABC):
-    """The network on new tokens; where keys and values lie is left to who attends.
+class Layers:
+    """The layers of a network, out of its weights; `norm` and `norm_eps` say how it norms."""
 
-    Attributes:
-        turns: cosines and sines by the frequencies of a layer.
-    """
-
-    def __init__(self, config: CausalLMConfig, products: Products, caches: Sequence[Cache]) -> None:
-        self._config, self._products, self._caches = config, products, caches
-        self.turns: dict[tuple[float, ...], tuple[tf.Tensor, tf.Tensor]] = {}
+    def __init__(self, norm: Norm, norm_eps: float, products: Products) -> None:
+        self._norm, self._epsilon, self._products = norm, norm_eps, products
 
     def table(self, ids: tf.Tensor, name: str, rows: int) -> tf.Tensor:
         return self._products.lookup(ids, name)
@@ -102,8 +98,8 @@ class Pass(abc.ABC):
         return found if layer.activation is None else activate(layer.activation, found)
 
     def norm(self, x: tf.Tensor, name: str) -> tf.Tensor:
-        epsilon, gamma = self._config.norm_eps, self._products.vector(f"{name}/gamma")
-        if self._config.norm == "rms":
+        epsilon, gamma = self._epsilon, self._products.vector(f"{name}/gamma")
+        if self._norm == "rms":
             return x * tf.math.rsqrt(tf.reduce_mean(x * x, -1, keepdims=True) + epsilon) * gamma
         centered = x - tf.reduce_mean(x, -1, keepdims=True)
         scaled = centered * tf.math.rsqrt(tf.reduce_mean(centered * centered, -1, keepdims=True) + epsilon)
@@ -111,6 +107,22 @@ class Pass(abc.ABC):
 
     def scaled(self, x: tf.Tensor, factor: float) -> tf.Tensor:
         return x * factor
+
+    def dropout(self, x: tf.Tensor) -> tf.Tensor:
+        return x
+
+
+class Pass(Layers, abc.ABC):
+    """The network on new tokens; where keys and values lie is left to who attends.
+
+    Attributes:
+        turns: cosines and sines by the frequencies of a layer.
+    """
+
+    def __init__(self, config: CausalLMConfig, products: Products, caches: Sequence[Cache]) -> None:
+        super().__init__(config.norm, config.norm_eps, products)
+        self._config, self._caches = config, caches
+        self.turns: dict[tuple[float, ...], tuple[tf.Tensor, tf.Tensor]] = {}
 
     def attend(self, query: tf.Tensor, key: tf.Tensor, value: tf.Tensor, layer: int) -> tf.Tensor:
         c = self._config
@@ -133,9 +145,6 @@ class Pass(abc.ABC):
         context = self.taken(query, key, value, layer=layer, shape=[batch, groups, heads // groups, new, -1])
         context = tf.transpose(tf.reshape(context, [batch, heads, new, size]), [0, 2, 1, 3])
         return tf.reshape(context, [batch, new, heads * size])
-
-    def dropout(self, x: tf.Tensor) -> tf.Tensor:
-        return x
 
     @abc.abstractmethod
     def taken(
@@ -251,7 +260,7 @@ def activate(name: str, x: tf.Tensor) -> tf.Tensor:
 
 
 def float_products(
-    config: CausalLMConfig, weights: Mapping[str, Any], scopes: Mapping[str, str] | None = None
+    config: CausalLMConfig | Seq2SeqConfig, weights: Mapping[str, Any], scopes: Mapping[str, str] | None = None
 ) -> Products:
     """Products with float weights by path, for example "layer_0_up/kernel" of shape (inputs, outputs).
 
@@ -284,6 +293,7 @@ def float_products(
             found = product(hidden, "token_embeddings", "embeddings", transposed=True)
         else:
             found = linear(hidden, "logits")
+        found = found + weights["logits_bias/beta"] if "logits_bias/beta" in weights else found
         return capped(found, config.logit_softcap)
 
     return Products(linear, lookup, logits, vector=lambda name: weights[name])

@@ -20,6 +20,11 @@ def is_seq2seq(model: Any) -> bool:
     return extras.SEQ2SEQ in extras.of(model)
 
 
+def is_generative(model: Any) -> bool:
+    """Whether it is one of both: a file of it generates."""
+    return is_causal_lm(model) or is_seq2seq(model)
+
+
 def seq2seq_config_of(model: Any) -> Seq2SeqConfig:
     """The shape of an encoder-decoder.
 

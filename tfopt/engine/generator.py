@@ -16,6 +16,7 @@ from tfopt.data.chat import ChatTemplate, Message
 from tfopt.data.detokenizers import HuggingFaceTokenizer, Tokenizer
 from tfopt.decoding.decoder import Decoder
 from tfopt.decoding.generate import GenerateConfig, Texts, check_prompts, with_ends
+from tfopt.decoding.seq2seq_decoder import Seq2SeqDecoder
 from tfopt.decoding.speculative import LOOKUP, DraftModel, PromptLookup, speculate
 from tfopt.decoding.stop_strings import StopStrings
 from tfopt.engine.opening import open_decoder
@@ -77,6 +78,8 @@ class Generator:
         draft: Decoder | Literal["lookup"] | None = None,
         template: ChatTemplate | None = None,
     ) -> None:
+        if draft is not None and isinstance(decoder, Seq2SeqDecoder):
+            raise InputError("speculative decoding is for causal language models; this one has an encoder")
         self.decoder, self.tokenizer, self.draft, self.template = decoder, tokenizer, draft, template
 
     @staticmethod
@@ -134,7 +137,7 @@ class Generator:
         config = config or GenerateConfig()
         several = check_prompts([self._ids(prompt) for prompt in _as_list(prompts)], self.decoder, config)
         # Padding of short prompts takes room from their answers.
-        fits = max(map(len, several)) + config.max_tokens <= self.decoder.context
+        fits = self.decoder.fits(max(map(len, several)), config.max_tokens)
         together = fits and self.decoder.rows is None and self.draft is None
         at_once = len(several) if together else 1
         results: list[Answer] = []
@@ -150,7 +153,7 @@ class Generator:
         """
         config = config or GenerateConfig()
         (ids,) = check_prompts([self._ids(prompt)], self.decoder, config)
-        answer = _Growing(ids, self.tokenizer, config.stop)
+        answer = self._begun(ids, config)
         with contextlib.closing(self._tokens([answer], config, 0)) as steps:
             for (token,) in steps:
                 if token is None:
@@ -213,7 +216,7 @@ class Generator:
             await asyncio.shield(asyncio.wrap_future(closing))
 
     def _together(self, prompts: Sequence[list[int]], config: GenerateConfig, first: int) -> list[Answer]:
-        answers = [_Growing(ids, self.tokenizer, config.stop) for ids in prompts]
+        answers = [self._begun(ids, config) for ids in prompts]
         started = time.perf_counter()
         first_token: float | None = None
         with contextlib.closing(self._tokens(answers, config, first)) as steps:
@@ -225,9 +228,13 @@ class Generator:
         seconds = time.perf_counter() - started
         return [self._finished(answer, config, first_token, seconds=seconds) for answer in answers]
 
+    def _begun(self, ids: list[int], config: GenerateConfig) -> "_Growing":
+        continues = not isinstance(self.decoder, Seq2SeqDecoder)  # else the answer is a text of its own
+        return _Growing(ids, self.tokenizer, config.stop, continues=continues)
+
     def _finished(self, answer: "_Growing", config: GenerateConfig, first: float | None, seconds: float) -> Answer:
         answer.rest()
-        full = len(answer.prompt) + len(answer.tokens) > self.decoder.context
+        full = not self.decoder.fits(len(answer.prompt), len(answer.tokens))
         finish = "length" if len(answer.tokens) >= config.max_tokens else "context" if full else "stop"
         finish = "stop" if answer.ended else finish
         return Answer(
@@ -271,15 +278,19 @@ class Generator:
         if not prompt:
             raise InputError("the prompt is empty; give at least a word, or the ids that begin a text")
         check_whole(prompt, "a prompt")
+        if isinstance(self.decoder, Seq2SeqDecoder) and isinstance(self.tokenizer, HuggingFaceTokenizer):
+            return self.tokenizer.encode_closed(prompt)
         return self.tokenizer.encode_ids(prompt)
 
 
 class _Growing:
     """The text of one answer so far."""
 
-    def __init__(self, prompt: list[int], tokenizer: Tokenizer | None, stop: Sequence[str]) -> None:
+    def __init__(
+        self, prompt: list[int], tokenizer: Tokenizer | None, stop: Sequence[str], continues: bool
+    ) -> None:
         self.prompt, self.tokens, self.text = prompt, list[int](), ""
-        self._stream = None if tokenizer is None else tokenizer.stream(prompt)
+        self._stream = None if tokenizer is None else tokenizer.stream(prompt if continues else [])
         self._stops = StopStrings(stop)
 
     @property

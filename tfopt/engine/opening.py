@@ -13,12 +13,15 @@ from tfopt.data.detokenizers import HuggingFaceTokenizer, Tokenizer
 from tfopt.data.llama2c_tokenizer import Llama2cTokenizer
 from tfopt.decoding.config import CausalLMConfig
 from tfopt.decoding.decoder import Decoder
+from tfopt.decoding.seq2seq_config import Seq2SeqConfig
+from tfopt.decoding.weights import is_seq2seq
 from tfopt.errors import InputError
 from tfopt.models.keras_hub import as_decoder
 from tfopt.models.keras_hub_presets import class_in
 from tfopt.tflite.file import read_metadata
 
 RUNTIMES = ("eager", "xla", "tflite")
+_GENERATING = {extras.CONFIG, extras.SEQ2SEQ}
 
 
 class Opened(NamedTuple):
@@ -43,10 +46,12 @@ def open_decoder(
         raise InputError(f"runtime must be one of {', '.join(RUNTIMES)}, got {runtime!r}")
     if isinstance(source, (str, Path)) and Path(source).suffix == ".tflite":
         from tfopt.runtime.tflite_decoder import TFLiteDecoder
+        from tfopt.runtime.tflite_seq2seq import TFLiteSeq2SeqDecoder, is_seq2seq_file
 
         if runtime not in (None, "tflite") or bits is not None:
             raise InputError("a .tflite file runs on runtime 'tflite', in the bits it was exported with")
-        file = TFLiteDecoder(source, threads, weight_cache)
+        kind = TFLiteSeq2SeqDecoder if is_seq2seq_file(Path(source)) else TFLiteDecoder
+        file = kind(source, threads, weight_cache)
         return Opened(file, tokenizer_of(file.members), chat_of(file.members))
     if isinstance(source, (str, Path)) and Path(source).suffix == ".litertlm":
         from tfopt.runtime.litert_lm import LiteRtLmDecoder
@@ -66,19 +71,32 @@ def open_decoder(
     source = as_decoder(source)
     members = extras.of(source)
     tokenizer, chat = tokenizer_of(members), chat_of(members)
+    if runtime == "eager" and bits is not None:
+        raise InputError(f"runtime 'eager' computes in float, got bits={bits}")
+    return Opened(_of_model(source, runtime, bits), tokenizer, chat)
+
+
+def _of_model(model: Any, runtime: str | None, bits: int | None) -> Decoder:
+    """A Keras model on a runtime."""
+    if is_seq2seq(model):
+        if runtime == "eager":
+            from tfopt.runtime.eager_seq2seq import EagerSeq2SeqDecoder
+
+            return EagerSeq2SeqDecoder(model)
+        from tfopt.runtime.xla_seq2seq import XlaSeq2SeqDecoder
+
+        return XlaSeq2SeqDecoder(model, bits)
     if runtime == "eager":
         from tfopt.runtime.eager_decoder import EagerDecoder
 
-        if bits is not None:
-            raise InputError(f"runtime 'eager' computes in float, got bits={bits}")
-        return Opened(EagerDecoder(source), tokenizer, chat)
+        return EagerDecoder(model)
     from tfopt.runtime.xla_decoder import XlaDecoder
 
-    return Opened(XlaDecoder(source, bits), tokenizer, chat)
+    return XlaDecoder(model, bits)
 
 
 def generates(path: Path) -> bool:
-    """Whether a file or folder holds a causal language model; the model itself is not read.
+    """Whether a file or folder holds a model that generates; the model itself is not read.
 
     Raises:
         MissingFileError: nothing is there.
@@ -87,14 +105,14 @@ def generates(path: Path) -> bool:
     if kind == "litertlm":
         return True
     if kind == "tflite":
-        return extras.CONFIG in read_metadata(path)
+        return not _GENERATING.isdisjoint(read_metadata(path))
     if kind == "keras" and zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
-            return extras.CONFIG in archive.namelist()
+            return not _GENERATING.isdisjoint(archive.namelist())
     if kind == "hugging_face":
         from tfopt.models.pretrained import read_config
 
-        return isinstance(read_config(path), CausalLMConfig)
+        return isinstance(read_config(path), CausalLMConfig | Seq2SeqConfig)
     if kind == "keras_hub":
         return class_in(path).endswith("CausalLM")
     return kind in ("llama2c", "gguf")

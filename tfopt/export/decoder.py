@@ -12,9 +12,10 @@ import numpy as np
 import tensorflow as tf
 
 from tfopt.decoding.config import CausalLMConfig
+from tfopt.decoding.seq2seq_config import Seq2SeqConfig
 from tfopt.decoding.signatures import DecoderSignature, plan_signatures
 from tfopt.decoding.step import Cache, Products, float_products, forward
-from tfopt.decoding.weights import config_of, weights_of
+from tfopt.decoding.weights import config_of, is_seq2seq, seq2seq_config_of, weights_of
 from tfopt.errors import InputError
 from tfopt.export.convert import convert_saved_model
 from tfopt.export.job import Job
@@ -92,14 +93,14 @@ def convert_decoder(
     )  # fmt: skip
 
 
-Functions = Callable[[CausalLMConfig, Products], dict[str, Any]]
+Functions = Callable[[Any, Products], dict[str, Any]]  # of the shape of the model, and its weights
 
 
 def converted(model: Any, functions: Functions, *, fold: bool, owners: Owners, apart: Apart | None = None) -> bytes:
-    """A float file with signatures over the weights of a causal language model, each stored once.
+    """A float file with signatures over the weights of a model that generates, each stored once.
 
     Args:
-        model: a causal language model.
+        model: a causal language model or an encoder-decoder.
         functions: concrete functions by the key of their signature.
         fold: whether norms may be folded into the weights behind them.
         owners: scopes in which layers are traced.
@@ -108,7 +109,8 @@ def converted(model: Any, functions: Functions, *, fold: bool, owners: Owners, a
     Raises:
         WorkFailedError: the converter gave up.
     """
-    module = _Weights(config_of(model), weights_of(model), fold, owners=owners, apart=apart)
+    config = seq2seq_config_of(model) if is_seq2seq(model) else config_of(model)
+    module = _Weights(config, weights_of(model), fold, owners=owners, apart=apart)
     signatures = functions(module.config, module.products)
     with tempfile.TemporaryDirectory(prefix="tfopt-") as folder:
         tf.saved_model.save(module, folder, signatures=signatures)
@@ -131,8 +133,9 @@ class _Weights(tf.Module):
     """The weights as variables, which signatures share."""
 
     def __init__(
-        self, config: CausalLMConfig, values: dict[str, np.ndarray], fold: bool, owners: Owners, apart: Apart | None
-    ) -> None:
+        self, config: CausalLMConfig | Seq2SeqConfig, values: dict[str, np.ndarray], fold: bool, owners: Owners,
+        apart: Apart | None,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.config = config
         # A module tracks dictionaries whose keys are no paths.

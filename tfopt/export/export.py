@@ -18,14 +18,14 @@ from tfopt._keras.input_facts import facts_of
 from tfopt._keras.keras_io import inputs_of
 from tfopt._keras.precision import computes_narrow, float32_copy, stores_narrow, widened
 from tfopt.data.text_facts import TextFacts
-from tfopt.decoding.weights import is_causal_lm
+from tfopt.decoding.weights import is_causal_lm, is_seq2seq
 from tfopt.errors import InputError
 from tfopt.export.artifact import Artifact
 from tfopt.export.integers import resolve
 from tfopt.export.job import Job, Values, Wanted, outputs_of
 from tfopt.export.lookups import check_cut, ids_for, without_lookups
 from tfopt.export.recurrent import refuse_stateful
-from tfopt.export.said import IDS, said_by
+from tfopt.export.said import IDS, MASK, TARGET, answers_of, said_by, text_of
 from tfopt.export.samples import make_samples
 from tfopt.export.signatures import tried_size
 from tfopt.export.texts import members_for_texts
@@ -167,12 +167,13 @@ def _written(
 
 def _compared(job: Job, path: Path, reference: Values, expected: Values | None) -> Verified:
     kind = "int8 cache" if job.narrow_cache and job.config is None else job.name
+    masks = () if is_seq2seq(job.model) else job.facts.masks  # whose outputs stand behind another text
     return check_outputs(
         path, job.samples, reference=reference, expected=expected, limits=limits_for(kind, job.config),
         given=job.given is not None, accept=job.wanted.accept,
         static=job.config is not None and job.config.is_static,
-        text=job.samples[IDS] if is_causal_lm(job.model) else None,
-        mask=next((job.samples[name] for name in job.facts.masks), None), labels_tokens=_labels_tokens(job),
+        text=text_of(job.model, job.samples), mask=next((job.samples[name] for name in masks), None),
+        labels_tokens=_labels_tokens(job),
     )  # fmt: skip
 
 
@@ -192,6 +193,8 @@ def _plan(model: Any, kind: Format, wanted: Wanted, data: Any, signature: Any, m
     padded = not is_causal_lm(model)
     samples = make_samples(inputs, facts, data, longest=longest, padded=padded)
     calibration = None if data is None else samples
+    if data is None and is_seq2seq(model):
+        samples = {**samples, TARGET: answers_of(model, samples[IDS], samples[MASK])}
     if data is None and is_causal_lm(model):
         samples = _said(model, samples, seed=0)
         if config is not None and config.needs_data:

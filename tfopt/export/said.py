@@ -3,6 +3,7 @@
 Random tokens are nothing that a model was trained on: a good file of a real one looks broken on them.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -12,10 +13,11 @@ from tfopt._keras import extras
 from tfopt.data.detokenizers import HuggingFaceTokenizer
 from tfopt.data.tokenizers import parse_tokenizer
 from tfopt.decoding.config import CausalLMConfig
-from tfopt.decoding.weights import config_of
+from tfopt.decoding.weights import config_of, is_causal_lm, is_seq2seq
 from tfopt.runtime.eager_decoder import EagerDecoder
+from tfopt.runtime.eager_seq2seq import EagerSeq2SeqDecoder
 
-IDS = "input_ids"  # of every causal language model
+IDS, MASK, TARGET = "input_ids", "attention_mask", "decoder_input_ids"  # of models that generate
 _MOST_ROWS, _LEAST_ROWS = 8, 2
 _LOGITS = 1 << 25  # of all tokens, which are kept several times while a file is compared
 
@@ -45,6 +47,35 @@ def said_by(model: Any, length: int, seed: int = 0, rows: int | None = None) -> 
             # The largest of logits with Gumbel noise is drawn with the probabilities that they stand for.
             ids[:, place] = (logits + rng.gumbel(size=logits.shape)).argmax(-1)
     return ids
+
+
+def answers_of(model: Any, sources: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Targets that an encoder-decoder says to sources, drawn at its own probabilities.
+
+    Args:
+        model: an encoder-decoder.
+        sources: (texts, tokens) int32.
+        mask: 1 on tokens, 0 on padding.
+
+    Returns:
+        Token ids (texts, tokens) int32, behind the token that begins them.
+    """
+    decoder, rng = EagerSeq2SeqDecoder(model), np.random.default_rng(0)
+    length = min(sources.shape[1], decoder.context)
+    ids = np.full((len(sources), length), decoder.config.start_token, np.int32)
+    with decoder.open([0] * len(sources)) as session:
+        session.read(sources, mask)
+        for place in range(1, length):
+            logits = session.score(ids[:, place - 1 : place])[:, -1].astype(np.float64)
+            ids[:, place] = (logits + rng.gumbel(size=logits.shape)).argmax(-1)
+    return ids
+
+
+def text_of(model: Any, samples: Mapping[str, np.ndarray]) -> np.ndarray | None:
+    """The tokens of samples that logits stand behind; None of a model that does not generate."""
+    if is_seq2seq(model):
+        return samples[TARGET]
+    return samples[IDS] if is_causal_lm(model) else None
 
 
 def _beginning(model: Any, config: CausalLMConfig) -> int | None:

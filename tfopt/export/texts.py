@@ -9,7 +9,7 @@ from tfopt._base.members import FACTS, TOKENIZER
 from tfopt._keras import extras
 from tfopt.data.text_facts import ONLY, TextFacts, TextTask, check_labels, packed
 from tfopt.data.tokenizers import load_tokenizer
-from tfopt.decoding.weights import is_causal_lm
+from tfopt.decoding.weights import is_generative
 from tfopt.errors import InputError
 from tfopt.structure.outputs import kinds_of_outputs, outputs_by_name
 
@@ -23,7 +23,7 @@ def members_for_texts(
         InputError: labels that do not fit the outputs, or a model that has a tokenizer of its own.
         ModelFileError: it is no tokenizer.
     """
-    if is_causal_lm(model):
+    if is_generative(model):
         if labels is not None:
             raise InputError("labels are for encoders; this model generates")
         return {} if tokenizer is None else {TOKENIZER: load_tokenizer(tokenizer).to_str().encode()}

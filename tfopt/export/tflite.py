@@ -7,7 +7,7 @@ from typing import Any
 from tfopt._keras import extras
 from tfopt._keras.keras_io import Inputs
 from tfopt._keras.sizes import Size
-from tfopt.decoding.weights import is_causal_lm
+from tfopt.decoding.weights import is_generative, is_seq2seq
 from tfopt.errors import InputError
 from tfopt.export.artifact import Check
 from tfopt.export.convert import convert
@@ -15,6 +15,7 @@ from tfopt.export.decoder import apart_for, check_slots, compared_length, conver
 from tfopt.export.integers import write_decoder, write_integers
 from tfopt.export.job import Job, Wanted, Written
 from tfopt.export.samples import LENGTH
+from tfopt.export.seq2seq import check_sources, convert_seq2seq
 from tfopt.export.signatures import check_lengths
 from tfopt.export.stored import check_stored
 from tfopt.runtime.described import MEMBER, Described
@@ -24,7 +25,7 @@ from tfopt.tflite.owners import Owners
 
 def lengths(model: Any, inputs: Inputs, wanted: Wanted, masks: Mapping[str, Any]) -> tuple[tuple[Size, ...], Size]:
     """Lengths of texts; of models that generate, of their caches."""
-    if not is_causal_lm(model):
+    if not is_generative(model):
         if wanted.cache != "float32":
             raise InputError(f"cache={wanted.cache!r} is for models that generate, and this one does not")
         chosen = check_lengths(model, inputs, wanted.lengths, masks=masks)
@@ -33,6 +34,11 @@ def lengths(model: Any, inputs: Inputs, wanted: Wanted, masks: Mapping[str, Any]
         raise InputError(
             f"a TFLite file that generates takes one text at a time, got batch_size={wanted.batch_size}"
         )
+    if is_seq2seq(model):
+        if wanted.cache != "float32":
+            raise InputError(f"cache={wanted.cache!r} is for causal language models, this one has an encoder")
+        sources = check_sources(model, wanted.lengths)
+        return sources, sources[0]
     slots = check_slots(model, wanted.lengths)
     return slots, compared_length(slots)
 
@@ -40,14 +46,17 @@ def lengths(model: Any, inputs: Inputs, wanted: Wanted, masks: Mapping[str, Any]
 def write(job: Job, path: Path) -> Written:
     """Writes the file."""
     half = job.name == "float16"
-    if is_causal_lm(job.model):
+    if is_generative(job.model):
         members = {**extras.of(job.model), **job.members}
 
         def converter(fold: bool, owners: Owners) -> bytes:
-            content = convert_decoder(
-                job.model, job.slots, fold=fold, narrow_cache=job.narrow_cache, owners=owners,
-                apart=apart_for(job),
-            )  # fmt: skip
+            if is_seq2seq(job.model):
+                content = convert_seq2seq(job.model, job.slots, fold=fold, owners=owners)
+            else:
+                content = convert_decoder(
+                    job.model, job.slots, fold=fold, narrow_cache=job.narrow_cache, owners=owners,
+                    apart=apart_for(job),
+                )  # fmt: skip
             return finished(content, members, float16=half)
 
         return write_decoder(job, path, converter)

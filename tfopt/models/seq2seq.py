@@ -41,14 +41,14 @@ def seq2seq(config: Seq2SeqConfig, generation: str = "tf_keras") -> Any:
     source, mask, target = (keras.layers.Input((None,), dtype="int32", name=name) for name in INPUTS)
     x = parts.hidden(source, mask, target)
     if config.tie_word_embeddings:
-        logits = parts.times_table(x, target)
+        product = parts.times_table(x, target)
+        if config.logits_bias:
+            # A bias as a layer that both generations have: a norm without statistics or scale.
+            norm = keras.layers.BatchNormalization(scale=False, epsilon=0.0, name="logits_bias")
+            product = norm(product, training=False)
+        logits = keras.layers.Activation("linear", name="logits", dtype=parts.ops.output_type)(product)
     else:
         logits = parts.linear(x, Linear("logits", config.vocab_size, False))
-    if config.logits_bias:
-        # A bias as a layer that both generations have: a norm without statistics or scale.
-        norm = keras.layers.BatchNormalization(scale=False, epsilon=0.0, name="logits_bias")
-        logits = norm(logits, training=False)
-    logits = keras.layers.Activation("linear", name="next_token", dtype=parts.ops.output_type)(logits)
     model = keras.Model(dict(zip(INPUTS, (source, mask, target), strict=True)), logits, name="seq2seq")
     extras.put(model, {extras.SEQ2SEQ: config.to_json()})
     return model

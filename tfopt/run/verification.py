@@ -11,10 +11,9 @@ from tfopt._base.manifests import MANIFEST, check_entry, read_manifest
 from tfopt._keras.keras_io import call, inputs_of
 from tfopt._keras.loading import load_model
 from tfopt.data.verify import verify as verify_data
-from tfopt.decoding.weights import is_causal_lm
 from tfopt.errors import InputError, VerificationError
 from tfopt.export.integers import resolve
-from tfopt.export.said import IDS
+from tfopt.export.said import text_of
 from tfopt.export.verify import FEW_BITS, check_outputs, largest_error, limits_for
 from tfopt.measure.measure import Log
 from tfopt.recipe import Recipe
@@ -61,7 +60,7 @@ def verify_run(folder: str | Path, log: Log = lambda line: None) -> dict[str, An
                 verified = check_outputs(
                     path, values, reference=reference, given=True, limit=limit, accept=section.accept,
                     limits=FEW_BITS if section.by_layer else limits_for(name, config),
-                    text=values[IDS] if is_causal_lm(model) else None,
+                    text=text_of(model, values),
                 )  # fmt: skip
             except VerificationError as problem:
                 raise VerificationError(problem.check, f"{artifact.name}: {problem.what}") from problem

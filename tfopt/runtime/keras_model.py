@@ -11,9 +11,10 @@ from tfopt._keras.custom import register_classes
 from tfopt._keras.input_facts import masks_of, rows_of_tables, size_to_try
 from tfopt._keras.keras_io import inputs_of, output_names
 from tfopt._keras.loading import load_model
-from tfopt.decoding.weights import is_causal_lm
+from tfopt.decoding.weights import is_causal_lm, is_seq2seq
 from tfopt.runtime.described import Described, masks_by_name
 from tfopt.runtime.eager_decoder import EagerDecoder
+from tfopt.runtime.eager_seq2seq import EagerSeq2SeqDecoder
 from tfopt.runtime.predictor import Predictor, Signature, StoredWeight
 from tfopt.runtime.saved_model import set_threads
 
@@ -47,6 +48,8 @@ class KerasPredictor(Predictor):
         return dict(zip(output_names(self.model, len(values)), values, strict=True))
 
     def make_decoder(self) -> Any:
+        if is_seq2seq(self.model):
+            return EagerSeq2SeqDecoder(self.model)
         if not is_causal_lm(self.model):
             return super().make_decoder()
         return EagerDecoder(self.model)

@@ -17,6 +17,7 @@ from tfopt.runtime.decoder_predictor import DecoderPredictor
 from tfopt.runtime.described import described_in
 from tfopt.runtime.predictor import Predictor, Signature, StoredWeight
 from tfopt.runtime.tflite_decoder import is_decoder_file
+from tfopt.runtime.tflite_seq2seq import Seq2SeqPredictor, is_seq2seq_file
 from tfopt.tflite.file import read_metadata, read_tflite
 from tfopt.tflite.operands import check_operands
 
@@ -73,6 +74,8 @@ class TFLitePredictor(Predictor):
 
 def predictor_of(path: Path) -> type[Predictor]:
     """What runs a file of this format: those that generate have runs of their own."""
+    if is_seq2seq_file(path):
+        return Seq2SeqPredictor
     return DecoderPredictor if is_decoder_file(path) else TFLitePredictor
 
 

@@ -45,7 +45,7 @@ def aligned_parts(shape: tuple[int, ...], dtype: type = np.float32) -> np.ndarra
     return np.lib.stride_tricks.as_strided(whole, shape, (padded * width, *inner))
 
 
-class _Stored:
+class Stored:
     """Keys or values of every layer, in float or as int8 with a scale for each slot of each head.
 
     Args:
@@ -69,7 +69,7 @@ class _Stored:
             new = np.rint(new / scale[..., None])
         self.arrays[self._name][:, :, at:end] = new
 
-    def copy_from(self, other: "_Stored", length: int) -> None:
+    def copy_from(self, other: "Stored", length: int) -> None:
         """Takes over the first slots of another."""
         for name, array in self.arrays.items():
             array[:, :, :length] = other.arrays[name][:, :, :length]
@@ -98,6 +98,8 @@ class TFLiteDecoder(OneTextDecoder):
         MissingFileError: no such file.
         ModelFileError: it does not generate, or it is damaged.
     """
+
+    config: CausalLMConfig
 
     def __init__(
         self, path: str | Path, threads: int | None = None, weight_cache: str | Path | None = None
@@ -151,8 +153,8 @@ class TFLiteSession(Session):
     def __init__(self, decoder: TFLiteDecoder) -> None:
         super().__init__(decoder)
         self._bound: dict[str, tuple[Any, ...]] = {}
-        self._keys: _Stored | None = None
-        self._values: _Stored | None = None
+        self._keys: Stored | None = None
+        self._values: Stored | None = None
         self._make_room(1)
 
     def _make_room(self, length: int) -> None:
@@ -160,7 +162,7 @@ class TFLiteSession(Session):
         c, decoder = self._decoder.config, self._decoder
         slots = next(size for size in decoder.sizes if size >= length)
         shape = (c.num_hidden_layers, c.key_value_heads, slots, c.head_size)
-        keys, values = (_Stored(name, shape, decoder.narrow_cache) for name in ("key", "value"))
+        keys, values = (Stored(name, shape, decoder.narrow_cache) for name in ("key", "value"))
         for new, old in ((keys, self._keys), (values, self._values)):
             if old is not None:
                 new.copy_from(old, self.length)

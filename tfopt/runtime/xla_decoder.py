@@ -17,6 +17,7 @@ from tfopt.decoding.config import CausalLMConfig
 from tfopt.decoding.decoder import Decoder, LoopSession
 from tfopt.decoding.generate import Choices
 from tfopt.decoding.sampling import SamplingConfig
+from tfopt.decoding.seq2seq_config import Seq2SeqConfig
 from tfopt.decoding.step import Cache, Products, capped, forward
 from tfopt.decoding.weights import config_of, weights_of
 from tfopt.errors import InputError
@@ -56,8 +57,10 @@ class XlaDecoder(Decoder):
         return tf.function(self._extend, jit_compile=True)
 
     def _extend(self, ids: Any, start: Any, last: Any, pads: Any, keys: Any, values: Any, every: bool) -> tf.Tensor:
-        hidden, new = forward(self.config, self.products, ids, start=start, pads=pads, caches=_caches(keys, values))
-        _store(keys, values, new, start=start)
+        hidden, new = forward(
+            self.config, self.products, ids, start=start, pads=pads, caches=caches_of(keys, values)
+        )
+        store(keys, values, new, start=start)
         return self.products.logits(hidden if every else tf.gather(hidden, last[None], axis=1))
 
     def loop(self, config: SamplingConfig) -> Any:
@@ -161,7 +164,8 @@ class XlaSession(LoopSession):
         self._keys, self._values = [], []
 
 
-def _caches(keys: Any, values: Any) -> list[Cache]:
+def caches_of(keys: Any, values: Any) -> list[Cache]:
+    """The caches of variables by layer."""
     return [Cache(k.read_value(), v.read_value()) for k, v in zip(keys, values, strict=True)]
 
 
@@ -176,7 +180,8 @@ def _grown(cache: Cache, new: Any, start: Any) -> tuple[Any, Any]:
     return _update(cache.key, new[0], at), _update(cache.value, new[1], at)
 
 
-def _store(keys: Any, values: Any, new: Any, start: Any) -> None:
+def store(keys: Any, values: Any, new: Any, start: Any) -> None:
+    """Puts new keys and values into variables, from a slot on."""
     for key, value, pair in zip(keys, values, new, strict=True):
         grown = _grown(Cache(key.read_value(), value.read_value()), pair, start)
         key.assign(grown[0])
@@ -207,7 +212,9 @@ def stored_weights(values: Mapping[str, np.ndarray], bits: int | None) -> dict[s
     return stored
 
 
-def narrow_products(config: CausalLMConfig, weights: Mapping[str, tf.Tensor], bits: int | None) -> Products:
+def narrow_products(
+    config: CausalLMConfig | Seq2SeqConfig, weights: Mapping[str, tf.Tensor], bits: int | None
+) -> Products:
     """Products with weights of `stored_weights`."""
 
     def halves(stored: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -246,6 +253,7 @@ def narrow_products(config: CausalLMConfig, weights: Mapping[str, tf.Tensor], bi
 
     def logits(hidden: tf.Tensor) -> tf.Tensor:
         found = product(hidden, "token_embeddings/embeddings" if config.tie_word_embeddings else "logits/kernel")
+        found = found + weights["logits_bias/beta"] if "logits_bias/beta" in weights else found
         return capped(found, config.logit_softcap)
 
     return Products(linear, lookup, logits, vector=lambda name: weights[name])
