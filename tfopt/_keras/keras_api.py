@@ -188,6 +188,8 @@ def weights(model: Any) -> list[Weight]:
             if id(variable) not in seen:
                 seen.add(id(variable))
                 name = variable.name.rpartition("/")[2].partition(":")[0]
+                if type(layer).__name__ == "RMSNormalization":  # which has its own word for what others call so
+                    name = "gamma"
                 found.append(Weight(path or model.name, layer, name, variable=variable))
     return found
 

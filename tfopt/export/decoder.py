@@ -188,17 +188,34 @@ def far_channels(model: Any, ids: np.ndarray) -> Apart | None:
 
 def _sliced(config: CausalLMConfig, products: Products, slots: tuple[int, ...], narrow: bool) -> dict[str, Any]:
     signatures = plan_signatures(slots, PREFILL, VERIFY)
-    return {s.key: _sliced_function(config, products, s, narrow=narrow) for s in signatures}
+    return {s.key: sliced_function(config, lambda _: products, s, narrow=narrow) for s in signatures}
 
 
-def _sliced_function(c: CausalLMConfig, products: Products, signature: DecoderSignature, narrow: bool) -> Any:
+def sliced_function(
+    c: CausalLMConfig,
+    products_of: Callable[[Mapping[str, tf.Tensor]], Products],
+    signature: DecoderSignature,
+    narrow: bool,
+    more: Mapping[str, tf.TensorSpec] | None = None,
+) -> Any:
+    """The concrete function of a signature.
+
+    Args:
+        c: shape of the model.
+        products_of: inputs -> the weights.
+        signature: which.
+        narrow: keys and values in int8.
+        more: inputs beside the tokens and the cache.
+    """
     new, slots = signature.new, signature.slots
     layers = range(c.num_hidden_layers)
     rows = c.key_value_heads * slots
     shape = [1, c.key_value_heads, slots]
 
     def run(ids: tf.Tensor, start: tf.Tensor, **stored: tf.Tensor) -> dict[str, tf.Tensor]:
-        whole = {n: tf.reshape(v, shape if "scale" in n else [*shape, c.head_size]) for n, v in stored.items()}
+        products = products_of(stored)
+        cached = {name: stored[name] for name in specs}
+        whole = {n: tf.reshape(v, shape if "scale" in n else [*shape, c.head_size]) for n, v in cached.items()}
         parts = ("key", "value", "key_scale", "value_scale")
         caches = [Cache(*(whole.get(f"{part}_{i}") for part in parts)) for i in layers]
         hidden, grown = forward(c, products, tf.reshape(ids, [1, new]), start=start[0], pads=None, caches=caches)
@@ -217,7 +234,10 @@ def _sliced_function(c: CausalLMConfig, products: Products, signature: DecoderSi
     names = [(f"{part}_{i}", size, dtype) for i in layers for part, (size, dtype) in sizes.items()]
     specs = {name: tf.TensorSpec([size], dtype, name) for name, size, dtype in names}
     return tf.function(run).get_concrete_function(
-        ids=tf.TensorSpec([new], tf.int32, "ids"), start=tf.TensorSpec([1], tf.int32, "start"), **specs
+        ids=tf.TensorSpec([new], tf.int32, "ids"),
+        start=tf.TensorSpec([1], tf.int32, "start"),
+        **specs,
+        **(more or {}),
     )
 
 

@@ -41,6 +41,21 @@ def assign(model: Any, entries: Iterable[Entry], tensors: Stored, *, names: Mapp
     variables = {weight.path: weight.variable for weight in keras_api.weights(model)}
     shapes = {path: tuple(int(d) for d in v.shape) for path, v in variables.items()}
     entries = list(entries)
+    check_shapes(entries, tensors, shapes, names=names, where=where)
+    for entry in entries:
+        for target, value in entry.read(tensors[names[entry.theirs]], shapes).items():
+            variables[target].assign(value)
+
+
+def check_shapes(
+    entries: Iterable[Entry], tensors: Stored, shapes: Mapping[str, tuple[int, ...]], *, names: Mapping[str, str],
+    where: Path,
+) -> None:  # fmt: skip
+    """Checks the shapes of stored tensors against those of our weights by path; none is read.
+
+    Raises:
+        ModelFileError: a tensor of another shape, or without a place.
+    """
     for entry in entries:
         name = names[entry.theirs]
         if not set(entry.ours) <= set(shapes):
@@ -50,9 +65,6 @@ def assign(model: Any, entries: Iterable[Entry], tensors: Stored, *, names: Mapp
             raise ModelFileError(
                 f"{where}: tensor {name!r} has shape {tensors.shapes[name]}, the configuration asks for {expected}"
             )
-    for entry in entries:
-        for target, value in entry.read(tensors[names[entry.theirs]], shapes).items():
-            variables[target].assign(value)
 
 
 def check_names(expected: set[str], stored: set[str], unused: tuple[str, ...], *, where: Path) -> None:

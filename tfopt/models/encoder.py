@@ -11,6 +11,7 @@ import pydantic
 from tfopt._keras import extras, keras_api
 from tfopt.errors import InputError, ModelFileError
 from tfopt.models.bert import MASKED, BertConfig, BertLayers
+from tfopt.models.keras_parts import bias_of
 from tfopt.models.rotary_encoder import RotaryEncoderConfig, RotaryLayers
 
 EncoderConfig = BertConfig | RotaryEncoderConfig
@@ -147,9 +148,9 @@ class _Built:
         if head == "tokens":
             return layers.dense(layers.dropout(layers.before_logits(hidden)), num_labels, "logits")
         if head == "masked_lm":
-            # A bias as a layer that both generations have: a norm without statistics or scale.
-            norm = self._keras.layers.BatchNormalization(scale=False, epsilon=0.0, name="masked_lm_bias")
-            return norm(layers.words_of(hidden, ids), training=False)
+            words = layers.words_of(hidden, ids)
+            units = int(words.shape[-1])
+            return words + bias_of(self._keras, self._ops, ids, units=units, name="masked_lm_bias")
         if head == "embedding":
             pooled = self._pooled(hidden, mask)
             for number, units in enumerate(self._widths):

@@ -4,12 +4,13 @@ A file is seen as the Hugging Face folder that it was made from: its metadata as
 their names there; what a family does in another way is in its file.
 """
 
+import contextlib
 import dataclasses
 import difflib
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -22,7 +23,7 @@ from tfopt.decoding.config import CausalLMConfig
 from tfopt.errors import InputError, ModelFileError
 from tfopt.models.assign import assign, check_names
 from tfopt.models.causal_lm import causal_lm
-from tfopt.models.families import FAMILIES, Family
+from tfopt.models.families import FAMILIES, Entry, Family
 from tfopt.models.families.fields import check_fields
 from tfopt.models.gguf_file import GgufFile
 
@@ -56,23 +57,44 @@ def read_gguf(path: str | Path, *, generation: str = "tf_keras", dropout: float 
         ModelFileError: it is something else, of an unknown architecture, damaged, or its tensors or tokenizer do
             not fit what it says of itself.
     """
+    with opened_gguf(path) as (config, entries, tensors, members):
+        if dropout is not None:
+            config = dataclasses.replace(config, dropout=dropout)
+        with room_for(4 * sum(map(math.prod, tensors.shapes.values())), Path(path)):
+            model = causal_lm(config, generation)
+        assign(model, entries, tensors, names={name: name for name in tensors.shapes}, where=Path(path))
+    for name, content in members.items():
+        extras.keep(model, name, content)
+    return model
+
+
+class OpenedGguf(NamedTuple):
+    """What a GGUF file holds; tensors are read when they are asked for."""
+
+    config: CausalLMConfig
+    entries: list[Entry]
+    tensors: "_Tensors"
+    members: dict[str, bytes]
+
+
+@contextlib.contextmanager
+def opened_gguf(path: str | Path) -> Iterator[OpenedGguf]:
+    """A GGUF file of a decoder: its shape, what its tensors are, and what else travels with it.
+
+    Raises as `read_gguf`.
+    """
     with GgufFile(path) as file:
         config, family = _config(file)
         tensors = _Tensors(file, family, config)
         entries = list(family.entries(config))
         check_names({e.theirs for e in entries}, set(tensors.shapes), family.unused, where=file.path)
-        if dropout is not None:
-            config = dataclasses.replace(config, dropout=dropout)
-        with room_for(4 * sum(map(math.prod, tensors.shapes.values())), file.path):
-            model = causal_lm(config, generation)
-        assign(model, entries, tensors, names={name: name for name in tensors.shapes}, where=file.path)
-        content = tokenizer_json(file.metadata, config.vocab_size, where=file.path)
-        template = _template(file)
-    if content is not None:
-        extras.keep(model, extras.TOKENIZERS[0], content)
-    if template is not None:
-        extras.keep(model, CHAT, template.to_json())
-    return model
+        members = {}
+        content, template = tokenizer_json(file.metadata, config.vocab_size, where=file.path), _template(file)
+        if content is not None:
+            members[extras.TOKENIZERS[0]] = content
+        if template is not None:
+            members[CHAT] = template.to_json()
+        yield OpenedGguf(config, entries, tensors, members)
 
 
 def gguf_config(path: str | Path) -> CausalLMConfig:

@@ -25,6 +25,17 @@ class Shape(Protocol):
     def dropout(self) -> float: ...
 
 
+def bias_of(keras: Any, ops: SymbolicOps, like: Any, units: int, name: str) -> Any:
+    """A trained vector (1, 1, units), "<name>/beta", out of a layer that both generations have.
+
+    A norm of zeros is its offset, with the statistics of any batch: Keras 3 takes them while it trains, whatever a
+    call says of `training`.
+    """
+    zeros = ops.cast(ops.count_to(units, like) * 0, ops.output_type or "float32")[:, None, :]
+    norm = keras.layers.BatchNormalization(scale=False, epsilon=1.0, name=name, dtype=ops.output_type)
+    return norm(zeros, training=False)
+
+
 class KerasLayers:
     """Layers with fresh weights.
 
@@ -61,8 +72,11 @@ class KerasLayers:
     def norm(self, x: Any, name: str) -> Any:
         if self._shape.norm == "layer":
             return self._layers.LayerNormalization(epsilon=self._shape.norm_eps, name=name)(x)
+        if self.ops.is_keras3:
+            return self._layers.RMSNormalization(epsilon=self._shape.norm_eps, name=name)(x)
         scaled = x * self.ops.rsqrt(self.ops.mean(x * x, -1) + self._shape.norm_eps)
-        # No layer that both generations have multiplies by a vector of its own, but this one without statistics.
+        # No other layer of tf_keras multiplies by a vector of its own. Keras 3 would train it on statistics of the
+        # batch: a functional model there overrides what a call says of `training`.
         return self._layers.BatchNormalization(center=False, epsilon=0.0, name=name)(scaled, training=False)
 
     def scaled(self, x: Any, factor: float) -> Any:
@@ -77,6 +91,10 @@ class KerasLayers:
         # whatever replaces the layer's call, as quantization does, then holds for both of its uses.
         table = self.tables[name](self.ops.count_to(self._shape.vocab_size, like))[0]
         return self.ops.matmul(x, self.ops.transpose(table))
+
+    def plus_bias(self, x: Any, like: Any, name: str) -> Any:
+        """`x` plus a vector of its own along the last axis; `like` is any integer input (batch, tokens)."""
+        return x + bias_of(self._keras, self.ops, like, units=int(x.shape[-1]), name=name)
 
     def split(self, projected: Any, heads: int, size: int) -> Any:
         """(batch, tokens, heads * size) -> (batch, heads, tokens, size)."""

@@ -105,7 +105,7 @@ def from_pretrained(
     if not (folder / "config.json").exists() and llama2c_models(folder):
         path, tokenizer = llama2c_files(folder)
         return read_llama2c(path, generation=generation, tokenizer=tokenizer, dropout=dropout)
-    config, architecture = _read(folder)
+    config, architecture = read_family(folder)
     model: Any
     extra: list[Entry] = []
     if isinstance(config, CausalLMConfig | Seq2SeqConfig):
@@ -121,7 +121,7 @@ def from_pretrained(
             else:
                 model = seq2seq(config, generation)
         if (folder / "tokenizer.json").exists():
-            extras.keep(model, extras.TOKENIZERS[0], _tokenizer(folder))
+            extras.keep(model, extras.TOKENIZERS[0], tokenizer_of_folder(folder))
         template = template_of_folder(folder)
         if template is not None:
             extras.keep(model, CHAT, template.to_json())
@@ -143,7 +143,7 @@ def from_pretrained(
         _keep_for_texts(model, folder, config, head=head if extra or head == "embedding" else None)
         assign_dense(model, dense)
     with opened(folder) as tensors:
-        stored = _names(tensors, architecture)
+        stored = stored_names_of(tensors, architecture)
         assign(model, [*architecture.entries(config), *extra], tensors, names=stored, where=folder)
     return model
 
@@ -151,7 +151,7 @@ def from_pretrained(
 def _keep_for_texts(model: Any, folder: Path, config: EncoderConfig, head: Head | None) -> None:
     """What answers to texts need: the tokenizer, and the names of classes of a head that was read."""
     if (folder / "tokenizer.json").exists():
-        extras.keep(model, extras.TOKENIZERS[0], _tokenizer(folder))
+        extras.keep(model, extras.TOKENIZERS[0], tokenizer_of_folder(folder))
     task = _TASKS.get(head or "")
     if task is None:
         return
@@ -177,11 +177,12 @@ def _checked_bytes(folder: Path, config: Config, architecture: Family) -> int:
     """Bytes of the stored tensors as float32, after their names were checked: headers only."""
     with opened(folder) as tensors:
         names = {e.theirs for e in architecture.entries(config)}
-        check_names(names, set(_names(tensors, architecture)), architecture.unused, where=folder)
+        check_names(names, set(stored_names_of(tensors, architecture)), architecture.unused, where=folder)
         return 4 * sum(math.prod(shape) for shape in tensors.shapes.values())
 
 
-def _tokenizer(folder: Path) -> bytes:
+def tokenizer_of_folder(folder: Path) -> bytes:
+    """The `tokenizer.json` of a folder."""
     return read_bytes(folder / "tokenizer.json", "tokenizer", most=MAX_MEMBER_BYTES, error=ModelFileError)
 
 
@@ -191,7 +192,7 @@ def _stored_head(
     """The tensors that a checkpoint has for a head, and its number of classes."""
     wanted = _head_entries(config, head, pooling)
     with opened(folder) as tensors:
-        names = _names(tensors, architecture)
+        names = stored_names_of(tensors, architecture)
         entries = stored_entries(wanted, names, str(folder))
         return entries, stored_labels(entries, {ours: tensors.shapes[name] for ours, name in names.items()})
 
@@ -219,7 +220,7 @@ def read_config(folder: Path) -> Config:
     Raises:
         ModelFileError: it is not one that is known.
     """
-    return _read(folder)[0]
+    return read_family(folder)[0]
 
 
 def check_weights(folder: Path, config: Config) -> None:
@@ -228,9 +229,9 @@ def check_weights(folder: Path, config: Config) -> None:
     Raises:
         ModelFileError: a missing, extra or misshapen tensor, or an unreadable file.
     """
-    _, architecture = _read(folder)
+    _, architecture = read_family(folder)
     with opened(folder) as tensors:
-        stored = _names(tensors, architecture)
+        stored = stored_names_of(tensors, architecture)
         check_names(
             {e.theirs for e in architecture.entries(config)}, set(stored), architecture.unused, where=folder
         )
@@ -315,7 +316,8 @@ def _names_of_classes(model: Any, weights: Mapping[str, np.ndarray]) -> tuple[st
     return names if len(names) == classes else stored_names({}, classes)
 
 
-def _read(folder: Path) -> tuple[Config, Family]:
+def read_family(folder: Path) -> tuple[Config, Family]:
+    """The shape that a folder's `config.json` describes, and the family that it is of; raises as `read_config`."""
     path = folder / "config.json"
     raw = check_fields(read_json(path, "model configuration", error=ModelFileError), str(path))
     beside = folder / "generation_config.json"
@@ -341,7 +343,7 @@ def _joined(*ends: Any) -> list[Any]:
     return found
 
 
-def _names(tensors: Tensors, architecture: Family) -> dict[str, str]:
+def stored_names_of(tensors: Tensors, architecture: Family) -> dict[str, str]:
     """Stored names by the name without a prefix."""
     prefixes = [p for p in architecture.prefixes if p]
     found = {}

@@ -43,9 +43,7 @@ def seq2seq(config: Seq2SeqConfig, generation: str = "tf_keras") -> Any:
     if config.tie_word_embeddings:
         product = parts.times_table(x, target)
         if config.logits_bias:
-            # A bias as a layer that both generations have: a norm without statistics or scale.
-            norm = keras.layers.BatchNormalization(scale=False, epsilon=0.0, name="logits_bias")
-            product = norm(product, training=False)
+            product = parts.plus_bias(product, target, "logits_bias")
         logits = keras.layers.Activation("linear", name="logits", dtype=parts.ops.output_type)(product)
     else:
         logits = parts.linear(x, Linear("logits", config.vocab_size, False))

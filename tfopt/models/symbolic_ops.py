@@ -14,13 +14,13 @@ class SymbolicOps:
     """
 
     def __init__(self, generation: str) -> None:
-        self._keras3 = generation == "keras"
+        self.is_keras3 = generation == "keras"
         keras = keras_api.keras_module(generation)
-        policy = keras.config.dtype_policy() if self._keras3 else keras.mixed_precision.global_policy()
-        self._layers = None if self._keras3 or policy.compute_dtype == "float32" else keras.layers
+        policy = keras.config.dtype_policy() if self.is_keras3 else keras.mixed_precision.global_policy()
+        self._layers = None if self.is_keras3 or policy.compute_dtype == "float32" else keras.layers
         # What a model answers is best not rounded to 16 bits.
         self.output_type = None if policy.compute_dtype == "float32" else "float32"
-        if self._keras3:
+        if self.is_keras3:
             self._ops = keras_api.keras_module(generation).ops
         else:
             import tensorflow as tf
@@ -29,7 +29,7 @@ class SymbolicOps:
 
     def positions(self, ids: Any) -> Any:
         """0, 1, 2, ... along the second axis of integer `ids` of shape (batch, length)."""
-        if self._keras3:  # its arange refuses an unknown length; converters fold this to a constant
+        if self.is_keras3:  # its arange refuses an unknown length; converters fold this to a constant
             return self._ops.cumsum(self._ops.ones_like(ids), axis=1) - 1
         return self._ops.range(self._ops.shape(ids)[1])[None, :]
 
@@ -51,18 +51,18 @@ class SymbolicOps:
         return self._ops.matmul(a, b)
 
     def sum(self, x: Any, axis: int) -> Any:
-        return self._ops.sum(x, axis=axis) if self._keras3 else self._ops.reduce_sum(x, axis=axis)
+        return self._ops.sum(x, axis=axis) if self.is_keras3 else self._ops.reduce_sum(x, axis=axis)
 
     def mean(self, x: Any, axis: int) -> Any:
         """The mean over an axis, which stays with size 1."""
-        reduce = self._ops.mean if self._keras3 else self._ops.reduce_mean
+        reduce = self._ops.mean if self.is_keras3 else self._ops.reduce_mean
         return reduce(x, axis=axis, keepdims=True)
 
     def tanh(self, x: Any) -> Any:
         return self._ops.tanh(x)
 
     def rsqrt(self, x: Any) -> Any:
-        return self._ops.rsqrt(x) if self._keras3 else self._ops.math.rsqrt(x)
+        return self._ops.rsqrt(x) if self.is_keras3 else self._ops.math.rsqrt(x)
 
     def cumsum(self, x: Any) -> Any:
         """Sums along the second axis."""
@@ -81,15 +81,15 @@ class SymbolicOps:
 
     def times(self, x: Any, constant: np.ndarray) -> Any:
         """`x` times a small constant, which the model's configuration holds."""
-        return x * (constant if self._keras3 else self._ops.constant(constant))
+        return x * (constant if self.is_keras3 else self._ops.constant(constant))
 
     def plus_constant(self, x: Any, constant: np.ndarray) -> Any:
         """`x` plus a small constant, which the model's configuration holds."""
-        return x + (constant if self._keras3 else self._ops.constant(constant))
+        return x + (constant if self.is_keras3 else self._ops.constant(constant))
 
     def concat(self, parts: list[Any]) -> Any:
         """Joined along the last axis."""
-        return self._ops.concatenate(parts, axis=-1) if self._keras3 else self._ops.concat(parts, -1)
+        return self._ops.concatenate(parts, axis=-1) if self.is_keras3 else self._ops.concat(parts, -1)
 
     def repeat(self, x: Any, times: int, axis: int) -> Any:
         return self._ops.repeat(x, times, axis=axis)
@@ -99,7 +99,7 @@ class SymbolicOps:
 
     def gelu_tanh(self, x: Any) -> Any:
         """The approximation of gelu by tanh, which GPT-2 was trained with."""
-        nn = self._ops if self._keras3 else self._ops.nn
+        nn = self._ops if self.is_keras3 else self._ops.nn
         return nn.gelu(x, approximate=True)
 
     def maximum(self, x: Any, y: float) -> Any:

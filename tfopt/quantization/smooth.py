@@ -72,13 +72,16 @@ def smoothed(
             variable.assign(value)
 
 
+_RMS = "RMSNormalization"
+
+
 def find_places(model: Any) -> list[tuple[Any, list[Any]]]:
     """Layers whose output goes into matrix products only, with those products."""
     places = []
     outputs = {str(name).rpartition("/")[2] for name in getattr(model, "output_names", None) or ()}
     for _, layer in keras_api.walk(model):
-        norms = {"LayerNormalization", "BatchNormalization"}.intersection(class_names(layer))
-        plain_norm = bool(norms) and layer.gamma is not None
+        norms = {"LayerNormalization", "BatchNormalization", _RMS}.intersection(class_names(layer))
+        plain_norm = bool(norms) and _gamma(layer) is not None
         activation = getattr(getattr(layer, "activation", None), "__name__", "linear")
         linear = "Dense" in class_names(layer) and activation in ("linear", "relu")  # a factor passes through both
         if not (plain_norm or linear) or getattr(layer, "axis", -1) not in (-1, [-1], [2]):
@@ -134,7 +137,12 @@ def _tensors(node: Any) -> list[Any]:
 def _own(source: Any) -> list[Any]:
     if "Dense" in class_names(source):
         return [source.kernel] + ([source.bias] if source.bias is not None else [])
-    return [source.gamma] + ([source.beta] if source.beta is not None else [])
+    beta = getattr(source, "beta", None)
+    return [_gamma(source)] + ([beta] if beta is not None else [])
+
+
+def _gamma(norm: Any) -> Any:
+    return norm.scale if _RMS in class_names(norm) else norm.gamma
 
 
 class _Spread:

@@ -196,6 +196,8 @@ def _keep_members(model: Any, made: Any, numbers: Mapping[int, int] | None = Non
         kept[extras.CONFIG] = _generating(json.loads(members[extras.CONFIG]), made, numbers or {})
     if extras.ENCODER in members:
         kept[extras.ENCODER] = _encoder(json.loads(members[extras.ENCODER]), made, numbers or {})
+    if extras.SEQ2SEQ in members:
+        kept[extras.SEQ2SEQ] = _translating(json.loads(members[extras.SEQ2SEQ]), made)
     if kept:
         extras.put(made, kept)
 
@@ -219,6 +221,33 @@ def _encoder(config: dict[str, Any], made: Any, renumbered: Mapping[int, int]) -
         config["cut"] = f"its layers have {sorted(neurons)} neurons"
     else:
         config["intermediate_size"] = max(neurons, default=config["intermediate_size"])
+    return json.dumps(config).encode()
+
+
+def _translating(config: dict[str, Any], made: Any) -> bytes:
+    """The shape of an encoder-decoder from its weights."""
+    shapes = {w.path: tuple(int(d) for d in w.variable.shape) for w in keras_api.weights(made)}
+    config["vocab_size"], config["hidden_size"] = shapes["token_embeddings/embeddings"]
+    for side in ("encoder", "decoder"):
+        numbers = {int(m[1]) for path in shapes if (m := re.match(rf"{side}_(\d+)_", path))}
+        if numbers != set(range(len(numbers))) or not numbers:
+            raise InputError(
+                f"layers of an encoder-decoder cannot be taken out, {side} would keep {sorted(numbers)}"
+            )
+        config[f"{side}_layers"] = len(numbers)
+    sizes = {
+        "intermediate_size": {shape[1] for path, shape in shapes.items() if path.endswith("_up/kernel")},
+        "num_attention_heads": {
+            shape[1] // config["head_dim"] for path, shape in shapes.items() if path.endswith("_query/kernel")
+        },
+    }
+    for name, found in sizes.items():
+        if len(found) != 1:
+            raise InputError(
+                f"layers of a model that generates must stay alike, {name} would be {sorted(found)}; take the same "
+                "share from all"
+            )
+        config[name] = found.pop()
     return json.dumps(config).encode()
 
 

@@ -22,7 +22,7 @@ def read(content: bytes) -> Any:
     return model
 
 
-class _Shared(schema.QuantizationParametersT):
+class Shared(schema.QuantizationParametersT):
     """Scales that several tensors refer to and that a file holds once."""
 
     def __init__(self, source: Any) -> None:
@@ -37,14 +37,19 @@ class _Shared(schema.QuantizationParametersT):
 
 def write(model: Any) -> bytes:
     """The bytes of the tree; a weight's scales, which each signature names again, are written once."""
-    shared: dict[Any, _Shared] = {}
+    shared: dict[Any, Shared] = {}
     for tensor in (t for graph in model.subgraphs for t in graph.tensors):
         parameters = tensor.quantization
         if parameters is None or parameters.scale is None or len(parameters.scale) < 2:
             continue
         scale, zero = np.asarray(parameters.scale), np.asarray(parameters.zeroPoint)
         key = (scale.tobytes(), zero.tobytes(), parameters.quantizedDimension)
-        tensor.quantization = shared.setdefault(key, _Shared(parameters))
+        tensor.quantization = shared.setdefault(key, Shared(parameters))
+    return pack(model)
+
+
+def pack(model: Any) -> bytes:
+    """The bytes of the tree as it is."""
     return bytes(flatbuffer_utils.convert_object_to_bytearray(model))
 
 
@@ -72,6 +77,11 @@ def data(model: Any, tensor: Any) -> np.ndarray | None:
     return None if found is None or len(found) == 0 else np.asarray(found, np.uint8)
 
 
+def is_constant(model: Any, tensor: Any) -> bool:
+    """Whether a tensor has a value in the file, in the tree or behind it."""
+    return data(model, tensor) is not None or int(model.buffers[tensor.buffer].offset or 0) > 1
+
+
 def floats(model: Any, tensor: Any) -> np.ndarray | None:
     """A constant float32 tensor's values, None for anything else."""
     found = data(model, tensor) if tensor.type == FLOAT32 else None
@@ -80,7 +90,12 @@ def floats(model: Any, tensor: Any) -> np.ndarray | None:
 
 def name(tensor: Any) -> str:
     """The tensor's name as text."""
-    return tensor.name.decode("utf-8", "replace") if isinstance(tensor.name, bytes) else str(tensor.name)
+    return text(tensor.name)
+
+
+def text(stored: Any) -> str:
+    """A name of the file as text."""
+    return stored.decode("utf-8", "replace") if isinstance(stored, bytes) else str(stored)
 
 
 def add_tensor(graph: Any, title: str, shape: Any, dtype: int, buffer: int = 0) -> int:

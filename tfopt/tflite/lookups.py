@@ -72,4 +72,6 @@ def _is_row_lookup(model: Any, graph: Any, op: Any) -> bool:
     if fb.code(model, op) != fb.Op.GATHER or op.builtinOptions.axis or op.builtinOptions.batchDims:
         return False
     table, ids = (graph.tensors[int(i)] for i in op.inputs[:2])
-    return len(table.shape) == 2 and ids.type in (fb.INT32, fb.INT64) and fb.floats(model, table) is not None
+    wide = graph.tensors[int(op.outputs[0])].type == fb.FLOAT32 and table.type in (fb.FLOAT32, fb.INT8)
+    is_constant = wide and fb.is_constant(model, table)
+    return len(table.shape) == 2 and ids.type in (fb.INT32, fb.INT64) and is_constant
