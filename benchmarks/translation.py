@@ -107,7 +107,7 @@ def encoded(tokenizer: Any, texts: list[str]) -> np.ndarray:
 def train(
     generation: str, settings: dict[str, Any], tokenizer: Any, sources: np.ndarray, targets: np.ndarray
 ) -> Any:
-    """A translator of 900,000 parameters."""
+    """A translator of half a million parameters."""
     keras = keras_api.keras_module(generation)
     keras.utils.set_random_seed(0)
     config = tfopt.models.Seq2SeqConfig(
@@ -202,7 +202,7 @@ def main() -> None:
         model = train(generation, settings, tokenizer, sources, targets)
         seconds = time.perf_counter() - started
         with tempfile.TemporaryDirectory() as folder:
-            rows = measure(name, model, tokenizer, held_out, Path(folder))
+            rows = measure(name, model, tokenizer, held_out=held_out, folder=Path(folder))
         results[name] = {"parameters": model.count_params(), "train_seconds": round(seconds), "runs": rows}
         goals.append(goal(f"{name}: right, Keras", rows["Keras, recomputed"]["right"], 0.95))
         goals.append(goal(f"{name}: TFLite as Keras", rows["TFLite float32"]["same_as_keras"], 1.0))

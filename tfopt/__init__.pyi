@@ -12,7 +12,7 @@ from .compress.vocabulary import cut_vocabulary
 from .decoding.generate import GenerateConfig
 from .engine.generator import Generator
 from .errors import TfoptError
-from .export import Artifact, export
+from .export import Artifact, export, export_streamed
 from .measure import Measurement, measure
 from .measure.generation import measure_generation
 from .measure.perplexity import perplexity
@@ -30,7 +30,8 @@ __version__: str
 __all__ = [
     "Artifact", "Distiller", "GenerateConfig", "Generator", "Inspection", "LoraConfig", "Measurement",
     "Predictor", "PruneConfig", "QuantizeConfig", "Recipe", "Report", "ShrinkConfig", "TfoptError",
-    "callbacks", "cluster", "compare", "compress", "cut_vocabulary", "errors", "export", "factorize",
+    "callbacks", "cluster", "compare", "compress", "cut_vocabulary", "errors", "export",
+    "export_streamed", "factorize",
     "finish", "inspect", "measure", "measure_generation", "measure_sensitivity", "models", "optimize", "pack",
     "perplexity", "prune", "quantize_aware", "run", "schedules", "search", "shrink", "store", "unpack",
 ]  # fmt: skip

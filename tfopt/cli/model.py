@@ -76,12 +76,26 @@ def export(
     labels: Annotated[
         list[str] | None, typer.Option("--label", help="Name of a class, in their order; repeatable.")
     ] = None,
+    streamed: Annotated[
+        bool, typer.Option("--streamed", help="A checkpoint of a decoder, one weight at a time: little memory.")
+    ] = False,
     trust: Trust = False,
     imports: Imports = None,
     as_json: Json = False,
 ) -> None:
     """Converts a model and verifies what was written."""
     _check_wanted(model, out, format, quantization=quantization, jit_compile=jit_compile, accept=accept or [])
+    if streamed:
+        others = (representative, smooth, max_bytes, max_loss, tokenizer, labels)
+        if any(value is not None for value in others) or rounding != "nearest" or cache != "float32":
+            raise InputError("--streamed rounds to nearest and takes --quantization, --length and --accept alone")
+        from tfopt.export import export_streamed
+
+        found = export_streamed(
+            model, out, quantization=quantization or "dynamic_int8", lengths=lengths, accept=accept or ()
+        )
+        show(as_json, {**dataclasses.asdict(found), "path": str(found.path)}, lambda: _show_artifact(found))
+        return
     children.warm_up()  # loads TensorFlow for the verification while this process loads it for the conversion
     from tfopt.export import export as export_model
     from tfopt.models.source import load_any
@@ -108,20 +122,20 @@ def export(
         labels=labels,
     )
     values = {**dataclasses.asdict(artifact), "path": str(artifact.path)}
+    show(as_json, values, lambda: _show_artifact(artifact))
 
-    def shown() -> None:
-        accepted = [check.name for check in artifact.checks if check.accepted]
-        but = f", except what was accepted: {', '.join(accepted)}" if accepted else ""
-        typer.echo(f"{artifact.path}: every check passed{but}")
-        for check in artifact.checks:
-            limit = f" (limit {figure(check.limit)})" if check.limit != "" else ""
-            typer.echo(f"  {check.name}: {figure(check.found)}{limit}{', accepted' if check.accepted else ''}")
-        for layer in artifact.layers:
-            grain = f", one scale per {layer.granularity}" if layer.granularity else ""
-            why = f" ({layer.reason})" if layer.reason else ""
-            typer.echo(f"  {layer.path}: {layer.bits} bits{grain}{why}")
 
-    show(as_json, values, shown)
+def _show_artifact(artifact: Any) -> None:
+    accepted = [check.name for check in artifact.checks if check.accepted]
+    but = f", except what was accepted: {', '.join(accepted)}" if accepted else ""
+    typer.echo(f"{artifact.path}: every check passed{but}")
+    for check in artifact.checks:
+        limit = f" (limit {figure(check.limit)})" if check.limit != "" else ""
+        typer.echo(f"  {check.name}: {figure(check.found)}{limit}{', accepted' if check.accepted else ''}")
+    for layer in artifact.layers:
+        grain = f", one scale per {layer.granularity}" if layer.granularity else ""
+        why = f" ({layer.reason})" if layer.reason else ""
+        typer.echo(f"  {layer.path}: {layer.bits} bits{grain}{why}")
 
 
 def _check_wanted(

@@ -66,13 +66,13 @@ def encoded(config: Seq2SeqConfig, parts: Parts, ids: Any, positions: Any) -> An
     Returns:
         (batch, tokens, hidden_size).
     """
-    x = _embedded(config, parts, ids, positions)
+    x = _embedded(config, parts, ids, positions=positions)
     for layer in range(config.encoder_layers):
         name = f"encoder_{layer}"
-        x = _residual(
-            config, parts, x, f"{name}_attention", partial(_within, config, parts, place=Place("encoder", layer))
-        )
-        x = _residual(config, parts, x, f"{name}_mlp", partial(_feed_forward, config, parts, name=name))
+        within = partial(_within, config, parts, place=Place("encoder", layer))
+        x = _residual(config, parts, x, name=f"{name}_attention", inner=within)
+        inner = partial(_feed_forward, config, parts, name=name)
+        x = _residual(config, parts, x, name=f"{name}_mlp", inner=inner)
     return parts.dropout(parts.norm(x, "encoder_norm")) if config.norm_first else x
 
 
@@ -89,15 +89,15 @@ def decoded(config: Seq2SeqConfig, parts: Parts, ids: Any, positions: Any, cross
     Returns:
         (batch, tokens, hidden_size).
     """
-    x = _embedded(config, parts, ids, positions)
+    x = _embedded(config, parts, ids, positions=positions)
     for layer in range(config.decoder_layers):
         name = f"decoder_{layer}"
-        x = _residual(
-            config, parts, x, f"{name}_attention", partial(_within, config, parts, place=Place("decoder", layer))
-        )
+        within = partial(_within, config, parts, place=Place("decoder", layer))
+        x = _residual(config, parts, x, name=f"{name}_attention", inner=within)
         across = partial(_across, config, parts, crossed=crossed, place=Place("cross", layer))
-        x = _residual(config, parts, x, f"{name}_cross", across)
-        x = _residual(config, parts, x, f"{name}_mlp", partial(_feed_forward, config, parts, name=name))
+        x = _residual(config, parts, x, name=f"{name}_cross", inner=across)
+        inner = partial(_feed_forward, config, parts, name=name)
+        x = _residual(config, parts, x, name=f"{name}_mlp", inner=inner)
     if config.norm_first:
         x = parts.dropout(parts.norm(x, "decoder_norm"))
     return x if config.logit_scale == 1.0 else parts.scaled(x, config.logit_scale)
@@ -127,7 +127,7 @@ def _residual(config: Seq2SeqConfig, parts: Parts, x: Any, name: str, inner: Cal
 
 def _within(config: Seq2SeqConfig, parts: Parts, x: Any, place: Place) -> Any:
     name = f"{place.kind}_{place.layer}_attention"
-    return _attention(config, parts, x, name, *keys_and_values(config, parts, x, name), place=place)
+    return _attention(config, parts, x, name, *keys_and_values(config, parts, x, name=name), place=place)
 
 
 def _across(config: Seq2SeqConfig, parts: Parts, x: Any, crossed: Callable[[int], Any], place: Place) -> Any:

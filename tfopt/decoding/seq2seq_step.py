@@ -38,8 +38,8 @@ def read_source(config: Seq2SeqConfig, products: Products, ids: tf.Tensor, seen:
         behind = places[:, None] - places[None, :]
         one.biases["encoder"] += one.by_distance("encoder", behind)
     positions = tf.maximum(tf.cumsum(tf.cast(seen, tf.int32), axis=1) - 1, 0)
-    known = encoded(config, one, ids, positions)
-    pairs = (keys_and_values(config, one, known, f"decoder_{i}_cross") for i in range(config.decoder_layers))
+    known = encoded(config, one, ids, positions=positions)
+    pairs = (keys_and_values(config, one, known, name=f"decoder_{i}_cross") for i in range(config.decoder_layers))
     return [(one.split(key), one.split(value)) for key, value in pairs]
 
 
@@ -78,7 +78,7 @@ def advance(
     if config.positions == "relative":
         one.past += one.by_distance("decoder", places[:, None] - before[None, :])
         one.biases["decoder"] += one.by_distance("decoder", places[:, None] - places[None, :])
-    hidden = decoded(config, one, ids, places[None], lambda layer: source[layer])
+    hidden = decoded(config, one, ids, positions=places[None], crossed=lambda layer: source[layer])
     return hidden, one.grown
 
 

@@ -14,7 +14,7 @@ def weight_shapes(config: CausalLMConfig) -> dict[str, tuple[int, ...]]:
     ((32, 48), (32,))
     """
     parts = _Shapes(config)
-    parts.width_of(hidden_states(config, parts, None, None))
+    parts.width_of(hidden_states(config, parts, None, positions=None))
     if not config.tie_word_embeddings:
         parts.linear(_Width(config.hidden_size), Linear("logits", config.vocab_size, False))
     return parts.found

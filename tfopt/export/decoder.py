@@ -45,13 +45,12 @@ class Apart(NamedTuple):
     columns: np.ndarray
 
 
-def check_slots(model: Any, slots: Any) -> tuple[int, ...]:
-    """The cache lengths to export: those given, or a few up to the model's context, at most 4096.
+def check_slots(context: int, slots: Any) -> tuple[int, ...]:
+    """The cache lengths to export: those given, or a few up to the context of the model, at most 4096.
 
     Raises:
         InputError: a number below 1 or above the context.
     """
-    context = config_of(model).max_position_embeddings
     if slots is None:
         return (*(n for n in DEFAULT_SLOTS if n < context), *([context] if context <= DEFAULT_SLOTS[-1] else []))
     chosen = tuple(sorted({int(n) for n in slots}))

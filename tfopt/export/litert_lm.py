@@ -52,7 +52,7 @@ def lengths(model: Any, inputs: Inputs, wanted: Wanted, masks: Mapping[str, Any]
             f"cache={wanted.cache!r}"
         )
     context = config_of(model).max_position_embeddings
-    slots = check_slots(model, [min(context, DEFAULT_SLOTS)] if wanted.lengths is None else wanted.lengths)
+    slots = check_slots(context, [min(context, DEFAULT_SLOTS)] if wanted.lengths is None else wanted.lengths)
     if len(slots) != 1 or slots[0] < 8:
         raise InputError(f"a .litertlm file has one cache of 8 tokens or more, got lengths={list(slots)}")
     return slots, min(COMPARED, slots[0])

@@ -13,9 +13,11 @@ from tfopt._keras import extras
 from tfopt.data.detokenizers import HuggingFaceTokenizer
 from tfopt.data.tokenizers import parse_tokenizer
 from tfopt.decoding.config import CausalLMConfig
+from tfopt.decoding.decoder import Decoder
 from tfopt.decoding.weights import config_of, is_causal_lm, is_seq2seq
 from tfopt.runtime.eager_decoder import EagerDecoder
 from tfopt.runtime.eager_seq2seq import EagerSeq2SeqDecoder
+from tfopt.runtime.tflite_decoder import TFLiteDecoder
 
 IDS, MASK, TARGET = "input_ids", "attention_mask", "decoder_input_ids"  # of models that generate
 _MOST_ROWS, _LEAST_ROWS = 8, 2
@@ -36,11 +38,22 @@ def said_by(model: Any, length: int, seed: int = 0, rows: int | None = None) -> 
     """
     config = config_of(model)
     rows = rows or min(_MOST_ROWS, max(_LEAST_ROWS, _LOGITS // (length * config.vocab_size)))
+    first = _beginning(extras.of(model), config)
+    return _drawn(EagerDecoder(model, context=length), rows, length, first=first, seed=seed)
+
+
+def said_by_file(path: str, rows: int, length: int) -> np.ndarray:
+    """Texts that a TFLite file of a causal language model says by itself, as `said_by`; for a child process."""
+    decoder = TFLiteDecoder(path)
+    first = _beginning(decoder.members, decoder.config)
+    return np.concatenate([_drawn(decoder, 1, length, first=first, seed=row) for row in range(rows)])
+
+
+def _drawn(decoder: Decoder, rows: int, length: int, first: int | None, seed: int) -> np.ndarray:
+    """Texts at the probabilities of a decoder."""
     rng = np.random.default_rng(seed)
     ids = np.zeros((rows, length), np.int32)
-    first = _beginning(model, config)
-    ids[:, 0] = rng.integers(0, config.vocab_size, rows) if first is None else first
-    decoder = EagerDecoder(model, context=length)
+    ids[:, 0] = rng.integers(0, decoder.config.vocab_size, rows) if first is None else first
     with decoder.open([0] * rows) as session:
         for place in range(1, length):
             logits = session.extend(ids[:, place - 1 : place])[:, -1].astype(np.float64)
@@ -78,9 +91,9 @@ def text_of(model: Any, samples: Mapping[str, np.ndarray]) -> np.ndarray | None:
     return samples[IDS] if is_causal_lm(model) else None
 
 
-def _beginning(model: Any, config: CausalLMConfig) -> int | None:
+def _beginning(members: Mapping[str, bytes], config: CausalLMConfig) -> int | None:
     """The token that begins texts, or ends them where the model has one for both."""
-    content = extras.of(model).get(TOKENIZER)
+    content = members.get(TOKENIZER)
     if content is not None:
         tokenizer = HuggingFaceTokenizer(parse_tokenizer(content.decode(), "the model's tokenizer"))
         begun = tokenizer.encode_ids("")

@@ -49,6 +49,9 @@ def check(path: Path, name: str | None, jit_compile: bool) -> list[Check]:
     return [Check("xla", str(jit_compile), str(jit_compile))]
 
 
+_SERVE = "serve"  # in the names of the functions that signatures call
+
+
 def length_signature(size: Size) -> str:
     """Name of the signature for inputs of exactly this size."""
     return f"serving_{label(size)}"
@@ -98,13 +101,18 @@ def _function(model: Any, inputs: Inputs, batch: int | None, length: Size | None
     def serve(named: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         return call(model, inputs, named)
 
+    assert serve.__name__ == _SERVE
     return serve
 
 
 def must_compile(path: Path) -> bool:
-    """Whether the functions of a SavedModel are marked to be compiled by XLA."""
+    """Whether the functions of a SavedModel's signatures are marked to be compiled by XLA.
+
+    Others inside may be, whoever asks: tf_keras compiles convolutions in groups.
+    """
     from tensorflow.core.protobuf import saved_model_pb2
 
     proto = saved_model_pb2.SavedModel.FromString((path / "saved_model.pb").read_bytes())
     functions = proto.meta_graphs[0].graph_def.library.function
-    return any(f.attr["_XlaMustCompile"].b for f in functions)
+    served = [f for f in functions if f.signature.name.startswith(f"__inference_{_SERVE}_")]
+    return any(f.attr["_XlaMustCompile"].b for f in served)

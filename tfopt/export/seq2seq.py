@@ -63,7 +63,7 @@ def _seen(count: tf.Tensor, size: int) -> tf.Tensor:
 
 def _read(config: Seq2SeqConfig, products: Products, size: int) -> Any:
     def run(ids: tf.Tensor, count: tf.Tensor) -> dict[str, tf.Tensor]:
-        pairs = read_source(config, products, tf.reshape(ids, [1, size]), _seen(count, size))
+        pairs = read_source(config, products, tf.reshape(ids, [1, size]), seen=_seen(count, size))
         return {
             "cross_keys": tf.reshape(tf.concat([key for key, _ in pairs], 0), [-1]),
             "cross_values": tf.reshape(tf.concat([value for _, value in pairs], 0), [-1]),

@@ -17,7 +17,7 @@ import tensorflow as tf
 
 from tfopt.decoding.config import CausalLMConfig
 from tfopt.decoding.signatures import DecoderSignature, plan_signatures
-from tfopt.decoding.step import Products, capped, float_products, forward
+from tfopt.decoding.step import Products, capped, forward
 from tfopt.errors import InputError
 from tfopt.export.convert import convert_saved_model
 from tfopt.export.decoder import PREFILL, VERIFY, sliced_function
@@ -74,7 +74,7 @@ def write_streamed(weights: StreamedWeights, path: Path, kind: Kind, slots: tupl
     _make_constant(model, items, kind)
     for name, content in weights.members.items():
         fb.add_metadata(model, name, content)
-    append_weights(model, path, items, lambda name: _outputs_first(name, weights[name]))
+    append_weights(model, path, items, read=lambda name: _outputs_first(name, weights[name]))
 
 
 def reference(weights: StreamedWeights, ids: np.ndarray) -> np.ndarray:
@@ -84,8 +84,23 @@ def reference(weights: StreamedWeights, ids: np.ndarray) -> np.ndarray:
         weights: of a decoder.
         ids: (texts, tokens) int32.
     """
-    products = float_products(weights.config, weights)
-    hidden, _ = forward(weights.config, products, tf.constant(ids), start=tf.constant(0), pads=None, caches=[])
+    config = weights.config
+
+    def product(x: tf.Tensor, path: str) -> tf.Tensor:
+        return tf.constant(np.asarray(x) @ _inputs_first(path, weights[path]))  # by NumPy, which copies no weight
+
+    def linear(x: tf.Tensor, name: str) -> tf.Tensor:
+        y = product(x, f"{name}/kernel")
+        return y + weights[f"{name}/bias"] if f"{name}/bias" in weights else y
+
+    def lookup(ids: tf.Tensor, name: str) -> tf.Tensor:
+        return tf.constant(weights[f"{name}/embeddings"][np.asarray(ids)])
+
+    def logits(x: tf.Tensor) -> tf.Tensor:
+        return capped(product(x, TABLE if config.tie_word_embeddings else "logits/kernel"), config.logit_softcap)
+
+    products = Products(linear, lookup, logits, vector=lambda name: tf.constant(weights[name]))
+    hidden, _ = forward(config, products, tf.constant(ids), start=tf.constant(0), pads=None, caches=[])
     return np.asarray(products.logits(hidden))
 
 
@@ -100,6 +115,10 @@ def _item(name: str, shape: tuple[int, ...], kind: Kind) -> Appended:
 
 def _outputs_first(name: str, value: np.ndarray) -> np.ndarray:
     return value.T if name.endswith("/kernel") else value
+
+
+def _inputs_first(name: str, value: np.ndarray) -> np.ndarray:
+    return value if name.endswith("/kernel") else value.T
 
 
 def _skeleton(weights: StreamedWeights, items: Sequence[Appended], slots: tuple[int, ...]) -> bytes:

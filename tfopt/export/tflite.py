@@ -7,7 +7,7 @@ from typing import Any
 from tfopt._keras import extras
 from tfopt._keras.keras_io import Inputs
 from tfopt._keras.sizes import Size
-from tfopt.decoding.weights import is_generative, is_seq2seq
+from tfopt.decoding.weights import config_of, is_generative, is_seq2seq
 from tfopt.errors import InputError
 from tfopt.export.artifact import Check
 from tfopt.export.convert import convert
@@ -39,7 +39,7 @@ def lengths(model: Any, inputs: Inputs, wanted: Wanted, masks: Mapping[str, Any]
             raise InputError(f"cache={wanted.cache!r} is for causal language models, this one has an encoder")
         sources = check_sources(model, wanted.lengths)
         return sources, sources[0]
-    slots = check_slots(model, wanted.lengths)
+    slots = check_slots(config_of(model).max_position_embeddings, wanted.lengths)
     return slots, compared_length(slots)
 
 

@@ -94,7 +94,7 @@ def opened_gguf(path: str | Path) -> Iterator[OpenedGguf]:
             members[extras.TOKENIZERS[0]] = content
         if template is not None:
             members[CHAT] = template.to_json()
-        yield OpenedGguf(config, entries, tensors, members)
+        yield OpenedGguf(config, entries, tensors, members=members)
 
 
 def gguf_config(path: str | Path) -> CausalLMConfig:

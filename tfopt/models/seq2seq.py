@@ -69,10 +69,10 @@ class _KerasParts(KerasLayers):
         if c.positions == "relative":
             for kind, ids in (("encoder", source), ("decoder", target)):
                 self._biases[kind] = ops.plus(self._by_distance(kind, ids), self._biases[kind])
-        known = encoded(c, self, source, ops.maximum(ops.cumsum(mask) - 1, 0))
+        known = encoded(c, self, source, positions=ops.maximum(ops.cumsum(mask) - 1, 0))
         return decoded(
-            c, self, target, ops.positions(target),
-            lambda layer: keys_and_values(c, self, known, f"decoder_{layer}_cross"),
+            c, self, target, positions=ops.positions(target),
+            crossed=lambda layer: keys_and_values(c, self, known, name=f"decoder_{layer}_cross"),
         )  # fmt: skip
 
     def waves(self, positions: Any) -> Any:

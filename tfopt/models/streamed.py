@@ -66,7 +66,7 @@ def streamed(path: str | Path) -> Iterator[StreamedWeights]:
     if kind == "gguf":
         with opened_gguf(path) as file:
             names = {name: name for name in file.tensors.shapes}
-            yield _checked(path, file.config, file.entries, file.tensors, names, file.members)
+            yield _checked(path, file.config, file.entries, tensors=file.tensors, names=names, members=file.members)
         return
     if kind != "hugging_face":
         raise InputError(f"weights are streamed out of a Hugging Face folder or a .gguf file, got {path}")
@@ -82,13 +82,13 @@ def streamed(path: str | Path) -> Iterator[StreamedWeights]:
     with opened(path) as tensors:
         names, entries = stored_names_of(tensors, family), list(family.entries(config))
         check_names({e.theirs for e in entries}, set(names), family.unused, where=path)
-        yield _checked(path, config, entries, tensors, names, members)
+        yield _checked(path, config, entries, tensors=tensors, names=names, members=members)
 
 
 def _checked(
     path: Path, config: CausalLMConfig, entries: list[Entry], tensors: Any, names: Mapping[str, str],
     members: Mapping[str, bytes],
 ) -> StreamedWeights:  # fmt: skip
-    found = StreamedWeights(config, entries, tensors, names, members)
+    found = StreamedWeights(config, entries, tensors, names=names, members=members)
     check_shapes(entries, tensors, found.shapes, names=names, where=path)
     return found

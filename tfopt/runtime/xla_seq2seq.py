@@ -40,7 +40,9 @@ class XlaSeq2SeqDecoder(Seq2SeqDecoder):
     @functools.cached_property
     def read(self) -> Any:
         """(ids, mask) -> keys and values of the source."""
-        return tf.function(lambda ids, seen: read_source(self.config, self.products, ids, seen), jit_compile=True)
+        return tf.function(
+            lambda ids, seen: read_source(self.config, self.products, ids, seen=seen), jit_compile=True
+        )
 
     @functools.cached_property
     def extend(self) -> Any:

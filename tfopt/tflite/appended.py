@@ -99,7 +99,7 @@ def append_weights(model: Any, path: Path, items: Sequence[Appended], read: Call
     with path.open("w+b") as file:
         file.truncate(at)
         for item in items:
-            _append(model, file, item, read(item.path))
+            _append(model, file, item, value=read(item.path))
         content = fb.pack(model)
         assert len(content) == front, "the tree of objects has grown over the weights"
         file.seek(0)

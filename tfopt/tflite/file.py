@@ -104,11 +104,13 @@ def read_tflite(path: str | Path) -> TFLiteFile:
         MissingFileError: no such file.
         ModelFileError: it is not a TFLite file, or damaged.
     """
-    data = regular(path, "TFLite file", ModelFileError).read_bytes()
-    if data[4:8] != b"TFL3":
-        raise ModelFileError(f"{path} is not a TFLite file")
+    path = regular(path, "TFLite file", ModelFileError)
     from ai_edge_litert import schema_py_generated as schema
 
+    with path.open("rb") as file:
+        if file.read(8)[4:] != b"TFL3":
+            raise ModelFileError(f"{path} is not a TFLite file")
+    data = np.memmap(path, np.uint8, "r")  # a file may be larger than what memory should hold of it
     try:
         model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(data))
         gather_buffers(model, data)
@@ -170,7 +172,7 @@ def constant_places(path: str | Path) -> list[tuple[int, int, int]]:
     return sorted(found.values())
 
 
-def gather_buffers(model: Any, content: bytes) -> None:
+def gather_buffers(model: Any, content: Any) -> None:
     """Reads the buffers that a file keeps behind the tree of objects, as litert-quantizer writes them."""
     for buffer in model.buffers:
         if buffer.data is None and buffer.offset > 1:
