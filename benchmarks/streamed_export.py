@@ -140,7 +140,8 @@ def main() -> None:
             goals.append(
                 goal(f"{kind}: own memory, GB", found["own_bytes"] / _GB, found["limit_bytes"] / _GB, at_most=True)
             )
-    save("streamed_export", {"parameters": count, "exports": rows, "goals": goals})
+    name = "streamed_export" if given.layers == 16 else f"streamed_export_{given.layers}_layers"
+    save(name, {"parameters": count, "exports": rows, "goals": goals})
 
 
 if __name__ == "__main__":

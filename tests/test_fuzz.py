@@ -14,6 +14,8 @@ SLOW = {
     "tflite": 20,
     "generating_tflite": 12,
     "hugging_face": 20,
+    "sentence_transformers": 20,
+    "translating_tflite": 12,
     "keras_hub": 8,
     "parquet": 30,
     "llama2c": 20,

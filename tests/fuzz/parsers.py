@@ -29,7 +29,16 @@ from tfopt.data.records.write import write_records
 from tfopt.data.text_facts import ONLY, TextFacts
 from tfopt.data.tokenizers import load_tokenizer, train_bpe
 from tfopt.data.verify import verify
-from tfopt.models import BertConfig, CausalLMConfig, RotaryEncoderConfig, bert, causal_lm, encoder
+from tfopt.models import (
+    BertConfig,
+    CausalLMConfig,
+    RotaryEncoderConfig,
+    Seq2SeqConfig,
+    bert,
+    causal_lm,
+    encoder,
+    seq2seq,
+)
 from tfopt.models.keras_hub_presets import from_preset
 from tfopt.quantization import QuantizeConfig
 from tfopt.quantization.calibration import quantize_weights
@@ -113,6 +122,15 @@ def _predict(path: Path) -> Any:
 def _decoder(folder: Path) -> Path:
     config = CausalLMConfig(40, 8, 1, 2, intermediate_size=16, max_position_embeddings=16)
     return tfopt.export(causal_lm(config), folder / "g.tflite").path
+
+
+def _translator(folder: Path) -> Path:
+    config = Seq2SeqConfig(40, 8, 1, 1, 2, intermediate_size=16, max_position_embeddings=16, relative_buckets=8)
+    return tfopt.export(seq2seq(config), folder / "t.tflite", lengths=[8]).path
+
+
+def _translate(path: Path) -> Any:
+    return tfopt.Generator.load(path).generate([[3, 4]], tfopt.GenerateConfig(max_tokens=2))
 
 
 def _generate(path: Path) -> Any:
@@ -342,6 +360,7 @@ PARSERS: dict[str, Parser] = {
     "saved_model": Parser(_exported("m"), _predict, files=("saved_model.pb", "variables.*", "*.json")),
     "tflite": Parser(_exported("m.tflite", lengths=[4]), _predict),
     "generating_tflite": Parser(_decoder, _generate),
+    "translating_tflite": Parser(_translator, _translate),
     "quantization": Parser(_quantized, lambda path: from_bytes(path.read_bytes(), _quantized_model()), damaged_zip),
     "lookups": Parser(_lookups, lambda path: from_json(path.read_bytes(), str(path)), damaged_json),
     "text_facts": Parser(_facts, lambda path: TextFacts.from_json(path.read_bytes(), str(path)), damaged_json),
