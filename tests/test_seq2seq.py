@@ -173,6 +173,18 @@ def test_a_saved_model_still_generates(golden, generation, tmp_path):
     texts_are_those_of_the_reference(Generator.load(tmp_path / "m.keras", runtime="eager"), golden, "marian")
 
 
+@pytest.mark.parametrize("name", ["t5", "marian"])
+def test_smaller_ones_still_generate(golden, generation, tmp_path, name):
+    model = from_pretrained(FOLDER / name, generation)
+    smaller = tfopt.factorize(tfopt.shrink(model, heads=0.5, neurons=0.5), energy=0.9)
+    config = seq2seq_config_of(smaller)
+    assert (config.num_attention_heads, config.intermediate_size) == (1, 10)
+    artifact = tfopt.export(tfopt.prune(smaller, 0.3), tmp_path / "m.tflite", lengths=[24])
+    assert artifact.max_abs_error < 1e-3 and Generator.load(artifact.path).generate([[3, 4, 5]])[0].tokens
+    with pytest.raises(InputError, match="layers of an encoder-decoder cannot be taken out, encoder would keep"):
+        tfopt.shrink(model, layers=[1])
+
+
 def test_untied_logits(tmp_path):
     config = Seq2SeqConfig(40, 16, 1, 1, 2, intermediate_size=24, max_position_embeddings=24, gated=True,
                            tie_word_embeddings=False, relative_buckets=8, relative_distance=12)  # fmt: skip

@@ -137,7 +137,7 @@ def splittable(
     """Matrices of layers that are nodes of a graph, and the others with the reason why they stay whole."""
     selection = Selection(model, include, exclude)
     in_graph = set(map(id, called_layers(model)))
-    generates = extras.CONFIG in extras.of(model)
+    generates = not {extras.CONFIG, extras.SEQ2SEQ}.isdisjoint(extras.of(model))
     layers = {w.layer_path: w for w in selection.weights if len(w.variable.shape) > 1}
     taken = {path for path, _ in keras_api.walk(model)}
     found, skipped = [], []

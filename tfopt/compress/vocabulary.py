@@ -119,7 +119,7 @@ def _table(model: Any) -> Any:
     Raises:
         InputError: there is none, or ids or table are used otherwise.
     """
-    if extras.CONFIG in extras.of(model):
+    if not {extras.CONFIG, extras.SEQ2SEQ}.isdisjoint(extras.of(model)):
         raise InputError(
             f"model {model.name!r} generates: its output has a column for every token, which must stay"
         )

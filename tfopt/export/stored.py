@@ -25,7 +25,7 @@ def check_stored(path: Path, name: str | None) -> list[Check]:
     checks = []
     if name in _FLOATS:  # the weights of others are checked one by one against their grids
         expected = _FLOATS[name]
-        weights = [c for c in file.constants if c.is_matrix and c.data.size >= _SMALLEST_NARROW]
+        weights = [c for c in file.constants if c.is_matrix and c.size >= _SMALLEST_NARROW]
         wrong = [c for c in weights if c.dtype != expected and (c.is_kernel or c.is_lookup)]
         if wrong:
             raise VerificationError("dtypes", f"weight {wrong[0].name!r} is {wrong[0].dtype}, not {expected}")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ _TYPES = {
     7: ("int16", 16, np.int16), 9: ("int8", 8, np.int8), 10: ("float64", 64, np.float64),
     17: ("int4", 4, np.uint8),
 }  # fmt: skip
+_MAPPED = 1 << 28  # bytes of files that are not read whole
 LOOKUPS = frozenset({"GATHER", "EMBEDDING_LOOKUP"})
 # Operators that multiply by a weight.
 PRODUCTS = frozenset(
@@ -36,7 +38,7 @@ class Constant:
         bits: bits of one element.
         shape: its shape.
         readers: names of the operators that read it, in any signature, directly or widened.
-        data: the stored bytes as an array of `dtype`; int4 is unpacked to int8.
+        stored: the bytes as an array, two elements of int4 in each.
         scale: scales of an integer tensor, (1,), (channels,), or (channels, blocks); None for other types.
         zero: zero points, like `scale`.
         axis: the axis of the channels.
@@ -47,10 +49,24 @@ class Constant:
     bits: int
     shape: tuple[int, ...]
     readers: frozenset[str]
-    data: np.ndarray = dataclasses.field(repr=False)
+    stored: np.ndarray = dataclasses.field(repr=False)
     scale: np.ndarray | None = dataclasses.field(default=None, repr=False)
     zero: np.ndarray | None = dataclasses.field(default=None, repr=False)
     axis: int = 0
+
+    @functools.cached_property
+    def data(self) -> np.ndarray:
+        """The elements as an array of `dtype`; int4 is unpacked to int8."""
+        found = self.stored
+        if self.dtype == "int4":  # two per byte, the low half first
+            halves = np.stack([found & 0xF, found >> 4], axis=1).reshape(-1).astype(np.int8)
+            found = np.where(halves > 7, halves - 16, halves)[: math.prod(self.shape)]
+        return found.reshape(self.shape) if found.size == math.prod(self.shape) else found
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
 
     @property
     def values(self) -> np.ndarray:
@@ -110,7 +126,9 @@ def read_tflite(path: str | Path) -> TFLiteFile:
     with path.open("rb") as file:
         if file.read(8)[4:] != b"TFL3":
             raise ModelFileError(f"{path} is not a TFLite file")
-    data = np.memmap(path, np.uint8, "r")  # a file may be larger than what memory should hold of it
+    # A file may be larger than what memory should hold of it.
+    large = path.stat().st_size > _MAPPED
+    data: Any = np.memmap(path, np.uint8, "r") if large else path.read_bytes()
     try:
         model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(data))
         gather_buffers(model, data)
@@ -258,10 +276,5 @@ def _scales(model: Any, graph: Any, tensor: Any) -> tuple[Any, Any, int]:
 def _constant(tensor: Any, data: np.ndarray, readers: set[str], scales: tuple[Any, Any, int]) -> Constant:
     shape = () if tensor.shape is None else tuple(int(d) for d in tensor.shape)
     dtype, bits, stored = _TYPES.get(tensor.type, (f"type_{tensor.type}", 8, np.uint8))
-    values: np.ndarray = np.frombuffer(bytes(data), stored)
-    if dtype == "int4":  # two per byte, the low half first
-        halves = np.stack([values & 0xF, values >> 4], axis=1).reshape(-1).astype(np.int8)
-        values = np.where(halves > 7, halves - 16, halves)[: int(np.prod(shape))]
-    if values.size == np.prod(shape):
-        values = values.reshape(shape)
+    values: np.ndarray = np.frombuffer(data, stored)
     return Constant(_text(tensor.name), dtype, bits, shape, frozenset(readers), values, *scales)
