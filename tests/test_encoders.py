@@ -121,6 +121,34 @@ def test_smaller_ones_keep_their_shape(generation, golden, tmp_path):
     np.testing.assert_allclose(answer(again, given(golden)), answer(smaller, given(golden)), atol=1e-6)
 
 
+def test_what_an_encoder_is_stays_true(tmp_path):
+    model = from_pretrained(FOLDER / "embedding_gemma", head="embedding")
+    assert encoder_config(tfopt.shrink(model, neurons=0.5))[0].embedding_widths == (12, 16)
+    uneven = tfopt.shrink(from_pretrained(FOLDER / "modernbert_cls", head="stored"), neurons={"layer_0_gate": 0.5})
+    with pytest.raises(InputError, match="its layers are not alike"):
+        encoder_config(uneven)
+    save_pretrained(encoder(encoder_config(model)[0]), tmp_path / "plain")  # without the head, without its layers
+    assert not (tmp_path / "plain" / "modules.json").exists()
+
+
+def test_norms_of_others_keep_their_names():
+    """Of Keras's own only, the scale is called as other norms call it."""
+    import keras
+
+    from tfopt._keras import keras_api
+
+    class RMSNormalization(keras.layers.Layer):
+        def build(self, shape):
+            self.scale, self.bias = (self.add_weight(shape=(4,), name=name) for name in ("scale", "bias"))
+
+        def call(self, x):
+            return x * self.scale + self.bias
+
+    inputs = keras.Input((4,))
+    model = keras.Model(inputs, keras.layers.RMSNormalization()(RMSNormalization()(inputs)))
+    assert [w.name for w in keras_api.weights(model)] == ["scale", "bias", "gamma"]
+
+
 def test_what_is_not_known_is_refused(tmp_path):
     network = FAMILIES["llama"]
     with pytest.raises(InputError, match="no pooler"):
@@ -141,7 +169,9 @@ def test_what_is_not_known_is_refused(tmp_path):
     ("embedding_gemma", "2_Dense/config.json", {"out_features": 2**40}, "out_features must be from 1 to"),
     ("embedding_gemma", "3_Dense/config.json", {"out_features": 20}, "has shape"),
     ("embedding_gemma", "1_Pooling/config.json", {"pooling_mode": "max"}, "only the mean of the tokens"),
-    ("embedding_gemma", "modules.json", [{"path": "../x", "type": "a.Dense"}], "a path in the folder"),
+    ("embedding_gemma", "modules.json", [{"path": "..", "type": "a.Dense"}], "leads out of its folder"),
+    ("embedding_gemma", "modules.json", [{"path": 3, "type": "a.Dense"}], "each with a path and a type"),
+    ("embedding_gemma", "1_Pooling/config.json", [], "only the mean of the tokens"),
     ("embedding_gemma", "modules.json", [{"path": "x", "type": "a.LSTM"}], "'a.LSTM' is not supported"),
     ("embedding_gemma", "modules.json", {"a": 1}, "must list modules"),
 ])  # fmt: skip

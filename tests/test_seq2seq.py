@@ -1,5 +1,6 @@
 """Encoder-decoders against what transformers computes with them; made by `python -m benchmarks.golden_seq2seq`."""
 
+import dataclasses
 import json
 import shutil
 
@@ -182,7 +183,7 @@ def test_smaller_ones_still_generate(golden, generation, tmp_path, name):
     artifact = tfopt.export(tfopt.prune(smaller, 0.3), tmp_path / "m.tflite", lengths=[24])
     assert artifact.max_abs_error < 1e-3 and Generator.load(artifact.path).generate([[3, 4, 5]])[0].tokens
     with pytest.raises(InputError, match="layers of an encoder-decoder cannot be taken out, encoder would keep"):
-        tfopt.shrink(model, layers=[1])
+        tfopt.shrink(model, layers=[0])
 
 
 def test_untied_logits(tmp_path):
@@ -192,6 +193,39 @@ def test_untied_logits(tmp_path):
     assert "lm_head.weight" in load_file(tmp_path / "m" / "model.safetensors")
     artifact = tfopt.export(from_pretrained(tmp_path / "m", "keras"), tmp_path / "m.tflite", lengths=[16])
     assert artifact.max_abs_error < 1e-3 and artifact.lengths == (16,)
+
+
+def test_other_artifacts_take_targets_of_their_own_length(golden, tmp_path):
+    model, inputs = from_pretrained(FOLDER / "marian"), given(golden, "marian")
+    tfopt.models.save(model, tmp_path / "m.keras")
+    tfopt.export(model, tmp_path / "m", representative=inputs)
+    for path in (tmp_path / "m.keras", tmp_path / "m"):
+        found = tfopt.Predictor.load(path).predict(inputs)["logits"]
+        np.testing.assert_allclose(found, golden["marian_logits"], atol=2e-4)
+
+
+def test_sources_are_another_text(golden, files, tmp_path, tfopt_main):
+    """Neither are their words repeated in the answer, nor is room of theirs kept for it."""
+    decoder = TFLiteSeq2SeqDecoder(files["t5"], 1)
+    source = list(range(2, 22))
+    config = tfopt.GenerateConfig(max_tokens=3)
+    plain = Generator(decoder).generate([source], config)[0].tokens
+    penalized = dataclasses.replace(config, repetition_penalty=50.0)
+    assert Generator(decoder).generate([source], penalized)[0].tokens[0] == plain[0]  # though the source has it
+    assert plain[0] in source
+    cut = Generator(decoder).generate([[2] * 10 + source + [3] * 9], dataclasses.replace(config, truncate=True))[0]
+    assert cut.prompt_tokens == decoder.source_room
+    with pytest.raises(InputError, match="this one needs a source beside it"):
+        tfopt.perplexity(decoder, source)
+
+
+def test_files_whose_facts_are_not_those_of_their_graph(files, tmp_path):
+    content = files["t5"].read_bytes()
+    for old, new in ((b'"decoder_layers": 3', b'"decoder_layers": 9'), (b'"head_dim": 6', b'"head_dim": 3')):
+        assert content.count(old) == 1
+        (tmp_path / "m.tflite").write_bytes(content.replace(old, new))
+        with pytest.raises(ModelFileError, match="not those of its shape|do not fit its shape"):
+            TFLiteSeq2SeqDecoder(tmp_path / "m.tflite")
 
 
 def test_what_cannot_be_is_refused(files, tmp_path, golden):

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from tfopt._base.masks import MASK, masked_by_name
 from tfopt._keras import keras_api
 from tfopt._keras.keras_io import Inputs, call, sources_of, takes_length
 from tfopt._keras.lookups import LOOKUPS, words_of
 from tfopt._keras.sizes import Size
 
-MASK = "attention_mask"  # of every model of ours
 _ROWS = 2
 _WORDS = 8  # of a text
 _TRIED = (8, 32, 67, 257)
@@ -124,7 +124,7 @@ def masks_of(model: Any, inputs: Inputs, size: Size, rows: dict[str, int]) -> di
         trial = _Trial(model, inputs, shapes, rows=rows)
         covered = tuple(other for other in others if trial.is_masked(other, by=name))
         if covered or name == MASK:
-            found[name] = covered or tuple(others)
+            found[name] = covered or masked_by_name(others)
     return found
 
 

@@ -188,10 +188,14 @@ def weights(model: Any) -> list[Weight]:
             if id(variable) not in seen:
                 seen.add(id(variable))
                 name = variable.name.rpartition("/")[2].partition(":")[0]
-                if type(layer).__name__ == "RMSNormalization":  # which has its own word for what others call so
+                if name == "scale" and _is_rms_norm(layer):  # its own word for what other norms call so
                     name = "gamma"
                 found.append(Weight(path or model.name, layer, name, variable=variable))
     return found
+
+
+def _is_rms_norm(layer: Any) -> bool:
+    return type(layer).__name__ == "RMSNormalization" and type(layer).__module__.startswith("keras.")
 
 
 def state_of(model: Any) -> list[Any]:

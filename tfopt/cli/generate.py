@@ -44,7 +44,7 @@ def generate(
     imports: Imports = None,
     as_json: Json = False,
 ) -> None:
-    """Continues a text."""
+    """Continues a text, or translates it."""
     from tfopt.decoding.generate import GenerateConfig
     from tfopt.engine.generator import Generator
 
@@ -58,7 +58,7 @@ def generate(
         imports=imports or (),
     )  # fmt: skip
     if stream:
-        sys.stdout.write(prompt[0])
+        sys.stdout.write(prompt[0] if generator.decoder.continues else "")
         with contextlib.closing(generator.stream(prompt[0], config)) as pieces:
             for piece in pieces:
                 sys.stdout.write(piece.text)
@@ -71,7 +71,7 @@ def generate(
         print_json(rows[0] if len(rows) == 1 else {"answers": rows})
         return
     for text, answer in zip(prompt, answers, strict=True):
-        typer.echo(text + answer.text)
+        typer.echo(text + answer.text if generator.decoder.continues else answer.text)
 
 
 def bench_generation(

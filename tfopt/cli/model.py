@@ -77,7 +77,8 @@ def export(
         list[str] | None, typer.Option("--label", help="Name of a class, in their order; repeatable.")
     ] = None,
     streamed: Annotated[
-        bool, typer.Option("--streamed", help="A checkpoint of a decoder, one weight at a time: little memory.")
+        bool,
+        typer.Option("--streamed", help="A decoder's checkpoint, one weight at a time; dynamic_int8 unless said."),
     ] = False,
     trust: Trust = False,
     imports: Imports = None,
@@ -86,8 +87,9 @@ def export(
     """Converts a model and verifies what was written."""
     _check_wanted(model, out, format, quantization=quantization, jit_compile=jit_compile, accept=accept or [])
     if streamed:
-        others = (representative, smooth, max_bytes, max_loss, tokenizer, labels)
-        if any(value is not None for value in others) or rounding != "nearest" or cache != "float32":
+        others = (representative, smooth, max_bytes, max_loss, tokenizer, labels, imports)
+        plain = (rounding, cache, samples, trust, jit_compile) == ("nearest", "float32", 128, False, False)
+        if any(value is not None for value in others) or not plain:
             raise InputError("--streamed rounds to nearest and takes --quantization, --length and --accept alone")
         from tfopt.export import export_streamed
 

@@ -28,8 +28,10 @@ class Decoder(abc.ABC):
     Attributes:
         config: its shape.
         context: how many tokens a text can have, prompt included.
+        continues: answers continue the prompt; else they are texts of their own, with room of their own.
     """
 
+    continues = True
     config: Vocabulary
     context: int
 

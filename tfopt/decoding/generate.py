@@ -66,7 +66,8 @@ def check_prompts(prompts: Sequence[Sequence[int]], decoder: Decoder, config: Ge
                     f"the prompt has {len(ids)} tokens, the context holds {room}; shorten it, or set "
                     "truncate to keep its end"
                 )
-            ids = ids[len(ids) - room + min(config.max_tokens, max(1, room // 4)) :]
+            spare = min(config.max_tokens, max(1, room // 4)) if decoder.continues else 0
+            ids = ids[len(ids) - room + spare :]
         checked.append(ids)
     return checked
 
@@ -86,7 +87,7 @@ class Choices:
         self.new = 0
         self.sampler = Sampler(config, row)
         self.said = np.zeros(vocab, bool)
-        self.said[np.asarray(self.tokens)] = True
+        self.said[np.asarray(self.tokens, np.int64)] = True
         wrong = next((t for t in config.stop_tokens or () if not 0 <= t < vocab), None)
         if wrong is not None:
             raise InputError(f"stop token must be in [0, {vocab}), got {wrong}")
@@ -141,7 +142,8 @@ class Texts:
         self._pads = [max(map(len, checked)) - len(ids) for ids in checked]
         self._ids = np.asarray([[0] * pad + row for pad, row in zip(self._pads, checked, strict=True)], np.int32)
         self.rows = [
-            Choices(row, config, decoder.config.vocab_size, row=first + i) for i, row in enumerate(checked)
+            Choices(row if decoder.continues else (), config, decoder.config.vocab_size, row=first + i)
+            for i, row in enumerate(checked)
         ]
         self._alive = [True] * len(checked)
 

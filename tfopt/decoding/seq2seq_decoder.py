@@ -19,6 +19,7 @@ class Seq2SeqDecoder(Decoder):
         source_room: how many a source can have.
     """
 
+    continues = False
     config: Seq2SeqConfig
     source_room: int
 

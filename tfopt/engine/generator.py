@@ -60,7 +60,7 @@ class Piece:
 
 
 class Generator:
-    """A causal language model with its tokenizer.
+    """A causal language model, or an encoder-decoder such as a translator, with its tokenizer.
 
     Args:
         decoder: the model on some runtime.
@@ -97,9 +97,9 @@ class Generator:
         """Loads a model to generate with.
 
         Args:
-            source: a Keras causal language model, or a `CausalLM` of KerasHub, a `.keras` file of one, a Hugging
-                Face folder, a `.gguf` file, a llama2.c `.bin` file or a folder with one and its tokenizer, or a
-                `.tflite` file that `export` wrote.
+            source: a Keras model of `models.causal_lm` or `models.seq2seq`, a `CausalLM` of KerasHub, a `.keras`
+                file of one, a Hugging Face folder, a `.gguf` file, a llama2.c `.bin` file or a folder with one and
+                its tokenizer, or a `.tflite` file that `export` wrote.
             runtime: "eager" (the reference), "xla" or "tflite"; by default "tflite" for such files, else "xla".
             threads: threads of a TFLite file; by default all cores.
             draft: for speculative decoding, a smaller model likewise, or "lookup".
@@ -229,8 +229,7 @@ class Generator:
         return [self._finished(answer, config, first_token, seconds=seconds) for answer in answers]
 
     def _begun(self, ids: list[int], config: GenerateConfig) -> "_Growing":
-        continues = not isinstance(self.decoder, Seq2SeqDecoder)  # else the answer is a text of its own
-        return _Growing(ids, self.tokenizer, config.stop, continues=continues)
+        return _Growing(ids, self.tokenizer, config.stop, continues=self.decoder.continues)
 
     def _finished(self, answer: "_Growing", config: GenerateConfig, first: float | None, seconds: float) -> Answer:
         answer.rest()

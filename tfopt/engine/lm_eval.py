@@ -21,6 +21,7 @@ except ImportError as error:
 
 from tfopt.data.detokenizers import Tokenizer
 from tfopt.decoding.generate import GenerateConfig
+from tfopt.decoding.seq2seq_decoder import Seq2SeqDecoder
 from tfopt.engine.generator import Generator
 from tfopt.errors import InputError
 from tfopt.numerics.agreement import log_softmax
@@ -54,6 +55,8 @@ class TfoptLM(TemplateLM):
         super().__init__()  # batch sizes and device are what the harness passes to every model
         self._generator = path if isinstance(path, Generator) else Generator.load(path, threads=threads)
         decoder, self._tokens = self._generator.decoder, self._tokenizer()
+        if isinstance(decoder, Seq2SeqDecoder):
+            raise InputError("the harness is for causal language models; this one has an encoder")
         if max_length is not None and not 2 <= max_length <= decoder.context:
             raise InputError(f"max_length must be in [2, {decoder.context}], got {max_length}")
         self.max_length = max_length or decoder.context

@@ -11,7 +11,7 @@ from tfopt._base.files import existing, replacing
 from tfopt._base.formats import format_for
 from tfopt.errors import InputError, VerificationError, WorkFailedError
 from tfopt.export.artifact import Artifact
-from tfopt.export.decoder import check_slots
+from tfopt.export.decoder import check_slots, compared_length
 from tfopt.export.said import IDS, MASK, said_by_file
 from tfopt.export.stored import check_stored
 from tfopt.export.streamed import KINDS, reference, write_streamed
@@ -20,7 +20,7 @@ from tfopt.models.streamed import streamed
 from tfopt.quantization.config import NAMED
 from tfopt.tflite.layer_bits import LayerBits
 
-_ROWS, _TOKENS = 2, 32  # of the texts that a file is compared on
+_ROWS = 2  # of the texts that a file is compared on
 
 
 def export_streamed(
@@ -69,7 +69,7 @@ def export_streamed(
         texts = None if representative is None else _checked(representative, weights.config.vocab_size, slots[-1])
         write_streamed(weights, temporary, KINDS[quantization], slots=slots)
         checks = check_stored(temporary, quantization)
-        ids = texts if texts is not None else _said(temporary, min(_TOKENS, slots[-1]))
+        ids = texts if texts is not None else _said(temporary, compared_length(slots))
         logits = {"logits": reference(weights, ids)}
         found = check_outputs(
             temporary, {IDS: ids, MASK: np.ones_like(ids)}, reference=logits, given=texts is not None, text=ids,

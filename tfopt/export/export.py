@@ -194,6 +194,8 @@ def _plan(model: Any, kind: Format, wanted: Wanted, data: Any, signature: Any, m
     samples = make_samples(inputs, facts, data, longest=longest, padded=padded)
     calibration = None if data is None else samples
     if data is None and is_seq2seq(model):
+        for row, size in enumerate(chosen[: len(samples[MASK])]):  # every length has signatures of its own
+            samples[MASK][row] = np.arange(samples[MASK].shape[1]) < size
         samples = {**samples, TARGET: answers_of(model, samples[IDS], samples[MASK])}
     if data is None and is_causal_lm(model):
         samples = _said(model, samples, seed=0)

@@ -21,6 +21,7 @@ from tfopt.runtime.tflite_decoder import TFLiteDecoder
 
 IDS, MASK, TARGET = "input_ids", "attention_mask", "decoder_input_ids"  # of models that generate
 _MOST_ROWS, _LEAST_ROWS = 8, 2
+_MOST_ANSWER = 32  # tokens of a target
 _LOGITS = 1 << 25  # of all tokens, which are kept several times while a file is compared
 
 
@@ -74,7 +75,7 @@ def answers_of(model: Any, sources: np.ndarray, mask: np.ndarray) -> np.ndarray:
         Token ids (texts, tokens) int32, behind the token that begins them.
     """
     decoder, rng = EagerSeq2SeqDecoder(model), np.random.default_rng(0)
-    length = min(sources.shape[1], decoder.context)
+    length = min(_MOST_ANSWER, sources.shape[1], decoder.context)
     ids = np.full((len(sources), length), decoder.config.start_token, np.int32)
     with decoder.open([0] * len(sources)) as session:
         session.read(sources, mask)

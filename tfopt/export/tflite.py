@@ -38,7 +38,7 @@ def lengths(model: Any, inputs: Inputs, wanted: Wanted, masks: Mapping[str, Any]
         if wanted.cache != "float32":
             raise InputError(f"cache={wanted.cache!r} is for causal language models, this one has an encoder")
         sources = check_sources(model, wanted.lengths)
-        return sources, sources[0]
+        return sources, sources[-1]
     slots = check_slots(config_of(model).max_position_embeddings, wanted.lengths)
     return slots, compared_length(slots)
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from tfopt.decoding.decoder import Decoder
+from tfopt.decoding.seq2seq_decoder import Seq2SeqDecoder
 from tfopt.errors import InputError
 from tfopt.numerics.agreement import log_softmax
 
@@ -58,8 +59,10 @@ def perplexity(
         stride: how far one window is from the next; by default half a window.
 
     Raises:
-        InputError: a text of fewer than two tokens, or a window or stride out of range.
+        InputError: a text of fewer than two tokens, a window or stride out of range, or an encoder-decoder.
     """
+    if isinstance(decoder, Seq2SeqDecoder):
+        raise InputError("perplexity of one text is for causal language models; this one needs a source beside it")
 
     def logits_of(part: np.ndarray) -> np.ndarray:
         with decoder.open([0]) as session:

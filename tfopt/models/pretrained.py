@@ -283,8 +283,9 @@ def save_pretrained(
     values = {prefix + e.theirs: e.write(weights) for e in architecture.entries(config)}
     values |= {(prefix if e.theirs.startswith(OF_THE_ENCODER) else "") + e.theirs: e.write(weights) for e in heads}
     files = write_tensors(folder, values, raw, shard_bytes=shard_bytes, dtype=dtype)
-    if isinstance(config, RotaryEncoderConfig) and config.embedding_widths:
-        kernels = [weights[f"embedding_dense_{i}/kernel"] for i in range(len(config.embedding_widths))]
+    dense = [path for path in weights if path.startswith("embedding_dense_")]
+    if dense:
+        kernels = [weights[f"embedding_dense_{i}/kernel"] for i in range(len(dense))]
         files += write_modules(folder, kernels, config.hidden_size, dtype=dtype)
     tokenizer = extras.of(model).get(extras.TOKENIZERS[0])
     if tokenizer is not None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from tfopt._base.files import write_json
-from tfopt._base.foreign import read_json
+from tfopt._base.foreign import inside, read_json
 from tfopt.errors import ModelFileError
 from tfopt.models.assign import assign
 from tfopt.models.checkpoints import opened, write_tensors
@@ -34,13 +34,14 @@ def dense_folders(folder: Path) -> list[Path]:
     found: list[Path] = []
     for module in listed if isinstance(listed, list) else [None]:
         path, kind = (module.get(k) for k in ("path", "type")) if isinstance(module, dict) else (None, None)
-        if not isinstance(path, str) or not isinstance(kind, str) or Path(path).name != path:
-            raise ModelFileError(f"{folder / _LIST} must list modules with a path in the folder and a type")
+        if not isinstance(path, str) or not isinstance(kind, str):
+            raise ModelFileError(f"{folder / _LIST} must list modules, each with a path and a type")
+        place = inside(folder, path, str(folder / _LIST), error=ModelFileError) if path else folder
         name = kind.rpartition(".")[2]
         if name == "Pooling":
-            _check_pooling(folder / path)
+            _check_pooling(place)
         elif name == "Dense":
-            found.append(folder / path)
+            found.append(place)
         elif name not in ("Transformer", "Normalize"):
             raise ModelFileError(
                 f"{folder / _LIST}: module {kind!r} is not supported; Pooling, Dense and Normalize are"
@@ -112,7 +113,9 @@ def _made(folder: Path) -> Path:
 
 
 def _check_pooling(folder: Path) -> None:
-    raw = read_json(folder / "config.json", "pooling", error=ModelFileError)
-    modes = [n for n, on in raw.items() if n.startswith("pooling_mode") and on] if isinstance(raw, dict) else []
+    found = read_json(folder / "config.json", "pooling", error=ModelFileError)
+    raw = found if isinstance(found, dict) else {}
+    modes = [name for name, on in raw.items() if name.startswith("pooling_mode_") and on]
     if modes != ["pooling_mode_mean_tokens"] and raw.get("pooling_mode") != "mean":
-        raise ModelFileError(f"{folder / 'config.json'}: only the mean of the tokens is supported, got {modes[:3]}")
+        said = modes[:3] or str(raw.get("pooling_mode"))[:40]
+        raise ModelFileError(f"{folder / 'config.json'}: only the mean of the tokens is supported, got {said}")

@@ -13,13 +13,13 @@ from typing import Any
 from tfopt._base.files import write_json
 from tfopt._base.foreign import parse_json, read_bytes, read_json
 from tfopt._base.limits import MAX_MEMBER_BYTES
+from tfopt._base.masks import MASK, masked_by_name
 from tfopt._base.members import FACTS, PACKED
 from tfopt.data.text_facts import unpacked
 from tfopt.errors import ModelFileError
 
 _FILE = Path("assets.extra", "tfopt_inputs.json")
 MEMBER = _FILE.name
-MASK = "attention_mask"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Described:
 def masks_by_name(inputs: Iterable[str]) -> dict[str, tuple[str, ...]]:
     """Masks of an artifact that says nothing: an input "attention_mask", of all others."""
     names = tuple(inputs)
-    return {MASK: tuple(name for name in names if name != MASK)} if MASK in names else {}
+    return {MASK: masked_by_name(names)} if MASK in names else {}
 
 
 def write_described(folder: Path, found: Described) -> None:

@@ -92,7 +92,7 @@ class TFLiteDecoder(OneTextDecoder):
         path: the file.
         threads: threads of one run; by default all cores.
         weight_cache: a folder in which LiteRT keeps its own form of the weights; later starts from there are many
-            times faster. None keeps nothing.
+            times faster. None keeps it in memory alone.
 
     Raises:
         MissingFileError: no such file.

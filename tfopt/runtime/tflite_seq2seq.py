@@ -23,6 +23,7 @@ from tfopt.runtime.predictor import Predictor, Signature, StoredWeight
 from tfopt.runtime.tflite_decoder import Stored, aligned
 from tfopt.tflite.file import read_metadata, read_tflite
 
+_MOST_LAYERS = 4096
 _IDS, _MASK, _TARGET, _LOGITS = "input_ids", "attention_mask", "decoder_input_ids", "logits"
 
 
@@ -37,7 +38,7 @@ class TFLiteSeq2SeqDecoder(Seq2SeqDecoder):
     Args:
         path: the file.
         threads: threads of one run; by default all cores.
-        weight_cache: a folder in which LiteRT keeps its own form of the weights; None keeps nothing.
+        weight_cache: a folder in which LiteRT keeps its own form of the weights; None keeps it in memory alone.
 
     Raises:
         MissingFileError: no such file.
@@ -63,11 +64,30 @@ class TFLiteSeq2SeqDecoder(Seq2SeqDecoder):
             self.sizes = sorted(int(hit[1]) for key in keys if (hit := re.fullmatch(r"read_(\d+)", key)))
             if set(keys) != {f"{kind}_{size}" for kind in ("read", "decode") for size in self.sizes}:
                 raise ModelFileError(f"{path}: its signatures are not those of an encoder-decoder: {keys[:4]}")
-            shape = self.model.get_input_tensor_details(f"decode_{self.sizes[0]}")["key_0"]["shape"]
+            self.context = self._slots()
         except (*MISFITS, IndexError) as error:
             raise ModelFileError(f"{path} is no TFLite file that generates: {first_line(error)}") from error
         self.source_room = self.sizes[-1]
-        self.context = int(np.prod(shape)) // (self.config.num_attention_heads * self.config.head_size)
+
+    def _slots(self) -> int:
+        """Room of a target; checks that keys and values are those of the shape that the file states."""
+        c, found = self.config, set()
+        width = c.num_attention_heads * c.head_size
+        names = {f"{kind}{part}_{i}" for i in range(c.decoder_layers) for part in ("key", "value")
+                 for kind in ("", "cross_")} if c.decoder_layers <= _MOST_LAYERS else set()  # fmt: skip
+        for size in self.sizes:
+            details = self.model.get_input_tensor_details(f"decode_{size}")
+            counts = {name: int(np.prod(detail["shape"])) for name, detail in details.items()}
+            ours = {name: count for name, count in counts.items() if name not in ("ids", "start", "count")}
+            crossed = {count for name, count in ours.items() if name.startswith("cross_")}
+            if set(ours) != names or crossed != {size * width}:
+                raise ModelFileError(f"{self.path}: keys and values of decode_{size} are not those of its shape")
+            found |= {count for name, count in ours.items() if not name.startswith("cross_")}
+        if len(found) != 1 or min(found) % width or not min(found):
+            raise ModelFileError(
+                f"{self.path}: caches of a target of sizes {sorted(found)[:4]} do not fit its shape"
+            )
+        return found.pop() // width
 
     @property
     def rows(self) -> int:
@@ -99,28 +119,35 @@ class TFLiteSeq2SeqSession(Seq2SeqSession):
         places = np.flatnonzero(mask[0])
         if (np.diff(places) != 1).any():
             raise InputError("the mask must be 1 on tokens that are next to each other, and 0 elsewhere")
-        self._count, c = len(places), self._decoder.config
+        self._count = len(places)
         self._size = next(n for n in self._decoder.sizes if n >= self._count)
         source = aligned(self._size, np.int32)
         source[: self._count] = ids[0, places]
         outputs = self._run(f"read_{self._size}", {"ids": source, "count": _one(self._count)}, {})
-        shape = (c.decoder_layers, c.num_attention_heads, self._size, c.head_size)
         self._stored |= self._room(("cross_key", "cross_value"), self._size)
         for name in ("cross_key", "cross_value"):
-            self._stored[name].write(outputs[f"{name}s"].reshape(shape), 0)
+            self._keep(name, outputs[f"{name}s"], slots=self._size, at=0)
 
     def _extend(self, ids: np.ndarray, every: bool) -> np.ndarray:
         if not self._stored:
             raise InputError("this session is closed; open another one")
-        parts, c = [], self._decoder.config
-        shape = (c.decoder_layers, c.num_attention_heads, 1, c.head_size)
+        parts = []
         for at, token in enumerate(ids[0], self.length):
             given = {"ids": _one(token), "start": _one(at), "count": _one(self._count)}
             outputs = self._run(f"decode_{self._size}", given, self._buffers())
-            self._stored["key"].write(outputs["keys"].reshape(shape), at)
-            self._stored["value"].write(outputs["values"].reshape(shape), at)
+            for name in ("key", "value"):
+                self._keep(name, outputs[f"{name}s"], slots=1, at=at)
             parts.append(outputs["logits"].copy())
         return np.stack(parts if every else parts[-1:])[None]
+
+    def _keep(self, name: str, values: np.ndarray, slots: int, at: int) -> None:
+        """Puts keys or values of every layer into their slots."""
+        c = self._decoder.config
+        try:
+            shaped = values.reshape(c.decoder_layers, c.num_attention_heads, slots, c.head_size)
+        except ValueError as error:
+            raise ModelFileError(f"{self._decoder.path} gives {name}s of another shape: {error}") from error
+        self._stored[name].write(shaped, at)
 
     def _buffers(self) -> dict[str, Any]:
         """Keys and values as the file reads them, by the name of its input."""

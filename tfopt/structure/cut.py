@@ -206,8 +206,13 @@ def _encoder(config: dict[str, Any], made: Any, renumbered: Mapping[int, int]) -
     """The shape of an encoder from its weights, or why it has none that public layouts know."""
     shapes = {w.path: tuple(int(d) for d in w.variable.shape) for w in keras_api.weights(made)}
     if "network" in config:
-        config["network"] = json.loads(_generating(config["network"], made, renumbered))
+        try:
+            config["network"] = json.loads(_generating(config["network"], made, renumbered))
+        except InputError:  # an encoder may have layers of different sizes; what it was is known no more
+            config["cut"] = "its layers are not alike"
         config["first_norm"] = "layer_0_attention_norm/gamma" in shapes
+        dense = [f"embedding_dense_{i}/kernel" for i in range(len(config["embedding_widths"]))]
+        config["embedding_widths"] = [shapes[path][1] for path in dense if path in shapes]
         return json.dumps(config).encode()
     queries = {shape for path, shape in shapes.items() if path.endswith("_attention_query/kernel")}
     neurons = {shape[1] for path, shape in shapes.items() if path.endswith("_intermediate/kernel")}

@@ -64,11 +64,6 @@ def _write_config(config: RotaryEncoderConfig) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def holds(config: RotaryEncoderConfig) -> bool:
-    """Whether this layout holds an encoder."""
-    return config.embedding_norm and config.network.sliding_window is not None and not config.first_norm
-
-
 def _entries(config: RotaryEncoderConfig) -> Iterator[Entry]:
     bias = config.norm_bias
     yield Entry("embeddings.tok_embeddings.weight", ("token_embeddings/embeddings",))
