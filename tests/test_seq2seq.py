@@ -219,6 +219,25 @@ def test_sources_are_another_text(golden, files, tmp_path, tfopt_main):
         tfopt.perplexity(decoder, source)
 
 
+def test_translators_on_the_command_line(golden, tmp_path, tfopt_main):
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+    words = {f"w{i}": i for i in range(48)}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="w3"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A w1", special_tokens=[("w1", 1)])
+    shutil.copytree(FOLDER / "t5", tmp_path / "m")
+    tokenizer.save(str(tmp_path / "m" / "tokenizer.json"))
+    tfopt.export(from_pretrained(tmp_path / "m"), tmp_path / "m.tflite", lengths=[24])
+    ids = golden["t5_input_ids"][1, :15].tolist()
+    (expected,) = Generator.load(tmp_path / "m.tflite").generate([[*ids, 1]], tfopt.GenerateConfig(max_tokens=5))
+    prompt = " ".join(f"w{i}" for i in ids)
+    code, out, err = tfopt_main("generate", tmp_path / "m.tflite", "--prompt", prompt, "--max-tokens", 5)
+    assert (code, out.split()) == (0, [f"w{i}" for i in expected.tokens]), err  # the answer alone
+    code, out, err = tfopt_main("predict", tmp_path / "m.tflite", "w4")
+    assert code == 2 and "tfopt generate" in err
+
+
 def test_files_whose_facts_are_not_those_of_their_graph(files, tmp_path):
     content = files["t5"].read_bytes()
     for old, new in ((b'"decoder_layers": 3', b'"decoder_layers": 9'), (b'"head_dim": 6', b'"head_dim": 3')):

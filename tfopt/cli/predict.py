@@ -34,8 +34,13 @@ def predict(
     if context is not None:
         around = read_text(context, "context", most=MAX_MEMBER_BYTES)
         asked = [(question, around) for question in asked]
+    from tfopt.engine.opening import generates
     from tfopt.runtime import Predictor
 
+    if generates(artifact):
+        raise InputError(
+            f"{artifact} generates: `tfopt generate {artifact} --prompt TEXT` continues a text, or translates it"
+        )
     predictor = Predictor.load(artifact, threads=threads, trust=trust, imports=imports or ())
     found = predictor.predict(asked, batch_size=batch_size, on_long="truncate" if truncate else None)
     rows = [{name: _plain(values[i]) for name, values in found.items()} for i in range(len(asked))]
