@@ -315,7 +315,7 @@ def changed(folder, **values):
 
 
 @pytest.mark.parametrize(("change", "says"), [
-    ({"model_type": "mpt"}, "architecture 'mpt' is not supported; supported: 'bert', 'roberta'"),
+    ({"model_type": "xyzzy"}, "architecture 'xyzzy' is not supported; supported: 'bert', 'roberta'"),
     ({"model_type": "qwen3_moe"}, "architecture 'qwen3_moe' is not supported; nearest: 'qwen3'"),
     ({"rope_scaling": {"type": "linear"}}, "rotary positions of type 'linear' are described wrongly"),
     ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "positions of type 'yarn' are not supported"),

@@ -19,4 +19,4 @@ def test_examples(path):
 
 
 def test_the_functions_that_people_call_have_examples():
-    assert {"prune", "finish", "export", "bert", "shrink", "schedules"} <= {path.stem for path in EXAMPLES}
+    assert {"prune", "finish", "export", "encoder", "shrink", "schedules"} <= {path.stem for path in EXAMPLES}

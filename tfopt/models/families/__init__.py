@@ -62,9 +62,10 @@ def family_of(raw: Any, where: str) -> tuple[str, Family]:
         ModelFileError: it names none that is known.
     """
     kind = raw.get("model_type") if isinstance(raw, dict) else None
-    if not isinstance(kind, str) or kind not in FAMILIES:
-        near = difflib.get_close_matches(str(kind), FAMILIES, n=3, cutoff=0.5)
-        known = ", ".join(repr(name) for name in FAMILIES)
+    if not isinstance(kind, str) or kind not in FAMILIES or kind == BOTH_WAYS:
+        names = [name for name in FAMILIES if name != BOTH_WAYS]
+        near = difflib.get_close_matches(str(kind), names, n=3, cutoff=0.5)
+        known = ", ".join(map(repr, names))
         advice = f"nearest: {', '.join(map(repr, near))}; " if near else ""
         raise ModelFileError(f"{where}: architecture {kind!r} is not supported; {advice}supported: {known}")
     if raw.get("use_bidirectional_attention") and kind == "gemma3_text":
