@@ -19,7 +19,7 @@ from tfopt.tflite.grids import pack_int4
 
 _ROWS = Layout((1,))  # of a matrix of (outputs, inputs)
 _ALIGNMENT = 64
-_CHUNK = 1 << 22  # weights that are rounded at a time
+_CHUNK = 1 << 19  # weights that are rounded at a time
 _SOMEWHERE = 1 << 40  # a place that is not known yet, which takes as many bytes as one that is
 
 
