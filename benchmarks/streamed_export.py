@@ -62,7 +62,7 @@ class Watch(threading.Thread):
 
     def run(self) -> None:
         while self.going:
-            sizes = [_memory(pid) for pid in _family(self._pid)]
+            sizes = [memory_of(pid) for pid in _family(self._pid)]
             self.own = max(self.own, sum(own for own, _ in sizes))
             self.resident = max(self.resident, sum(resident for _, resident in sizes))
             time.sleep(0.05)
@@ -85,15 +85,21 @@ def _family(pid: int) -> list[int]:
     return found
 
 
-def _memory(pid: int) -> tuple[int, int]:
-    """Bytes that are its own and in memory, and all that are; what processes share is divided among them."""
+def memory_of(pid: int) -> tuple[int, int]:
+    """Bytes that are its own and in memory, and all that are; what processes share is divided among them.
+
+    Of memory without a file, such as that of packed weights, all counts: it is there before it is looked at.
+    """
     try:
         rows = Path("/proc", str(pid), "smaps_rollup").read_text().splitlines()[1:]
         lines = dict(line.split(":", 1) for line in rows)
         own, shared, whole = (int(lines[name].split()[0]) * 1024 for name in ("Pss_Anon", "Pss_Shmem", "Pss"))
-        return own + shared, whole
+        places = [line.split() for line in Path("/proc", str(pid), "maps").read_text().splitlines()]
     except (OSError, KeyError, ValueError):
         return 0, 0  # it has ended
+    ranges = [place[0].split("-") for place in places if place[5:] and place[5].startswith("/memfd:")]
+    unseen = max(sum(int(end, 16) - int(start, 16) for start, end in ranges) - shared, 0)
+    return own + shared + unseen, whole + unseen
 
 
 def export(folder: Path, file: Path, kind: str) -> dict[str, Any]:

@@ -127,6 +127,11 @@ def test_what_an_encoder_is_stays_true(tmp_path):
     uneven = tfopt.shrink(from_pretrained(FOLDER / "modernbert_cls", head="stored"), neurons={"layer_0_gate": 0.5})
     with pytest.raises(InputError, match="its layers are not alike"):
         encoder_config(uneven)
+    first = encoder(encoder_config(model)[0], head="embedding", pooling="cls")
+    save_pretrained(first, tmp_path / "cls")
+    with pytest.raises(ModelFileError, match="says pooling 'cls'"):
+        from_pretrained(tmp_path / "cls", head="embedding")
+    assert encoder_config(from_pretrained(tmp_path / "cls", head="embedding", pooling="cls"))[2] == "cls"
     save_pretrained(encoder(encoder_config(model)[0]), tmp_path / "plain")  # without the head, without its layers
     assert not (tmp_path / "plain" / "modules.json").exists()
 
@@ -168,10 +173,11 @@ def test_what_is_not_known_is_refused(tmp_path):
     ("embedding_gemma", "2_Dense/config.json", {"use_residual": True}, "without bias, activation and residual"),
     ("embedding_gemma", "2_Dense/config.json", {"out_features": 2**40}, "out_features must be from 1 to"),
     ("embedding_gemma", "3_Dense/config.json", {"out_features": 20}, "has shape"),
-    ("embedding_gemma", "1_Pooling/config.json", {"pooling_mode": "max"}, "only the mean of the tokens"),
+    ("embedding_gemma", "1_Pooling/config.json", {"pooling_mode": "max"}, "must be one of 'mean', 'cls', got max"),
+    ("embedding_gemma", "1_Pooling/config.json", {"pooling_mode": "cls"}, "says pooling 'cls', and 'mean' was"),
     ("embedding_gemma", "modules.json", [{"path": "..", "type": "a.Dense"}], "leads out of its folder"),
     ("embedding_gemma", "modules.json", [{"path": 3, "type": "a.Dense"}], "each with a path and a type"),
-    ("embedding_gemma", "1_Pooling/config.json", [], "only the mean of the tokens"),
+    ("embedding_gemma", "1_Pooling/config.json", [], "must be one of 'mean', 'cls', got None"),
     ("embedding_gemma", "modules.json", [{"path": "x", "type": "a.LSTM"}], "'a.LSTM' is not supported"),
     ("embedding_gemma", "modules.json", {"a": 1}, "must list modules"),
 ])  # fmt: skip

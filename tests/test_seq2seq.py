@@ -150,6 +150,25 @@ def test_a_broken_file_does_not_pass(tmp_path, monkeypatch):
     assert not (tmp_path / "m.tflite").exists()
 
 
+@pytest.mark.parametrize("part", ["_read", "_decode"])
+@pytest.mark.parametrize("size", [8, 16, 32])
+def test_every_length_of_a_file_is_looked_at(tmp_path, monkeypatch, size, part):
+    from tfopt.errors import VerificationError
+    from tfopt.export import seq2seq as module
+
+    right = getattr(module, part)
+
+    def wrong(config, products, length, **settings):
+        if length == size:
+            lookup = products.lookup
+            products = products._replace(lookup=lambda ids, name: -lookup(ids, name))
+        return right(config, products, length, **settings)
+
+    monkeypatch.setattr(module, part, wrong)
+    with pytest.raises(VerificationError):
+        tfopt.export(from_pretrained(FOLDER / "t5"), tmp_path / "m.tflite", lengths=[8, 16, 32])
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_folders_come_back_as_they_were_read(generation, tmp_path, name):
     model = from_pretrained(FOLDER / name, generation)

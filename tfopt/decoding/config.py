@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import math
-from typing import Literal
+from typing import Literal, TypeVar
 
 import pydantic
 
@@ -11,6 +11,7 @@ from tfopt.errors import InputError, ModelFileError
 
 Positions = Literal["rotary", "learned"]
 Norm = Literal["rms", "layer"]
+Shape = TypeVar("Shape")
 # Added to the scores of what is not to be seen; float16 holds it, and softmax gives exactly zero.
 MASKED = -30_000.0
 _LARGEST = 1 << 24  # rows, widths and layers beyond this are of no model
@@ -185,7 +186,21 @@ class CausalLMConfig:
         Raises:
             ModelFileError: it is something else.
         """
-        try:
-            return pydantic.TypeAdapter(cls).validate_json(content, strict=True)
-        except pydantic.ValidationError as error:
-            raise ModelFileError(f"not the shape of a causal language model: {error}") from error
+        return read_shape(cls, content, "a causal language model")
+
+
+def read_shape(kind: type[Shape], content: bytes, what: str) -> Shape:
+    """A configuration out of the JSON of its fields.
+
+    Args:
+        kind: its class.
+        content: the JSON.
+        what: it describes, for messages.
+
+    Raises:
+        ModelFileError: it is something else.
+    """
+    try:
+        return pydantic.TypeAdapter(kind).validate_json(content, strict=True)
+    except pydantic.ValidationError as error:
+        raise ModelFileError(f"not the shape of {what}: {error}") from error

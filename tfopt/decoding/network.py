@@ -74,7 +74,7 @@ def hidden_states(config: CausalLMConfig, parts: Parts, ids: Any, positions: Any
         if config.post_norms:
             taken = parts.norm(taken, f"{name}_attention_post_norm")
         x = x + parts.dropout(taken)
-        inner = _feed_forward(config, parts, parts.norm(x, f"{name}_mlp_norm"), name=name)
+        inner = feed_forward(config, parts, parts.norm(x, f"{name}_mlp_norm"), name=name, bias=config.output_bias)
         if config.post_norms:
             inner = parts.norm(inner, f"{name}_mlp_post_norm")
         x = x + parts.dropout(inner)
@@ -90,8 +90,28 @@ def _attention(config: CausalLMConfig, parts: Parts, x: Any, index: int) -> Any:
     return parts.linear(context, Linear(f"{name}_output", config.hidden_size, config.output_bias))
 
 
-def _feed_forward(config: CausalLMConfig, parts: Parts, x: Any, name: str) -> Any:
-    units, bias, act = config.intermediate_size, config.output_bias, config.hidden_act
+class Sizes(Protocol):
+    """What a feed-forward layer needs to know of a configuration."""
+
+    @property
+    def hidden_size(self) -> int: ...
+    @property
+    def intermediate_size(self) -> int: ...
+    @property
+    def hidden_act(self) -> str: ...
+    @property
+    def gated(self) -> bool: ...
+
+
+class HasLinear(Protocol):
+    """What it calls."""
+
+    def linear(self, x: Any, layer: Linear) -> Any: ...
+
+
+def feed_forward(config: Sizes, parts: HasLinear, x: Any, *, name: str, bias: bool) -> Any:
+    """The two or three matrices of a layer that work on each token by itself."""
+    units, act = config.intermediate_size, config.hidden_act
     if config.gated:
         gate = parts.linear(x, Linear(f"{name}_gate", units, bias, activation=act))
         inner = gate * parts.linear(x, Linear(f"{name}_up", units, bias))

@@ -6,10 +6,9 @@ import math
 from typing import Literal
 
 import numpy as np
-import pydantic
 
-from tfopt.decoding.config import ACTIVATIONS, Norm
-from tfopt.errors import InputError, ModelFileError
+from tfopt.decoding.config import ACTIVATIONS, Norm, read_shape
+from tfopt.errors import InputError
 
 Positions = Literal["relative", "sinusoidal"]
 _LARGEST = 1 << 24  # rows, widths and layers beyond this are of no model
@@ -157,7 +156,4 @@ class Seq2SeqConfig:
         Raises:
             ModelFileError: it is something else.
         """
-        try:
-            return pydantic.TypeAdapter(cls).validate_json(content, strict=True)
-        except pydantic.ValidationError as error:
-            raise ModelFileError(f"not the shape of an encoder-decoder: {error}") from error
+        return read_shape(cls, content, "an encoder-decoder")

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal, NamedTuple, Protocol
 
-from tfopt.decoding.network import Linear
+from tfopt.decoding.network import Linear, feed_forward
 from tfopt.decoding.seq2seq_config import Seq2SeqConfig
 
 Kind = Literal["encoder", "decoder", "cross"]
@@ -71,7 +71,7 @@ def encoded(config: Seq2SeqConfig, parts: Parts, ids: Any, positions: Any) -> An
         name = f"encoder_{layer}"
         within = partial(_within, config, parts, place=Place("encoder", layer))
         x = _residual(config, parts, x, name=f"{name}_attention", inner=within)
-        inner = partial(_feed_forward, config, parts, name=name)
+        inner = partial(feed_forward, config, parts, name=name, bias=config.bias)
         x = _residual(config, parts, x, name=f"{name}_mlp", inner=inner)
     return parts.dropout(parts.norm(x, "encoder_norm")) if config.norm_first else x
 
@@ -96,7 +96,7 @@ def decoded(config: Seq2SeqConfig, parts: Parts, ids: Any, positions: Any, cross
         x = _residual(config, parts, x, name=f"{name}_attention", inner=within)
         across = partial(_across, config, parts, crossed=crossed, place=Place("cross", layer))
         x = _residual(config, parts, x, name=f"{name}_cross", inner=across)
-        inner = partial(_feed_forward, config, parts, name=name)
+        inner = partial(feed_forward, config, parts, name=name, bias=config.bias)
         x = _residual(config, parts, x, name=f"{name}_mlp", inner=inner)
     if config.norm_first:
         x = parts.dropout(parts.norm(x, "decoder_norm"))
@@ -140,13 +140,3 @@ def _attention(
     query = parts.linear(x, Linear(f"{name}_query", config.num_attention_heads * config.head_size, config.bias))
     context = parts.attend(query, key, value, place)
     return parts.linear(context, Linear(f"{name}_output", config.hidden_size, config.bias))
-
-
-def _feed_forward(config: Seq2SeqConfig, parts: Parts, x: Any, name: str) -> Any:
-    units, bias, act = config.intermediate_size, config.bias, config.hidden_act
-    if config.gated:
-        gate = parts.linear(x, Linear(f"{name}_gate", units, bias, activation=act))
-        inner = gate * parts.linear(x, Linear(f"{name}_up", units, bias))
-    else:
-        inner = parts.linear(x, Linear(f"{name}_up", units, bias, activation=act))
-    return parts.linear(inner, Linear(f"{name}_down", config.hidden_size, bias))

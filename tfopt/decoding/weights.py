@@ -31,12 +31,7 @@ def seq2seq_config_of(model: Any) -> Seq2SeqConfig:
     Raises:
         InputError: the model is something else.
     """
-    if not is_seq2seq(model):
-        raise InputError(
-            f"model {model.name!r} is no encoder-decoder of tfopt: build it with models.seq2seq or "
-            "models.from_pretrained, and save it with models.save"
-        )
-    return Seq2SeqConfig.from_json(extras.of(model)[extras.SEQ2SEQ])
+    return Seq2SeqConfig.from_json(_member(model, extras.SEQ2SEQ, "encoder-decoder", builder="seq2seq"))
 
 
 def config_of(model: Any) -> CausalLMConfig:
@@ -45,12 +40,17 @@ def config_of(model: Any) -> CausalLMConfig:
     Raises:
         InputError: the model is something else.
     """
-    if not is_causal_lm(model):
+    return CausalLMConfig.from_json(_member(model, extras.CONFIG, "causal language model", builder="causal_lm"))
+
+
+def _member(model: Any, name: str, what: str, builder: str) -> bytes:
+    members = extras.of(model)
+    if name not in members:
         raise InputError(
-            f"model {model.name!r} is no causal language model of tfopt: build it with models.causal_lm or "
+            f"model {model.name!r} is no {what} of tfopt: build it with models.{builder} or "
             "models.from_pretrained, and save it with models.save"
         )
-    return CausalLMConfig.from_json(extras.of(model)[extras.CONFIG])
+    return members[name]
 
 
 def weights_of(model: Any) -> dict[str, np.ndarray]:

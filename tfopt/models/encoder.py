@@ -6,10 +6,9 @@ import typing
 from collections.abc import Mapping
 from typing import Any, Literal
 
-import pydantic
-
 from tfopt._keras import extras, keras_api
-from tfopt.errors import InputError, ModelFileError
+from tfopt.decoding.config import read_shape
+from tfopt.errors import InputError
 from tfopt.models.bert import MASKED, BertConfig, BertLayers
 from tfopt.models.keras_parts import bias_of
 from tfopt.models.rotary_encoder import RotaryEncoderConfig, RotaryLayers
@@ -117,10 +116,7 @@ def encoder_config(model: Any) -> tuple[EncoderConfig, Head | None, Pooling]:
         )
     head, pooling = facts.pop("head"), facts.pop("pooling")
     kind: type[Any] = RotaryEncoderConfig if "network" in facts else BertConfig
-    try:
-        config: EncoderConfig = pydantic.TypeAdapter(kind).validate_json(json.dumps(facts), strict=True)
-    except pydantic.ValidationError as error:
-        raise ModelFileError(f"model {model.name!r} holds no shape of an encoder: {error}") from error
+    config: EncoderConfig = read_shape(kind, json.dumps(facts).encode(), "an encoder")
     return config, head, pooling
 
 

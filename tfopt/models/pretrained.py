@@ -136,7 +136,7 @@ def from_pretrained(
             num_labels = found
         dense: list[Path] = []
         if head == "embedding" and isinstance(config, RotaryEncoderConfig):
-            dense = dense_folders(folder)
+            dense = dense_folders(folder, pooling)
             config = dataclasses.replace(config, embedding_widths=widths(dense))
         with room_for(_checked_bytes(folder, config, architecture), folder):
             model = encoder(config, num_labels, pooling=pooling, generation=generation, head=head, heads=heads)
@@ -286,7 +286,8 @@ def save_pretrained(
     dense = [path for path in weights if path.startswith("embedding_dense_")]
     if dense:
         kernels = [weights[f"embedding_dense_{i}/kernel"] for i in range(len(dense))]
-        files += write_modules(folder, kernels, config.hidden_size, dtype=dtype)
+        pooling = encoder_config(model)[2]
+        files += write_modules(folder, kernels, width=config.hidden_size, pooling=pooling, dtype=dtype)
     tokenizer = extras.of(model).get(extras.TOKENIZERS[0])
     if tokenizer is not None:
         (folder / "tokenizer.json").write_bytes(tokenizer)

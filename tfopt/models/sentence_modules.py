@@ -20,13 +20,19 @@ _WEIGHT = "linear.weight"
 _PACKAGE = "sentence_transformers.models"
 _IDENTITY = "torch.nn.modules.linear.Identity"
 _WIDEST = 2**20
+# Older files have a switch for each kind, newer ones its name.
+_POOLINGS = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
 
 
-def dense_folders(folder: Path) -> list[Path]:
-    """The folders of the dense layers behind the mean of an encoder's tokens, first to last; none without a list.
+def dense_folders(folder: Path, pooling: str) -> list[Path]:
+    """The folders of the dense layers behind the pooled vector, first to last; none without a list.
+
+    Args:
+        folder: with the encoder in it.
+        pooling: that the model is built with, "mean" or "cls".
 
     Raises:
-        ModelFileError: a module that is not known, or a layer with a bias or an activation.
+        ModelFileError: a module that is not known, a layer with a bias or an activation, or another pooling.
     """
     if not (folder / _LIST).is_file():
         return []
@@ -39,7 +45,7 @@ def dense_folders(folder: Path) -> list[Path]:
         place = inside(folder, path, str(folder / _LIST), error=ModelFileError) if path else folder
         name = kind.rpartition(".")[2]
         if name == "Pooling":
-            _check_pooling(place)
+            _check_pooling(place, pooling)
         elif name == "Dense":
             found.append(place)
         elif name not in ("Transformer", "Normalize"):
@@ -77,17 +83,18 @@ def assign_dense(model: Any, folders: list[Path]) -> None:
             assign(model, [entry], tensors, names={_WEIGHT: _WEIGHT}, where=folder)
 
 
-def write_modules(folder: Path, kernels: list[np.ndarray], width: int, dtype: str) -> list[Path]:
-    """Writes the modules of the head "embedding": the mean, dense layers of these kernels, and the norm.
+def write_modules(folder: Path, kernels: list[np.ndarray], *, width: int, pooling: str, dtype: str) -> list[Path]:
+    """Writes the modules of the head "embedding": the pooling, dense layers of these kernels, and the norm.
 
     Args:
         folder: with the encoder in it.
         kernels: (inputs, units) of each layer.
         width: of the encoder.
+        pooling: "mean" or "cls".
         dtype: of the stored kernels.
     """
     files = [write_json(_made(folder / "1_Pooling") / "config.json", {
-        "word_embedding_dimension": width, "pooling_mode_mean_tokens": True, "pooling_mode_cls_token": False,
+        "word_embedding_dimension": width, **{mode: pooling == ours for mode, ours in _POOLINGS.items()},
     })]  # fmt: skip
     listed = [("", "Transformer"), ("1_Pooling", "Pooling")]
     for number, kernel in enumerate(kernels, 2):
@@ -112,10 +119,14 @@ def _made(folder: Path) -> Path:
     return folder
 
 
-def _check_pooling(folder: Path) -> None:
-    found = read_json(folder / "config.json", "pooling", error=ModelFileError)
-    raw = found if isinstance(found, dict) else {}
+def _check_pooling(folder: Path, pooling: str) -> None:
+    content = read_json(folder / "config.json", "pooling", error=ModelFileError)
+    raw = content if isinstance(content, dict) else {}
     modes = [name for name, on in raw.items() if name.startswith("pooling_mode_") and on]
-    if modes != ["pooling_mode_mean_tokens"] and raw.get("pooling_mode") != "mean":
-        said = modes[:3] or str(raw.get("pooling_mode"))[:40]
-        raise ModelFileError(f"{folder / 'config.json'}: only the mean of the tokens is supported, got {said}")
+    said = modes or raw.get("pooling_mode")
+    found = _POOLINGS.get(modes[0]) if len(modes) == 1 else raw.get("pooling_mode")
+    if found not in _POOLINGS.values():
+        known = ", ".join(map(repr, _POOLINGS.values()))
+        raise ModelFileError(f"{folder / 'config.json'}: pooling must be one of {known}, got {str(said)[:80]}")
+    if found != pooling:
+        raise ModelFileError(f"{folder / 'config.json'} says pooling {found!r}, and {pooling!r} was asked for")

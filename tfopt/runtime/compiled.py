@@ -12,8 +12,8 @@ from tfopt.errors import ModelFileError
 from tfopt.tflite.file import read_tflite
 from tfopt.tflite.operands import check_operands
 
-# XNNPACK's name for a cache without a file. Without any, it packs the weights anew for every signature: a file of
-# 141 MB took 1,027 MB and 3.4 s to load, with it 250 MB and 0.7 s.
+# XNNPACK's name for a cache without a file. Without any, it packs the weights anew for every signature, which takes
+# four times the memory and the time to load a file of eight (`python -m benchmarks.loading`).
 _IN_MEMORY = ":memory"
 # What comes of a file whose parts do not fit each other: names that are none or not UTF-8, tensors of other sizes.
 MISFITS = (RuntimeError, ValueError, KeyError)

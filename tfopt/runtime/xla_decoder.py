@@ -34,8 +34,7 @@ class XlaDecoder(Decoder):
     """
 
     def __init__(self, model: Any, bits: int | None = None) -> None:
-        if bits not in (None, 8, 4):
-            raise InputError(f"bits must be 8, 4 or None, got {bits!r}")
+        check_bits(bits)
         self.config: CausalLMConfig = config_of(model)
         self.context = self.config.max_position_embeddings
         self.bits = bits
@@ -162,6 +161,12 @@ class XlaSession(LoopSession):
 
     def close(self) -> None:
         self._keys, self._values = [], []
+
+
+def check_bits(bits: int | None) -> None:
+    """Raises InputError for bits that weights cannot be kept in."""
+    if bits not in (None, 8, 4):
+        raise InputError(f"bits must be 8, 4 or None, got {bits!r}")
 
 
 def caches_of(keys: Any, values: Any) -> list[Cache]:

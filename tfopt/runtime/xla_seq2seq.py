@@ -10,8 +10,7 @@ import tensorflow as tf
 from tfopt.decoding.seq2seq_decoder import Seq2SeqDecoder, Seq2SeqSession
 from tfopt.decoding.seq2seq_step import advance, read_source
 from tfopt.decoding.weights import seq2seq_config_of, weights_of
-from tfopt.errors import InputError
-from tfopt.runtime.xla_decoder import caches_of, narrow_products, store, stored_weights
+from tfopt.runtime.xla_decoder import caches_of, check_bits, narrow_products, store, stored_weights
 
 _LENGTHS = (8, 32, 128, 512)  # of compiled programs; sources are padded to one of them
 _NEW = (1, 8, 32)
@@ -26,8 +25,7 @@ class XlaSeq2SeqDecoder(Seq2SeqDecoder):
     """
 
     def __init__(self, model: Any, bits: int | None = None) -> None:
-        if bits not in (None, 8, 4):
-            raise InputError(f"bits must be 8, 4 or None, got {bits!r}")
+        check_bits(bits)
         self.config = seq2seq_config_of(model)
         self.context = self.source_room = self.config.max_position_embeddings
         self.bits = bits
