@@ -10,7 +10,7 @@ from tfopt._keras import keras_api
 TRIED = {
     "own_weights": ("inspect", "shrink", "float32"), "siamese_cosine": ("dynamic_int8",), "lstm": ("float32",),
     "many_outputs": ("distill",), "string_lookup": ("shrink", "dynamic_int8"), "mixed_bfloat16": ("float32",),
-    "text_in": ("saved_model", "quantize"), "tied_table": ("int8",), "subclassed": ("prune", "float16"),
+    "text_in": ("saved_model", "quantize"), "records": ("float32", "distill"), "tied_table": ("int8",), "subclassed": ("prune", "float16"),
 }  # fmt: skip
 # What must be refused, with the reason.
 REFUSALS = {("text_in", "xla"): "XLA computes with numbers only"}

@@ -198,10 +198,10 @@ def _tflite(path: Path, values: Values) -> Callable[[Any], list[np.ndarray]]:
         return lambda rows: [np.stack([_decoded(runner, texts[row], heads) for row in rows])]
     (key, *_) = interpreter.get_signature_list()
     runner = interpreter.get_signature_runner(key)
-    # Of a model that is cut behind a vocabulary, the file takes ids.
+    # Of a model that is cut behind a vocabulary, the file takes ids or encoded words.
     members = read_metadata(path)
     lookups = from_json(members[LOOKUPS], str(path)) if LOOKUPS in members else []
-    values = {**values, **{lookup.target: lookup.ids(values[lookup.name]) for lookup in lookups}}
+    values = {**values, **{lookup.target: lookup.values(values[lookup.name]) for lookup in lookups}}
     values = {name: value for name, value in values.items() if name not in {lookup.name for lookup in lookups}}
     details, given = runner.get_input_details(), values
     if set(details) != set(values):  # one input, by whatever name

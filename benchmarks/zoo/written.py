@@ -331,6 +331,42 @@ def string_lookup(keras: Any) -> Made:
     return keras.Model([inputs, number], k.Dense(2)(k.Dense(16, "relu")(x))), {"word": words, "number": reals(4)}
 
 
+def records(keras: Any) -> Made:
+    k, rng = keras.layers, np.random.default_rng(0)
+    values = {
+        "age": 54 + 9 * reals(1), "pressure": 130 + 20 * reals(1, seed=1), "thal": rng.choice(WORDS[:3], (ROWS, 1)),
+        "pain": rng.integers(0, 4, (ROWS, 1)), "vessels": rng.choice([10, 20, 30], (ROWS, 1)),
+    }  # fmt: skip
+    values["thal"] = values["thal"].astype(object)
+    inputs = {
+        name: k.Input((1,), name=name, dtype="string" if v.dtype == object else str(v.dtype))
+        for name, v in values.items()
+    }
+    normalize = k.Normalization()
+    normalize.adapt(values["age"])
+    parts = [
+        normalize(inputs["age"]),
+        k.Discretization([110.0, 125.0, 140.0], output_mode="one_hot")(inputs["pressure"]),
+        k.StringLookup(vocabulary=WORDS[:3], output_mode="one_hot")(inputs["thal"]),
+        k.CategoryEncoding(4, output_mode="one_hot")(inputs["pain"]),
+        k.IntegerLookup(vocabulary=[10, 20, 30], output_mode="one_hot")(inputs["vessels"]),
+    ]
+    x = k.Dropout(0.5)(k.Dense(32, "relu")(k.Concatenate()(parts)))
+    return keras.Model(inputs, k.Dense(1, "sigmoid")(x)), values
+
+
+def bag_of_words(keras: Any) -> Made:
+    k = keras.layers
+    inputs = k.Input((1,) if keras.__name__ == "tf_keras" else (), dtype="string", name="text")
+    split = k.TextVectorization(200, ngrams=2, output_mode="tf_idf", pad_to_max_tokens=True)
+    rng = np.random.default_rng(0)
+    texts = np.array([" ".join(rng.choice(WORDS, 6)) for _ in range(ROWS)], object)
+    split.adapt(texts.astype(str))
+    return keras.Model(inputs, k.Dense(2)(k.Dense(16, "relu")(split(inputs)))), {
+        "text": texts[:, None] if keras.__name__ == "tf_keras" else texts
+    }
+
+
 def _mixed(policy: str) -> Any:
     def build(keras: Any) -> Made:
         k = keras.layers
@@ -432,6 +468,8 @@ ENTRIES = [
     Entry("tied_table", tied_table),
     Entry("text_in", text_in),
     Entry("string_lookup", string_lookup),
+    Entry("records", records),
+    Entry("bag_of_words", bag_of_words),
     Entry("mixed_float16", _mixed("mixed_float16")),
     Entry("mixed_bfloat16", _mixed("mixed_bfloat16")),
     Entry("float16", float16),

@@ -3,7 +3,7 @@
 from typing import Any
 
 from tfopt._keras import extras, keras_api
-from tfopt._keras.lookups import carry_vocabularies
+from tfopt._keras.adapted import carry_adapted
 
 _CARRIED = ("_tfopt_quantization",)  # what goes with the model object besides its members
 
@@ -26,7 +26,7 @@ def copy_of(model: Any) -> Any | None:
         return None  # layers that name their sublayers anew, or that need more than their configuration
     for old, new in zip(ours, theirs, strict=True):
         new.variable.assign(keras_api.to_numpy(old.variable))
-    carry_vocabularies(model, made)
+    carry_adapted(model, made)
     if keras.__name__ == "keras":  # an input without a name of its own gets its layer's in a clone
         for old, new in zip(model.inputs or [], made.inputs or [], strict=True):
             new.name = old.name

@@ -18,6 +18,7 @@ from tfopt._keras.sizes import Size
 
 _ROWS = 2
 _WORDS = 8  # of a text
+_ROWS_OF = {"Embedding": "input_dim", "CategoryEncoding": "num_tokens"}
 _TRIED = (8, 32, 67, 257)
 
 
@@ -29,7 +30,8 @@ class InputFacts:
         rows: input -> rows of the table in which its ids are looked up, where that is known.
         masks: mask -> the inputs whose padding it tells from content.
         spans: input -> least and largest of its values, where a layer that rescales them tells.
-        words: input of texts -> words that the layer which reads it knows, and how many a text has.
+        words: input of texts, or of numbers that stand for something -> words that the layer which reads it knows,
+            and how many a text has.
     """
 
     rows: dict[str, int]
@@ -74,6 +76,8 @@ def _drawn(rng: np.random.Generator, name: str, spec: Any, facts: InputFacts, pa
         words, count = facts.words.get(name, (("text",), 1))
         texts = [" ".join(rng.choice(words, rng.integers(1, count + 1))) for _ in range(int(np.prod(shape)))]
         return np.array(texts, object).reshape(shape)
+    if name in facts.words:
+        return rng.choice([int(word) for word in facts.words[name][0]], shape)
     if name in facts.masks:  # full rows and shorter ones
         kept = shape[1] - np.arange(shape[0]) % (4 if padded else 1) * shape[1] // 8
         return np.arange(shape[1]) < kept[:, None]
@@ -191,20 +195,19 @@ def _known_words(model: Any, inputs: Inputs) -> dict[str, tuple[tuple[str, ...],
     found = {}
     for name, source in sources_of(model, inputs).items():
         for layer in _readers(source):
-            if type(layer).__name__ in LOOKUPS and inputs.specs[name].dtype == tf.string and words_of(layer):
+            if type(layer).__name__ in LOOKUPS and words_of(layer):
                 found[name] = words_of(layer), _WORDS if type(layer).__name__ == "TextVectorization" else 1
     return found
 
 
 def rows_of_tables(model: Any, inputs: Inputs) -> dict[str, int]:
-    """Input -> rows of the table that an Embedding layer looks its ids up in, where the graph shows that."""
+    """Input -> how many ids there are: rows of a table, or places of an encoding, where the graph shows that."""
     return {name: rows for name, source in sources_of(model, inputs).items() if (rows := _rows_read(source))}
 
 
 def _rows_read(source: Any) -> int:
-    return min(
-        (int(layer.input_dim) for layer in _readers(source) if type(layer).__name__ == "Embedding"), default=0
-    )
+    rows = (int(getattr(layer, _ROWS_OF.get(type(layer).__name__, ""), 0)) for layer in _readers(source))
+    return min((count for count in rows if count), default=0)
 
 
 def _readers(source: Any) -> Iterator[Any]:

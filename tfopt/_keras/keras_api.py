@@ -181,11 +181,14 @@ def own_variables(layer: Any) -> list[Any]:
 
 
 def weights(model: Any) -> list[Weight]:
-    """Every variable of the model with the layer that owns it; a shared variable comes once."""
+    """Every variable of the model with the layer that owns it; a shared variable comes once.
+
+    One without a fixed shape, such as the values that a `Discretization` has seen, is no weight.
+    """
     found, seen = [], set()
     for path, layer in [("", model), *walk(model)]:
         for variable in own_variables(layer):
-            if id(variable) not in seen:
+            if id(variable) not in seen and None not in tuple(variable.shape):
                 seen.add(id(variable))
                 name = variable.name.rpartition("/")[2].partition(":")[0]
                 if name == "scale" and _is_rms_norm(layer):  # its own word for what other norms call so

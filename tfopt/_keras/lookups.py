@@ -15,14 +15,6 @@ def lookups(model: Any) -> list[Any]:
     return [layer for layer in found if id(layer) not in inside]
 
 
-def carry_vocabularies(model: Any, made: Any) -> None:
-    """Gives the lookups of a copy what `adapt` taught those of the model: it is in no configuration."""
-    for old, new in zip(lookups(model), lookups(made), strict=True):
-        known = old.get_vocabulary(include_special_tokens=False)
-        if known != new.get_vocabulary(include_special_tokens=False):
-            new.set_vocabulary(known)
-
-
 def tables(model: Any) -> list[Any]:
     """TensorFlow's tables behind them."""
     found = (getattr(layer, "lookup_table", None) for _, layer in keras_api.walk(model))
@@ -31,5 +23,4 @@ def tables(model: Any) -> list[Any]:
 
 def words_of(layer: Any) -> tuple[str, ...]:
     """Texts that such a layer knows, without those that stand for others."""
-    known = [str(word) for word in layer.get_vocabulary()]
-    return tuple(word for word in known if word not in ("", "[UNK]"))
+    return tuple(str(word) for word in layer.get_vocabulary(include_special_tokens=False))

@@ -12,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfopt._keras import extras, keras_api
+from tfopt._keras.adapted import carry_adapted, follow_weights
 
 _HALVES = ("float16", "bfloat16")
 _POLICIES = (*_HALVES, "mixed_float16", "mixed_bfloat16")
@@ -33,6 +34,7 @@ def widen(model: Any) -> None:
     for layer in _layers(model):
         if str(getattr(layer, "compute_dtype", "")) in _HALVES:
             _set_policy(layer, _float32(layer))
+    follow_weights(model)
 
 
 @contextlib.contextmanager
@@ -46,6 +48,7 @@ def widened(model: Any) -> Iterator[None]:
     finally:
         for layer, policy in zip(narrow, before, strict=True):
             _set_policy(layer, policy)
+        follow_weights(model)
 
 
 def float32_copy(model: Any) -> Any | None:
@@ -61,6 +64,7 @@ def float32_copy(model: Any) -> Any | None:
         return None
     for old, new in zip(ours, theirs, strict=True):
         new.variable.assign(np.asarray(keras_api.to_numpy(old.variable), np.float32))
+    carry_adapted(model, made)
     extras.put(made, extras.of(model))
     return made
 

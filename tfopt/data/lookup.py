@@ -5,7 +5,9 @@ A TFLite file has no tables of strings: the model is cut behind such a layer, an
 
 import dataclasses
 import json
+import math
 import re
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -15,6 +17,8 @@ from tfopt.errors import InputError, ModelFileError
 
 Standardize = Literal["lower_and_strip_punctuation", "lower", "strip_punctuation"]
 Split = Literal["whitespace", "character"]
+Encoding = Literal["one_hot", "multi_hot", "count", "tf_idf"]
+_MOST_VALUES = 1 << 24
 _PUNCTUATION = re.compile(rb"[!\"#$%&()\*\+,-\./:;<=>?@\[\\\]^_`{|}~\']")
 
 
@@ -32,6 +36,10 @@ class Lookup:
         split: what a text is split at.
         length: ids of a text, filled up with zeros or cut; None for as many as the longest has.
         integers: numbers are looked up.
+        ngrams: numbers of words next to each other that are looked up together; None for single words.
+        encoding: how ids become numbers for each of the vocabulary; None where the model takes ids.
+        depth: how many numbers that are.
+        weights: of each of them, for "tf_idf".
     """
 
     name: str
@@ -43,6 +51,32 @@ class Lookup:
     split: Split | None = None
     length: int | None = None
     integers: bool = False
+    ngrams: Sequence[int] | None = None
+    encoding: Encoding | None = None
+    depth: int = 0
+    weights: Sequence[float] | None = None
+
+    def values(self, values: Any) -> np.ndarray:
+        """What the model takes for an array of texts or numbers: `ids`, or (rows, depth) float32 encoded ones.
+
+        Raises:
+            InputError: as `ids` does.
+        """
+        if self.encoding is None:
+            return self.ids(values)
+        if self.words:
+            rows = self._ids_of_texts(self._checked(values))
+        else:
+            ids = self.ids(values)
+            if self.encoding == "one_hot":
+                ids = ids[..., 0] if ids.ndim > 1 and ids.shape[-1] == 1 else ids
+                return np.eye(self.depth, dtype=np.float32)[ids]
+            rows = list(ids.reshape(len(ids), -1))
+        counts = [np.bincount(np.array(row, int), minlength=self.depth) for row in rows]
+        found = np.array(counts, np.float32).reshape(-1, self.depth)
+        if self.encoding == "multi_hot":
+            found = np.minimum(found, 1)
+        return found if self.weights is None else found * np.array(self.weights, np.float32)
 
     def ids(self, values: Any) -> np.ndarray:
         """Ids of an array of texts or numbers, (rows, words) int32 for words, else of the array's shape.
@@ -50,18 +84,31 @@ class Lookup:
         Raises:
             InputError: what is looked up is no text or number, or is not in a vocabulary without a place for it.
         """
+        array = self._checked(values)
+        if not self.words:
+            found = [self._id(str(_text(value))) for value in array.reshape(-1)]
+            return np.array(found, np.int32).reshape(array.shape)
+        rows = self._ids_of_texts(array)
+        length = self.length or max(map(len, rows), default=0)
+        filled = [row[:length] + [0] * (length - len(row)) for row in rows]
+        return np.array(filled, np.int32).reshape(len(rows), length)
+
+    def _checked(self, values: Any) -> np.ndarray:
         array = np.asarray(values)
         if self.integers != np.issubdtype(array.dtype, np.integer):
             kind = "integers" if self.integers else "texts"
             raise InputError(f"input {self.name!r} takes {kind}, got {array.dtype}")
-        if not self.words:
-            found = [self._id(str(_text(value))) for value in array.reshape(-1)]
-            return np.array(found, np.int32).reshape(array.shape)
-        texts = array.reshape(len(array), -1)[:, 0]
-        rows = [[self._id(word) for word in self._split(_text(text))] for text in texts]
-        length = self.length or max(map(len, rows), default=0)
-        filled = [row[:length] + [0] * (length - len(row)) for row in rows]
-        return np.array(filled, np.int32).reshape(len(rows), length)
+        return array
+
+    def _ids_of_texts(self, array: np.ndarray) -> list[list[int]]:
+        texts = array.reshape(len(array), -1)[:, 0] if len(array) else array
+        return [[self._id(word) for word in self._joined(self._split(_text(text)))] for text in texts]
+
+    def _joined(self, words: list[str]) -> list[str]:
+        if self.ngrams is None:
+            return words
+        starts = ((size, range(len(words) - size + 1)) for size in self.ngrams)
+        return [" ".join(words[start : start + size]) for size, at in starts for start in at]
 
     def _id(self, word: str) -> int:
         found = self.vocabulary.get(word, self.unknown)
@@ -117,7 +164,12 @@ def _check(lookup: Lookup, source: str) -> None:
         "standardize": lookup.standardize is None or lookup.standardize in get_args(Standardize),
         "split": lookup.split is None or lookup.split in get_args(Split),
         "integers": isinstance(lookup.integers, bool),
-        "length": lookup.length is None or (type(lookup.length) is int and 0 < lookup.length < 1 << 24),
+        "length": lookup.length is None or _is_count(lookup.length),
+        "ngrams": lookup.ngrams is None or _are_all(lookup.ngrams, _is_count),
+        "encoding": lookup.encoding is None or lookup.encoding in get_args(Encoding),
+        "depth": lookup.encoding is None or (_is_count(lookup.depth) and _fits(lookup)),
+        "weights": (lookup.weights is None) == (lookup.encoding != "tf_idf")
+        and (lookup.weights is None or _are_all(lookup.weights, _is_weight, lookup.depth)),
     }  # fmt: skip
     wrong = next((name for name, right in fine.items() if not right), None)
     if wrong is not None:
@@ -126,6 +178,24 @@ def _check(lookup: Lookup, source: str) -> None:
 
 def _is_id(value: Any) -> bool:
     return type(value) is int and 0 <= value < 1 << 31
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 < value < _MOST_VALUES
+
+
+def _is_weight(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+def _are_all(values: Any, right: Callable[[Any], bool], count: int | None = None) -> bool:
+    return isinstance(values, list | tuple) and all(map(right, values)) and count in (None, len(values))
+
+
+def _fits(lookup: Lookup) -> bool:
+    """Whether every id has its place; what the rest of the check refuses may not be compared."""
+    ids = lookup.vocabulary.values() if isinstance(lookup.vocabulary, dict) else ()
+    return all(_is_id(i) and i < lookup.depth for i in (*ids, lookup.unknown or 0))
 
 
 def _text(value: Any) -> str:

@@ -11,15 +11,15 @@ from tfopt._keras import extras, keras_api
 from tfopt._keras.input_facts import draw, facts_of, size_to_try
 from tfopt._keras.keras_io import call, inputs_of, sources_of
 from tfopt._keras.lookups import lookups as layers_of
-from tfopt.data.lookup import Lookup, Split, Standardize, to_json
+from tfopt.data.lookup import Encoding, Lookup, Split, Standardize, to_json
 from tfopt.errors import InputError, VerificationError
 from tfopt.export.artifact import Check
-from tfopt.structure.nodes import functional, is_functional
+from tfopt.structure.nodes import functional, is_functional, nodes
 
 _ROWS, _TOLERANCE = 16, 1e-5
 # Settings that have a form outside of TensorFlow.
 _KNOWN: dict[str, tuple[Any, ...]] = {
-    "output_mode": ("int",), "ngrams": (None,), "invert": (False, None), "ragged": (False, None),
+    "output_mode": ("int", *get_args(Encoding)), "invert": (False, None), "ragged": (False, None),
     "sparse": (False, None), "num_oov_indices": (0, 1, None), "split": (*get_args(Split), None),
     "standardize": (*get_args(Standardize), None),
 }  # fmt: skip
@@ -65,17 +65,23 @@ def without_lookups(model: Any) -> Cut | None:
         if len(readers) != 1:
             raise InputError(f"input {name!r} is read by {len(readers)} layers; it can be cut behind one only")
         (layer,) = readers
-        target = f"{name}_ids"
-        tensors[target] = layer.output
+        lookup, output = _lookup(layer, name), _output(root, layer, source)
+        if lookup.words and lookup.encoding and len(output.shape) != 2:
+            raise InputError(
+                f"{_kind(layer)} {layer.name!r} says it gives {tuple(output.shape)} and gives (rows, "
+                f"{lookup.depth}): declare the input {name!r} with the shape ()"
+            )
+        tensors[lookup.target] = output
         cut.append(layer)
-        lookups.append(_lookup(layer, name, target))
+        lookups.append(lookup)
     left = [layer for layer in layers if layer not in cut]
     if left:
         raise InputError(
             f"{_kind(left[0])} {left[0].name!r} reads no input but what is computed; export a SavedModel"
         )
     keras = keras_api.keras_module(keras_api.generation_of(model))
-    fresh = {name: _input(keras, name, tensor) for name, tensor in tensors.items()}
+    encoded = {lookup.target: lookup.depth for lookup in lookups if lookup.encoding}
+    fresh = {name: _input(keras, name, tensor, depth=encoded.get(name)) for name, tensor in tensors.items()}
     behind = keras.Model(list(tensors.values()), root.outputs)
     outputs = behind(list(fresh.values()))
     named = dict(zip(root.output_names, outputs if isinstance(outputs, list) else [outputs], strict=True))
@@ -91,7 +97,7 @@ def ids_for(cut: Cut, values: Mapping[str, Any] | None) -> dict[str, Any] | None
     found = dict(values)
     for lookup in cut.lookups:
         if lookup.name in found:
-            found[lookup.target] = lookup.ids(found.pop(lookup.name))
+            found[lookup.target] = lookup.values(found.pop(lookup.name))
     return found
 
 
@@ -113,7 +119,15 @@ def check_cut(model: Any, cut: Cut) -> Check:
     return Check("lookup", "equal", "equal")
 
 
-def _input(keras: Any, name: str, tensor: Any) -> Any:
+def _output(model: Any, layer: Any, source: Any) -> Any:
+    """What a layer, which other inputs may go to as well, makes of one input."""
+    read = id(source.output)
+    return next(n.symbolic[0] for n in nodes(model) if n.operation is layer and read in n.inputs)
+
+
+def _input(keras: Any, name: str, tensor: Any, depth: int | None) -> Any:
+    if depth is not None:  # Keras 3 makes integers of them, which nothing needs
+        return keras.Input((*tuple(tensor.shape)[1:-1], depth), dtype="float32", name=name)
     dtype = str(getattr(tensor.dtype, "name", tensor.dtype))
     return keras.Input(tuple(tensor.shape)[1:], dtype="int32" if "int" in dtype else dtype, name=name)
 
@@ -122,7 +136,7 @@ def _named(keras: Any, name: str, value: Any) -> Any:
     return keras.layers.Activation("linear", name=name)(value)
 
 
-def _lookup(layer: Any, name: str, target: str) -> Lookup:
+def _lookup(layer: Any, name: str) -> Lookup:
     config, kind = layer.get_config(), _kind(layer)
     for key, known in _KNOWN.items():
         if config.get(key) not in known:
@@ -136,10 +150,20 @@ def _lookup(layer: Any, name: str, target: str) -> Lookup:
     unknown = 1 if words else None
     if not words and config["num_oov_indices"]:
         unknown = 0 if config.get("mask_token") is None else 1
+    encoding = config["output_mode"] if config["output_mode"] != "int" else None
+    if encoding:
+        unknown = None if unknown is None else 0  # nothing is masked there
+    ngrams = config.get("ngrams")
+    table = getattr(layer, "_lookup_layer", layer)
+    depth = config["max_tokens"] if config.get("pad_to_max_tokens") else layer.vocabulary_size()
     return Lookup(
-        name, target, {word: number for number, word in enumerate(listed) if number != unknown},
+        name, f"{name}_encoded" if encoding else f"{name}_ids",
+        {word: number for number, word in enumerate(listed) if number != unknown},
         unknown=unknown, words=words, standardize=config.get("standardize"), split=config.get("split"),
         length=config.get("output_sequence_length"), integers=kind == "IntegerLookup",
+        ngrams=tuple(range(1, ngrams + 1)) if isinstance(ngrams, int) else ngrams and tuple(ngrams),
+        encoding=encoding, depth=depth if encoding else 0,
+        weights=tuple(table.idf_weights.numpy().tolist()) if encoding == "tf_idf" else None,
     )  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-_PATCHES = "ExtractImagePatches"
+_PATCHES, _COUNTS = "ExtractImagePatches", "DenseBincount"
 
 
 def lower(folder: Path) -> None:
@@ -25,6 +25,8 @@ def lower(folder: Path) -> None:
         for function in graph.graph_def.library.function:
             for node in [n for n in function.node_def if n.op == _PATCHES]:
                 changed |= _lower_patches(function, node)
+            for node in [n for n in function.node_def if n.op == _COUNTS]:
+                changed |= _lower_counts(function, node)
             changed |= _keep_roots_finite(function)
     if changed:
         file.write_bytes(proto.SerializeToString())
@@ -59,6 +61,43 @@ def _lower_patches(function: Any, node: Any) -> bool:
     node.CopyFrom(new)
     _rename(function, old, f"{node.name}:output:")
     return True
+
+
+def _lower_counts(function: Any, node: Any) -> bool:
+    """How often, or whether, each id is in a row: a row of one 1 for each, and their sum or largest."""
+    shapes, kind = node.attr["_output_shapes"].list.shape, node.attr["T"]
+    weights = {n.name: n for n in function.node_def}.get(_maker(node.input[2]))
+    is_plain = (
+        weights is not None and weights.op == "Const" and not tf.make_ndarray(weights.attr["value"].tensor).size
+    )
+    if not (is_plain and shapes and len(shapes[0].dim) == 2):
+        return False
+    ids, size = node.input[:2]
+
+    def constant(name: str, value: Any) -> str:
+        made = function.node_def.add(name=f"{node.name}/{name}", op="Const")
+        made.attr["dtype"].type = tf.as_dtype(value.dtype).as_datatype_enum
+        made.attr["value"].tensor.CopyFrom(tf.make_tensor_proto(value))
+        return f"{made.name}:output:0"
+
+    cast = function.node_def.add(name=f"{node.name}/depth", op="Cast", input=[size])
+    cast.attr["SrcT"].CopyFrom(node.attr["Tidx"])
+    cast.attr["DstT"].type = tf.int32.as_datatype_enum
+    dtype = tf.as_dtype(kind.type).as_numpy_dtype
+    ends = [constant("one", np.array(1, dtype)), constant("zero", np.array(0, dtype))]
+    hot = function.node_def.add(name=f"{node.name}/hot", op="OneHot", input=[ids, f"{cast.name}:y:0", *ends])
+    hot.attr["T"].CopyFrom(kind)
+    hot.attr["TI"].CopyFrom(node.attr["Tidx"])
+    hot.attr["axis"].i = -1
+    axis = constant("axis", np.array([1], np.int32))
+    new = type(node)(name=node.name, op="Max" if node.attr["binary_output"].b else "Sum")
+    new.input.extend([f"{hot.name}:output:0", axis])
+    new.attr["T"].CopyFrom(kind)
+    new.attr["Tidx"].type = tf.int32.as_datatype_enum
+    new.attr["keep_dims"].b = False
+    new.attr["_output_shapes"].CopyFrom(node.attr["_output_shapes"])
+    node.CopyFrom(new)
+    return True  # their outputs have one name
 
 
 def _keep_roots_finite(function: Any) -> bool:

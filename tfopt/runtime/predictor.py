@@ -205,7 +205,7 @@ class Predictor(abc.ABC):
         return self._cut(joined, signature, named)
 
     def _looked_up(self, inputs: Any) -> Any:
-        """Texts as the ids that the file takes; ids that are given stay."""
+        """Texts as what the file takes in their place; where that is given, it stays."""
         if not isinstance(inputs, Mapping):
             names = [lookup.name for lookup in self._lookups]
             if len(self.input_names) != 1:
@@ -214,7 +214,7 @@ class Predictor(abc.ABC):
         found = dict(inputs)
         for lookup in self._lookups:
             if lookup.name in found:
-                found[lookup.target] = lookup.ids(found.pop(lookup.name))
+                found[lookup.target] = lookup.values(found.pop(lookup.name))
         return found
 
     @property

@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from tfopt._base.cores import usable_cores
 from tfopt._keras import keras_api
+from tfopt._keras.adapted import follow_weights
 from tfopt._keras.layout import Placed, placed
 from tfopt.errors import DataError, InputError
 from tfopt.store.index import INDEX
@@ -53,6 +54,7 @@ def load(model: Any, source: Any, *, mapped: bool = False) -> Any:
     where = "the source" if not isinstance(source, str | Path) else str(source)
     for one, name in _matched(model, {name: value.shape for name, value in tensors.items()}, where):
         _assign(one.variable, tensors[name])
+    follow_weights(model)
     return model
 
 
@@ -64,6 +66,7 @@ def _from_store(model: Any, store: Store, mapped: bool) -> Any:
     with concurrent.futures.ThreadPoolExecutor(usable_cores()) as pool:
         list(pool.map(lambda pair: store.check(pair[1]), matched))
         list(pool.map(lambda pair: _assign(pair[0], store.unchecked(pair[1]), mapped), matched))
+    follow_weights(model)
     return model
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from tfopt._keras import keras_api
-from tfopt._keras.lookups import carry_vocabularies
+from tfopt._keras.adapted import carry_adapted
 from tfopt.structure.nodes import called_layers, is_functional
 from tfopt.structure.resize import Made, Shape, config_of_layer, fitting_changes, remembered
 
@@ -48,7 +48,7 @@ def in_sizes(model: Any, values: Mapping[str, np.ndarray]) -> Any | None:
     if made is not None:
         for weight, new in zip(own, keras_api.weights(made), strict=True):
             new.variable.assign(values[weight.path])
-        carry_vocabularies(model, made)
+        carry_adapted(model, made)
     return made
 
 

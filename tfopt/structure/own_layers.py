@@ -8,10 +8,10 @@ from typing import Any
 import tensorflow as tf
 
 from tfopt._keras import keras_api
+from tfopt._keras.adapted import carry_adapted
 from tfopt._keras.input_facts import size_to_try
 from tfopt._keras.keras_io import call, inputs_of
 from tfopt._keras.layer_calls import Replaced
-from tfopt._keras.lookups import carry_vocabularies
 from tfopt.errors import InputError
 from tfopt.structure.masked import check_same, samples_of
 from tfopt.structure.own_class import config_to_change, from_config, own_config, own_parts, with_part
@@ -91,7 +91,7 @@ def without_own_layers(model: Any, stack: Stack, gone: Sequence[int]) -> Any | N
     for place, variables in targets.items():
         for variable, source in zip(variables, sources[places.get(place, place)], strict=True):
             variable.assign(keras_api.to_numpy(source))
-    carry_vocabularies(model, made)
+    carry_adapted(model, made)
     _check(model, stack, gone, made=made)
     return made
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from tfopt._keras import keras_api
-from tfopt._keras.lookups import carry_vocabularies
+from tfopt._keras.adapted import carry_adapted
 from tfopt.errors import InputError
 from tfopt.structure.nodes import (
     Node,
@@ -90,7 +90,7 @@ def rebuild(model: Any, changes: Changes) -> Any:
             )
         for variable, value in zip(news, wanted, strict=True):
             variable.assign(value)
-        carry_vocabularies(old, new)
+        carry_adapted(old, new)
         filled.update(map(id, news))
     for weight in keras_api.weights(made):  # of layers that take the place of others
         if id(weight.variable) not in filled:
