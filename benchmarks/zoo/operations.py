@@ -270,6 +270,6 @@ def _saved(path: Path, values: Values) -> Callable[[Any], list[np.ndarray]]:
 @functools.cache
 def entries() -> dict[str, Entry]:
     """All models by name."""
-    from benchmarks.zoo import imported, written
+    from benchmarks.zoo import built_in, imported, written
 
-    return {entry.name: entry for entry in (*written.ENTRIES, *imported.ENTRIES)}
+    return {entry.name: entry for entry in (*written.ENTRIES, *built_in.ENTRIES, *imported.ENTRIES)}

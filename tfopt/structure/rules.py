@@ -14,10 +14,15 @@ from tfopt.structure.walk import Place, Walk, fresh, norm_over
 def apply(walk: Walk, op: Any) -> None:
     """Gives axes to the outputs of an operation whose inputs have theirs."""
     rule = RULES.get(op.type)
-    if rule is None:
+    if rule is None or any(_is_vague(tensor) for tensor in op.inputs):
         walk.unknown(op)
     else:
         rule(walk, op)
+
+
+def _is_vague(tensor: Any) -> bool:
+    """Whether sizes of a tensor depend on what is in others, as where strings are compared."""
+    return tensor.dtype not in (tf.resource, tf.variant) and not tensor.shape.is_fully_defined()
 
 
 def only_shape(walk: Walk, op: Any) -> None:
@@ -105,7 +110,7 @@ def transpose(walk: Walk, op: Any) -> None:
 def reshape(walk: Walk, op: Any) -> None:
     """Splits and joins factors; sizes that stand in the model's configuration can only change in known layers."""
     value, (output,) = walk.of(op.inputs[0]), op.outputs
-    result = None if output.shape.rank is None else regroup(value, [int(d) for d in output.shape])
+    result = regroup(value, [int(d) for d in output.shape]) if output.shape.is_fully_defined() else None
     if result is None:
         walk.unknown(op)
         return
@@ -308,7 +313,7 @@ RULES: dict[str, Callable[[Walk, Any], None]] = {
     **dict.fromkeys(("Shape", "Size", "Rank", "Range", "Fill", "NoOp"), only_shape),
     **dict.fromkeys(("MatMul", "BatchMatMulV2", "BatchMatMulV3"), matmul),
     **dict.fromkeys(("Conv2D", "Conv3D"), convolution),
-    **dict.fromkeys(("MaxPool", "AvgPool"), pool),
+    **dict.fromkeys(("MaxPool", "AvgPool", "MaxPool3D", "AvgPool3D"), pool),
     **dict.fromkeys(("Mean", "Sum", "Max", "Min", "Prod", "Any", "All"), reduction),
     **dict.fromkeys(("Softmax", "LogSoftmax"), softmax),
     **dict.fromkeys(("Reshape", "ExpandDims", "Squeeze"), reshape),
