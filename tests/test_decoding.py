@@ -8,10 +8,12 @@ from tfopt.compress import quantize
 from tfopt.decoding.generate import GenerateConfig
 from tfopt.engine.generator import Generator
 from tfopt.errors import InputError, ModelFileError
+from tfopt.numerics.agreement import MEASURES
 from tfopt.quantization import NAMED, QuantizeConfig
 from tfopt.quantization.calibration import quantize_weights
 from tfopt.quantization.weights import on_grids
 from tfopt.runtime.eager_decoder import EagerDecoder
+from tfopt.runtime.second import run_second
 from tfopt.runtime.tflite_decoder import TFLiteDecoder
 from tfopt.runtime.xla_decoder import XlaDecoder
 from tfopt.tflite.file import read_metadata, read_tflite
@@ -115,6 +117,22 @@ def test_small_caches_and_tied_tables(tmp_path):
             "logits"
         ]
         np.testing.assert_allclose(found, expected, atol=limit * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+@pytest.mark.filterwarnings("ignore:(?s).*tf.lite.Interpreter is deprecated")
+@pytest.mark.parametrize("quantization", ["dynamic_int8", "dynamic_int4_block32"])
+def test_narrow_files_in_a_second_runtime(tmp_path, family, quantization):
+    """GPT-2's attention scales are folded into its grids, whose scales were then no longer those of the file."""
+    artifact = tfopt.export(
+        make(family), tmp_path / "m.tflite", lengths=[32], quantization=quantization, accept=MEASURES
+    )
+    assert any(check.name.startswith("correlation in TensorFlow Lite") for check in artifact.checks)
+    ids = tokens(2)
+    inputs = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+    found, _ = run_second(artifact.path, inputs)
+    expected = tfopt.Predictor.load(artifact.path).predict(inputs)["logits"]
+    assert np.corrcoef(found["logits"].ravel(), expected.ravel())[0, 1] > 0.999
 
 
 def test_files_that_generate(tmp_path):

@@ -16,6 +16,7 @@ from tfopt.engine.opening import generates
 from tfopt.errors import InputError, ModelFileError
 from tfopt.models import Seq2SeqConfig, from_pretrained, save_pretrained, seq2seq
 from tfopt.runtime.eager_seq2seq import EagerSeq2SeqDecoder
+from tfopt.runtime.second import run_second
 from tfopt.runtime.tflite_seq2seq import TFLiteSeq2SeqDecoder
 from tfopt.tflite.file import read_tflite
 
@@ -39,6 +40,16 @@ def files(tmp_path_factory):
         name: tfopt.export(from_pretrained(FOLDER / name), folder / f"{name}.tflite", lengths=[8, 24]).path
         for name in NAMES
     }
+
+
+@pytest.mark.filterwarnings("ignore:(?s).*tf.lite.Interpreter is deprecated")
+@pytest.mark.parametrize("name", NAMES)
+def test_a_second_runtime_gives_the_same(files, golden, name):
+    inputs = given(golden, name)
+    found, runtime = run_second(files[name], inputs)
+    assert runtime == "TensorFlow Lite"
+    expected = tfopt.Predictor.load(files[name]).predict(inputs)["logits"]
+    np.testing.assert_allclose(found["logits"], expected, atol=1e-4 * np.abs(expected).max())
 
 
 def given(golden, name):

@@ -2,9 +2,11 @@
 
 import contextlib
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from tfopt._base.cores import usable_cores
 from tfopt._base.files import replacing
@@ -17,10 +19,11 @@ from tfopt.tflite.operands import check_operands
 _IN_MEMORY = ":memory"
 # What comes of a file whose parts do not fit each other: names that are none or not UTF-8, tensors of other sizes.
 MISFITS = (RuntimeError, ValueError, KeyError)
+Make = Callable[[np.ndarray], Any]
 
 
-def compiled(path: Path, threads: int | None, weight_cache: str | Path | None = None) -> Any:
-    """A `CompiledModel` of a file.
+def compiled(path: Path, threads: int | None, weight_cache: str | Path | None = None) -> tuple[Any, Make]:
+    """A `CompiledModel` of a file, and what makes an array a buffer that it takes.
 
     Args:
         path: the file.
@@ -41,9 +44,10 @@ def compiled(path: Path, threads: int | None, weight_cache: str | Path | None = 
         )
         options = litert.Options(hardware_accelerators=litert.HardwareAccelerator.CPU, cpu_options=cpu)
         try:
-            return litert.CompiledModel.from_file(str(path), options=options)
+            model = litert.CompiledModel.from_file(str(path), options=options)
         except Exception as error:  # whatever LiteRT raises for a file whose parts do not fit
             raise ModelFileError(f"{path} is no TFLite file that loads: {first_line(error)}") from error
+    return model, litert.TensorBuffer.create_from_host_memory
 
 
 def first_line(error: Exception) -> str:

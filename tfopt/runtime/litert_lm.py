@@ -64,7 +64,7 @@ class LiteRtLmDecoder(OneTextDecoder):
         self.tflite = container.decoder(Path(folder, "model.tflite"))
         try:
             self.members = read_metadata(self.tflite)
-            self.model = compiled(self.tflite, threads)
+            self.model, _ = compiled(self.tflite, threads)
         except ModelFileError as error:  # which names a copy
             raise ModelFileError(str(error).replace(str(self.tflite), f"the TFLite file in {path}")) from error
         if extras.CONFIG not in self.members:

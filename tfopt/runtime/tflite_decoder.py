@@ -17,7 +17,7 @@ from tfopt.decoding.config import CausalLMConfig
 from tfopt.decoding.decoder import OneTextDecoder, Session
 from tfopt.decoding.signatures import DecoderSignature, read_signature
 from tfopt.errors import InputError, ModelFileError
-from tfopt.runtime.compiled import MISFITS, compiled, first_line
+from tfopt.runtime.compiled import MISFITS, Make, compiled, first_line
 from tfopt.tflite.file import read_metadata
 
 _ALIGNMENT = 64
@@ -104,8 +104,6 @@ class TFLiteDecoder(OneTextDecoder):
     def __init__(
         self, path: str | Path, threads: int | None = None, weight_cache: str | Path | None = None
     ) -> None:
-        from ai_edge_litert.compiled_model import TensorBuffer
-
         self.path = self.tflite = Path(path)
         check_if_listed(self.path)
         members = read_metadata(self.path)
@@ -113,8 +111,7 @@ class TFLiteDecoder(OneTextDecoder):
             raise ModelFileError(f"{path} holds no causal language model; export one with tfopt")
         self.members = members
         self.config = CausalLMConfig.from_json(members[extras.CONFIG])
-        self._model = compiled(self.path, threads, weight_cache)
-        self._buffers = TensorBuffer
+        self._model, self._buffer = self._loaded(threads, weight_cache)
         self.turn = threading.Lock()  # a compiled model runs for one session after the other
         try:
             self.signatures = self._signatures()
@@ -124,6 +121,9 @@ class TFLiteDecoder(OneTextDecoder):
         self.narrow_cache = "int8" in str(first["dtype"])
         self.sizes = sorted({s.slots for s in self.signatures})
         self.context = self.sizes[-1]
+
+    def _loaded(self, threads: int | None, weight_cache: str | Path | None) -> tuple[Any, Make]:
+        return compiled(self.path, threads, weight_cache)
 
     def _signatures(self) -> list[DecoderSignature]:
         c, found = self.config, []
@@ -167,13 +167,13 @@ class TFLiteSession(Session):
             if old is not None:
                 new.copy_from(old, self.length)
         self._slots, self._bound, self._keys, self._values = slots, {}, keys, values
-        make = decoder._buffers.create_from_host_memory
+        make = decoder._buffer
         self._memory = keys.buffers(make) | values.buffers(make)
 
     def _bind(self, signature: DecoderSignature) -> tuple[Any, ...]:
         """Arrays and buffers of a signature's inputs and outputs."""
         if signature.key not in self._bound:
-            model, make = self._decoder._model, self._decoder._buffers.create_from_host_memory
+            model, make = self._decoder._model, self._decoder._buffer
             details = model.get_signature_list()[signature.key]
             ids, start = aligned(signature.new, np.int32), aligned(1, np.int32)
             shapes = model.get_output_tensor_details(signature.key)

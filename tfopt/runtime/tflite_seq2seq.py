@@ -17,7 +17,7 @@ from tfopt.decoding.decoder import Decoder
 from tfopt.decoding.seq2seq_config import Seq2SeqConfig
 from tfopt.decoding.seq2seq_decoder import Seq2SeqDecoder, Seq2SeqSession
 from tfopt.errors import InputError, ModelFileError
-from tfopt.runtime.compiled import MISFITS, compiled, first_line
+from tfopt.runtime.compiled import MISFITS, Make, compiled, first_line
 from tfopt.runtime.described import Described
 from tfopt.runtime.predictor import Predictor, Signature, StoredWeight
 from tfopt.runtime.tflite_decoder import Stored, aligned
@@ -48,16 +48,13 @@ class TFLiteSeq2SeqDecoder(Seq2SeqDecoder):
     def __init__(
         self, path: str | Path, threads: int | None = None, weight_cache: str | Path | None = None
     ) -> None:
-        from ai_edge_litert.compiled_model import TensorBuffer
-
         self.path = self.tflite = Path(path)
         check_if_listed(self.path)
         self.members = read_metadata(self.path)
         if extras.SEQ2SEQ not in self.members:
             raise ModelFileError(f"{path} holds no encoder-decoder; export one with tfopt")
         self.config = Seq2SeqConfig.from_json(self.members[extras.SEQ2SEQ])
-        self.model = compiled(self.path, threads, weight_cache)
-        self.memory = TensorBuffer.create_from_host_memory
+        self.model, self.buffer = self._loaded(threads, weight_cache)
         self.turn = threading.Lock()  # a compiled model runs for one session after the other
         try:
             keys = list(self.model.get_signature_list())
@@ -68,6 +65,9 @@ class TFLiteSeq2SeqDecoder(Seq2SeqDecoder):
         except (*MISFITS, IndexError) as error:
             raise ModelFileError(f"{path} is no TFLite file that generates: {first_line(error)}") from error
         self.source_room = self.sizes[-1]
+
+    def _loaded(self, threads: int | None, weight_cache: str | Path | None) -> tuple[Any, Make]:
+        return compiled(self.path, threads, weight_cache)
 
     def _slots(self) -> int:
         """Room of a target; checks that keys and values are those of the shape that the file states."""
@@ -152,12 +152,12 @@ class TFLiteSeq2SeqSession(Seq2SeqSession):
     def _buffers(self) -> dict[str, Any]:
         """Keys and values as the file reads them, by the name of its input."""
         if self._bound is None:
-            make = self._decoder.memory
+            make = self._decoder.buffer
             self._bound = {n: b for stored in self._stored.values() for n, b in stored.buffers(make).items()}
         return self._bound
 
     def _run(self, key: str, given: dict[str, np.ndarray], bound: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        model, make = self._decoder.model, self._decoder.memory
+        model, make = self._decoder.model, self._decoder.buffer
         try:
             details, shapes = model.get_signature_list()[key], model.get_output_tensor_details(key)
             known = {**{name: make(value) for name, value in given.items()}, **bound}
@@ -187,7 +187,7 @@ class Seq2SeqPredictor(Predictor):
     decoder: TFLiteSeq2SeqDecoder
 
     def _open(self, threads: int | None) -> list[Signature]:
-        self.decoder = TFLiteSeq2SeqDecoder(self.path, threads)
+        self.decoder = self._make(threads)
         vocab, shape = self.decoder.config.vocab_size, (None, None)
         self.described = Described({_IDS: vocab, _TARGET: vocab}, {_MASK: (_IDS,)})
         inputs = {name: (shape, np.dtype(np.int32)) for name in (_IDS, _MASK, _TARGET)}
@@ -205,6 +205,9 @@ class Seq2SeqPredictor(Predictor):
         with self.decoder.open([0]) as session:
             session.read(ids[None], mask[None])
             return session.score(target[None])[0]
+
+    def _make(self, threads: int | None) -> TFLiteSeq2SeqDecoder:
+        return TFLiteSeq2SeqDecoder(self.path, threads)
 
     def make_decoder(self) -> Decoder:
         return self.decoder

@@ -5,6 +5,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import ml_dtypes
 import numpy as np
 
 from tfopt.quantization.record import Grid
@@ -174,6 +175,8 @@ def _scaled(grid: Grid, factors: np.ndarray) -> Grid:
     if grid.scale.shape[0] == 1 and not equal:  # one scale per tensor becomes one per output
         grid = dataclasses.replace(grid, spec=grid.spec._replace(granularity="channel"))
     scale = grid.scale * np.abs(factors[:1] if equal else factors).astype(np.float32)
+    if isinstance(grid.spec.granularity, int):  # what kernels in blocks compute with
+        scale = scale.astype(ml_dtypes.bfloat16).astype(np.float32)
     zero = np.broadcast_to(grid.zero, scale.shape)
     return dataclasses.replace(
         grid, integers=grid.integers * sign, scale=scale, zero=zero, source=grid.source * factors
