@@ -128,7 +128,7 @@ def test_narrow_files_in_a_second_runtime(tmp_path, family, quantization):
         make(family), tmp_path / "m.tflite", lengths=[32], quantization=quantization, accept=MEASURES
     )
     assert any(check.name.startswith("correlation in TensorFlow Lite") for check in artifact.checks)
-    ids = tokens(2)
+    ids = tokens(1)
     inputs = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
     found, _ = run_second(artifact.path, inputs)
     expected = tfopt.Predictor.load(artifact.path).predict(inputs)["logits"]

@@ -23,6 +23,7 @@ from tfopt.quantization.sensitivity import choose_bits
 from tfopt.quantization.simulation import simulation_of
 from tfopt.quantization.smooth import find_places, smoothed
 from tfopt.quantization.weights import on_grids
+from tfopt.tflite import grids, offsets
 from tfopt.tflite.file import read_tflite
 
 from .decoders import FAMILIES, logits_of, make
@@ -462,3 +463,75 @@ def test_channels_that_reach_far(tied, tmp_path, monkeypatch):
     ] == ["float32"]  # though all else is rounded
     # The norm before a table that is not tied takes the spread itself.
     assert found["apart"] > found["plain"] + 0.3 or not tied
+
+
+def layers_of_all_kinds(keras, width):
+    layers = keras.layers
+    keras.utils.set_random_seed(0)
+    rng = np.random.default_rng(0)
+    dense = keras.Sequential([layers.Input((width,)), layers.Dense(48, "relu"), layers.Dense(40)])
+    for weight in dense.trainable_weights:  # far from zero on one side, as norms leave some
+        weight.assign(keras_api.to_numpy(weight) + 0.3)
+    yield dense, rng.standard_normal((5, width)).astype(np.float32)
+    yield (
+        keras.Sequential([layers.Input((8, 8, 16)), layers.Conv2D(32, 3), layers.Flatten(), layers.Dense(32)]),
+        rng.standard_normal((5, 8, 8, 16)).astype(np.float32),
+    )
+    yield (
+        keras.Sequential(
+            [layers.Input((4,), dtype="int32"), layers.Embedding(100, width), layers.Flatten(), layers.Dense(32)]
+        ),
+        rng.integers(0, 100, (5, 4)).astype(np.int32),
+    )
+
+
+def agrees_with_its_grids(model, x, config, path):
+    """The file's constants."""
+    tfopt.export(model, path, quantization=config, accept=MEASURES)
+    (found,) = tfopt.Predictor.load(path).predict(x).values()
+    with on_grids(model, quantize_weights(model, config)[0].grids):
+        want = np.asarray(model(x))
+    assert np.corrcoef(found.ravel(), want.ravel())[0, 1] > 0.9995
+    return [c for c in read_tflite(path).constants if c.is_matrix]
+
+
+@pytest.mark.parametrize("name", ["dynamic_int4", "weight_only_int4"])
+@pytest.mark.parametrize("width", [36, 38])
+def test_two_bits_take_two_bits(keras, tmp_path, name, width):
+    """LiteRT multiplies them and looks them up by rows of whole bytes; its convolutions make NaN of them."""
+    config = dataclasses.replace(NAMED[name], weight_bits=2)
+    for number, (model, x) in enumerate(layers_of_all_kinds(keras, width)):
+        constants = agrees_with_its_grids(model, x, config, tmp_path / f"{number}.tflite")
+        for constant in constants:
+            narrow = constant.readers & {"FULLY_CONNECTED", "EMBEDDING_LOOKUP", "DEQUANTIZE"}
+            narrow = narrow and len(constant.shape) == 2 and constant.shape[-1] % 4 == 0
+            assert constant.bits == (2 if narrow else 4), constant
+            assert set(np.unique(constant.data)) <= {-1, 0, 1}
+
+
+def test_blocks_lie_where_their_values_do(keras, tmp_path, monkeypatch):
+    plain = dataclasses.replace(NAMED["dynamic_int4_block32"], weight_scale="max")
+    offset = dataclasses.replace(plain, weight_symmetric=False)
+    for number, (model, x) in enumerate(layers_of_all_kinds(keras, 64)):
+        constants = agrees_with_its_grids(model, x, offset, tmp_path / f"{number}.tflite")
+        dense = [c for c in constants if c.bits == 4 and c.scale.ndim == 2 and "FULLY_CONNECTED" in c.readers]
+        assert sum("/offsets/" in c.name for c in constants) == len(dense) > 0
+        errors, want = [], np.asarray(model(x))
+        for config in (plain, offset):
+            with on_grids(model, quantize_weights(model, config)[0].grids):
+                errors.append(np.square(np.asarray(model(x)) - want).mean())
+        assert number or errors[1] < 0.8 * errors[0]
+
+
+def test_lost_offsets_are_seen(keras, tmp_path, monkeypatch):
+    offset = dataclasses.replace(NAMED["dynamic_int4_block32"], weight_symmetric=False)
+    model, _ = next(layers_of_all_kinds(keras, 64))
+    right = offsets._narrow
+    monkeypatch.setattr(offsets, "_narrow", lambda grid: (0 * right(grid)[0], right(grid)[1]))
+    with pytest.raises(VerificationError, match="'(max_abs_error|rms_error|signal_to_noise|correlation)' failed"):
+        tfopt.export(model, tmp_path / "m.tflite", quantization=offset)
+    monkeypatch.undo()
+    monkeypatch.setattr(grids, "add_offsets", lambda model, item: None)
+    with pytest.raises(VerificationError, match="'grids' failed: weight .* has other offsets than its grid"):
+        tfopt.export(model, tmp_path / "m.tflite", quantization=offset)
+    assert not (tmp_path / "m.tflite").exists()

@@ -28,12 +28,13 @@ from tfopt.quantization.plan import plan_weights
 from tfopt.quantization.record import Grid, Record, as_matrix, record_of
 from tfopt.quantization.simulation import Simulation
 from tfopt.quantization.smooth import smoothed
-from tfopt.quantization.weights import on_grids
+from tfopt.quantization.weights import came_in_blocks, on_grids
 from tfopt.tflite.file import read_tflite
 from tfopt.tflite.grids import SMALLEST_QUANTIZED, layer_bits, nearest_grid, size_of, write_grids
 from tfopt.tflite.layer_bits import LayerBits
 from tfopt.tflite.lookups import look_up_rows
 from tfopt.tflite.matching import Matched, Origins, Unmatched
+from tfopt.tflite.offsets import check_offsets
 from tfopt.tflite.owners import Owners
 
 TRAINED = "trained"
@@ -99,15 +100,18 @@ def config_named(name: str, model: Any) -> QuantizeConfig:
     """What a name of `quantization.NAMED` means for a model; a `QuantizeConfig` is taken as it is.
 
     Activations of language models have channels that reach far. In 4 bits they collapse with one scale for each
-    output channel, and their tables, which all tokens come from and are compared with, keep 8.
+    output channel, and their tables, which all tokens come from and are compared with, keep 8. Weights that came in
+    blocks of 4 bits, as those of GGUF files do, keep these.
     """
     config = NAMED[name]
     dynamic, few = config.activations == "dynamic", (config.weight_bits or 8) < 8
     if not is_causal_lm(model) or not (dynamic or few):
         return config
     config = dataclasses.replace(config, smooth=SMOOTH, table_bits=8 if few else None)
-    in_channels = few and dynamic and config.weight_granularity == "channel"
-    return dataclasses.replace(config, weight_granularity=BLOCKS[0]) if in_channels else config
+    if few and dynamic and config.weight_granularity == "channel":
+        config = dataclasses.replace(config, weight_granularity=BLOCKS[0])
+    as_they_came = dataclasses.replace(config, weight_symmetric=False, smooth=None) if few and dynamic else None
+    return as_they_came if as_they_came is not None and came_in_blocks(model, as_they_came) else config
 
 
 def _check_kind(record: Record, config: QuantizeConfig, name: str) -> None:
@@ -115,7 +119,7 @@ def _check_kind(record: Record, config: QuantizeConfig, name: str) -> None:
     specs = [grid.spec for grid in record.grids.values()]
     if config.activations != "dynamic" and any(isinstance(s.granularity, int) for s in specs):
         raise InputError(f"the model was trained in blocks, which {name} files cannot hold; export it as 'trained'")
-    if config.activations != "none" and not all(s.symmetric for s in specs):
+    if config.activations != "none" and not all(s.symmetric or s.has_offsets for s in specs):
         raise InputError(f"the model was trained with asymmetric weights, which {name} files cannot multiply by")
 
 
@@ -299,6 +303,8 @@ def check_grids(path: Path, matched: list[Matched]) -> Check:
             raise VerificationError("grids", f"weight {item.found.name!r} holds other integers than its grid")
         if not np.allclose(constant.scale, _like(item.grid.scale, constant.scale), rtol=1e-6, atol=0):
             raise VerificationError("grids", f"weight {item.found.name!r} has other scales than its grid")
+        if item.grid.spec.has_offsets:
+            check_offsets(item, list(stored.values()))
     return Check("grids", f"{len(matched)} weights", "integers and scales of the file are those of the model")
 
 

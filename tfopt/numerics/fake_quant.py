@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from tfopt.numerics.grids import Granularity, Layout, WeightSpec
 
+OFFSET_LEVELS = 127  # of the offsets of blocks, to either side
 _CLIP_RATIOS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.55, 0.5)
 
 
@@ -44,18 +45,32 @@ def scale_and_zero(
         w: float weight.
         layout: its axes.
         spec: its grid.
-        clip: share of the largest magnitude that the grid reaches, in (0, 1].
+        clip: share of the largest magnitude that the grid reaches, in (0, 1]; above 1, a grid with offsets begins
+            at the lowest value and reaches beyond the highest.
     """
     values, axes = grouped(w, layout, spec.granularity)
     if spec.symmetric:
         reach = tf.reduce_max(tf.abs(values), axes, keepdims=True) * clip
         scale, zero = _usable_scale(reach / spec.largest, spec), tf.zeros_like(reach)
+    elif spec.has_offsets:
+        low, high = (reduce(values, axes, keepdims=True) for reduce in (tf.reduce_min, tf.reduce_max))
+        scale = _usable_scale((high - low) * clip / (spec.largest - spec.smallest), spec)
+        middle = (low + high) / 2 - scale * (spec.largest + spec.smallest) / 2
+        offsets = tf.where(clip > 1.0, low - scale * spec.smallest, middle)
+        zero = -_storable_offsets(offsets, axes[0] - 1) / scale
     else:
         low = tf.minimum(tf.reduce_min(values, axes, keepdims=True), 0.0) * clip
         high = tf.maximum(tf.reduce_max(values, axes, keepdims=True), 0.0) * clip
         scale = _usable_scale((high - low) / (spec.largest - spec.smallest), spec)
         zero = tf.clip_by_value(tf.round(spec.smallest - low / scale), float(spec.smallest), float(spec.largest))
     return scale, zero
+
+
+def _storable_offsets(offsets: tf.Tensor, blocks: int) -> tf.Tensor:
+    """What 8 bits hold of the offsets of blocks, with one scale for those of an output."""
+    reach = tf.reduce_max(tf.abs(offsets), blocks, keepdims=True)
+    step = tf.where(reach > 0, reach / OFFSET_LEVELS, tf.ones_like(reach))
+    return tf.round(offsets / step) * step
 
 
 def _usable_scale(scale: tf.Tensor, spec: WeightSpec) -> tf.Tensor:
@@ -69,8 +84,12 @@ def _usable_scale(scale: tf.Tensor, spec: WeightSpec) -> tf.Tensor:
 def to_integers(w: tf.Tensor, layout: Layout, spec: WeightSpec, scale: tf.Tensor, zero: tf.Tensor) -> tf.Tensor:
     """The integers (as floats, zero point included) of the weight, in its own shape."""
     values, _ = grouped(w, layout, spec.granularity)
-    integers = tf.clip_by_value(tf.round(values / scale) + zero, float(spec.smallest), float(spec.largest))
-    return tf.reshape(integers, w.shape)
+    return tf.reshape(_nearest(values, spec, scale, zero=zero), w.shape)
+
+
+def _nearest(values: tf.Tensor, spec: WeightSpec, scale: tf.Tensor, zero: tf.Tensor) -> tf.Tensor:
+    found = tf.round(values / scale + zero) if spec.has_offsets else tf.round(values / scale) + zero
+    return tf.clip_by_value(found, float(spec.smallest), float(spec.largest))
 
 
 def fake_quant_weight(w: tf.Tensor, layout: Layout, spec: WeightSpec, clip: tf.Tensor | float = 1.0) -> tf.Tensor:
@@ -81,8 +100,7 @@ def fake_quant_weight(w: tf.Tensor, layout: Layout, spec: WeightSpec, clip: tf.T
     if spec.symmetric and isinstance(clip, float) and clip == 1.0 and spec.granularity in ("tensor", "channel"):
         rounded = tf.round(values / scale) * scale  # nothing reaches beyond the grid
     else:
-        integers = tf.clip_by_value(tf.round(values / scale) + zero, float(spec.smallest), float(spec.largest))
-        rounded = (integers - zero) * scale
+        rounded = (_nearest(values, spec, scale, zero=zero) - zero) * scale
     return straight_through(w, tf.reshape(rounded, tf.shape(w)))
 
 
@@ -91,9 +109,12 @@ def best_clip(w: tf.Tensor, layout: Layout, spec: WeightSpec) -> tf.Tensor:
     values, axes = grouped(w, layout, spec.granularity)
     best: tf.Tensor | None = None
     chosen: tf.Tensor | None = None
-    for ratio in _CLIP_RATIOS:
+    # Weights that came in blocks do not always span all of their levels.
+    steps = spec.largest - spec.smallest
+    wider = [steps / n for n in range(steps - 1, steps // 2, -1)] if spec.has_offsets else []
+    for ratio in (*_CLIP_RATIOS, *wider):
         scale, zero = scale_and_zero(w, layout, spec, clip=ratio)
-        rounded = tf.clip_by_value(tf.round(values / scale) + zero, float(spec.smallest), float(spec.largest))
+        rounded = _nearest(values, spec, scale, zero=zero)
         error = tf.reduce_sum(((rounded - zero) * scale - values) ** 2, axes, keepdims=True)
         if best is None:
             best, chosen = error, tf.ones_like(error) * ratio

@@ -24,12 +24,18 @@ class WeightSpec(NamedTuple):
     Attributes:
         bits: 2 to 8.
         granularity: one scale per "tensor", per output "channel", or per block of so many inputs.
-        symmetric: zero is the middle of the grid; else the grid spans the values from lowest to highest.
+        symmetric: zero is the middle of the grid; else the grid spans the values from lowest to highest, with a
+            zero point that is an integer, or in blocks any number.
     """
 
     bits: int
     granularity: Granularity = "channel"
     symmetric: bool = True
+
+    @property
+    def has_offsets(self) -> bool:
+        """Whether blocks lie where their values do, by an offset that is stored beside the integers."""
+        return isinstance(self.granularity, int) and not self.symmetric
 
     @property
     def largest(self) -> int:

@@ -25,8 +25,9 @@ class QuantizeConfig:
         activations: "dynamic" looks for the range of each row while running, "static" fixes one range per
             tensor, for integer-only devices; "none" is what `activation_bits=None` means.
         weight_granularity: one scale per "channel", per "tensor", or per block of 32, 64 or 128 inputs.
-        weight_symmetric: False spans each group from its lowest to its highest weight; files can carry
-            that with float activations only.
+        weight_symmetric: False spans each group from its lowest to its highest weight; files carry that with
+            float activations, and in blocks, whose lowest values are kept in 8 bits. Weights that came in such
+            blocks, as those of GGUF files often do, keep their values.
         activation_symmetric: ranges symmetric around zero; always so with 16 bits.
         weight_scale: "max" reaches the largest weight of each group; "mse" clips it where that lowers the
             squared error (found when quantization starts); "learned" trains the step size (LSQ), which adds
@@ -120,18 +121,19 @@ class QuantizeConfig:
         grain = self.weight_granularity
         if grain not in ("tensor", "channel", *BLOCKS) or isinstance(grain, bool):
             raise InputError(f"weight_granularity must be 'tensor', 'channel', 32, 64 or 128, got {grain!r}")
-        if isinstance(grain, int) and (self.activations != "dynamic" or not self.weight_symmetric):
+        if isinstance(grain, int) and self.activations != "dynamic":
             raise InputError(  # LiteRT multiplies such weights, but does not widen them
-                f"weight_granularity={grain} needs activations='dynamic' and symmetric weights, "
-                f"got {self.activations!r}"
+                f"weight_granularity={grain} needs activations='dynamic', got {self.activations!r}"
             )
         if isinstance(grain, int) and (self.weight_bits or 0) > 4:
             raise InputError(
                 f"weight_granularity={grain} needs 4 bits or less (runtimes have no 8-bit blocks), "
                 f"got {self.weight_bits}"
             )
-        if not self.weight_symmetric and self.activations != "none":
-            raise InputError("weight_symmetric=False needs activations='none': runtimes multiply symmetric weights")
+        if not self.weight_symmetric and self.activations != "none" and not isinstance(grain, int):
+            raise InputError(
+                "weight_symmetric=False needs activations='none' or blocks: runtimes multiply symmetric weights"
+            )
         if not self.weight_symmetric and self.weight_scale == "learned":
             raise InputError("weight_scale='learned' needs weight_symmetric=True")
 
@@ -150,7 +152,9 @@ class QuantizeConfig:
         grain = "tensor" if is_table and self.is_static else self.weight_granularity
         if isinstance(grain, int) and bits > 4:  # no runtime has blocks of 8 bits
             grain = "channel"
-        return WeightSpec(bits, grain, self.weight_symmetric or is_table)  # lookups know no zero point
+        multiplies = self.activations != "none" and not isinstance(grain, int)
+        # Lookups and products know no zero point; those of blocks have offsets added.
+        return WeightSpec(bits, grain, self.weight_symmetric or is_table or multiplies)
 
 
 def check_bits(bits: Any, name: str) -> None:

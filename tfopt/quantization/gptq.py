@@ -71,7 +71,7 @@ def _round_columns(grid: Grid, hessian: np.ndarray) -> np.ndarray:
         errors = np.empty((rest.shape[0], stop - start))
         for i in range(start, stop):
             scale, zero = grid.scale[:, i // width], grid.zero[:, i // width]
-            column = np.clip(np.rint(rest[:, i] / scale) + zero, grid.spec.smallest, grid.spec.largest)
+            column = np.clip(np.rint(rest[:, i] / scale + zero), grid.spec.smallest, grid.spec.largest)
             integers[:, i] = column
             errors[:, i - start] = (rest[:, i] - (column - zero) * scale) / upper[i, i]
             rest[:, i + 1 : stop] -= np.outer(errors[:, i - start], upper[i, i + 1 : stop])

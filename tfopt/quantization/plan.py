@@ -102,7 +102,7 @@ def _decide(selection: Selection, weight: Weight, config: QuantizeConfig) -> Pla
         if not layout.blocks or width % spec.granularity:
             why = f"{width} inputs do not divide into blocks of {spec.granularity}"
             note = f"one scale per channel: {why if layout.blocks else 'its operator takes no blocks'}"
-            spec = spec._replace(granularity="channel")
+            spec = spec._replace(granularity="channel", symmetric=True)
     return PlannedWeight(weight, layout, spec, note=note)
 
 

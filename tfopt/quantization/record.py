@@ -181,5 +181,5 @@ def grid_of(
     """The grid of a matrix whose scales are known: every value goes to the nearest integer."""
     width = source.shape[1] // scale.shape[1]
     spread = [np.repeat(a, width, 1) if a.shape[1] > 1 else a for a in (scale, zero)]
-    integers = np.clip(np.rint(source / spread[0]) + spread[1], spec.smallest, spec.largest).astype(np.int8)
+    integers = np.clip(np.rint(source / spread[0] + spread[1]), spec.smallest, spec.largest).astype(np.int8)
     return Grid(path, spec, integers, scale=scale, zero=zero, source=source, note=note)

@@ -9,9 +9,16 @@ import tensorflow as tf
 
 from tfopt._keras import keras_api
 from tfopt.numerics.fake_quant import best_clip, scale_and_zero, to_integers
+from tfopt.numerics.grids import Layout
+from tfopt.quantization.config import QuantizeConfig
 from tfopt.quantization.kinds import layouts
-from tfopt.quantization.plan import PlannedWeight
-from tfopt.quantization.record import Grid, as_matrix, from_matrix
+from tfopt.quantization.plan import PlannedWeight, plan_weights
+from tfopt.quantization.record import Grid, as_matrix, from_matrix, grid_of
+
+_LOOKED_AT = 16
+# Mean squared error of weights that were rounded before, as a share of their own: what scales and offsets lose when
+# they are stored is a tenth of it, and rounding others to 4 bits ten times as much.
+_ROUNDED_BEFORE = 5e-4
 
 
 def round_to_nearest(planned: PlannedWeight, value: np.ndarray, search_clip: bool) -> Grid:
@@ -26,6 +33,20 @@ def round_to_nearest(planned: PlannedWeight, value: np.ndarray, search_clip: boo
     clip: Any = best_clip(w, planned.layout, planned.spec) if search_clip else 1.0
     scale, zero = scale_and_zero(w, planned.layout, planned.spec, clip=clip)
     return make_grid(planned, w, scale, zero=zero)
+
+
+def came_in_blocks(model: Any, config: QuantizeConfig) -> bool:
+    """Whether the matrices of a model lie in blocks with offsets already, as far as a few rows of some tell."""
+    planned = [p for p in plan_weights(model, config).weights if p.spec.has_offsets]
+    rows = Layout((1,))
+    for one in planned[:: max(1, len(planned) // _LOOKED_AT)]:
+        matrix = as_matrix(keras_api.to_numpy(one.weight.variable).astype(np.float32), one.layout)[:_LOOKED_AT]
+        w = tf.constant(matrix)
+        scale, zero = scale_and_zero(w, rows, one.spec, clip=best_clip(w, rows, one.spec))
+        grid = grid_of(one.path, one.spec, matrix, scale=np.squeeze(scale, -1), zero=np.squeeze(zero, -1))
+        if np.square(grid.values - matrix).mean() > _ROUNDED_BEFORE * np.square(matrix).mean():
+            return False
+    return bool(planned)
 
 
 def make_grid(planned: PlannedWeight, w: tf.Tensor, scale: tf.Tensor, zero: tf.Tensor) -> Grid:

@@ -213,7 +213,7 @@ def _inspect_tflite(path: Path) -> Inspection:
             "done" if c.bits <= 8 else "left in float"} if c.is_kernel else {},
         )
         for c in read_tflite(path).constants
-        if c.dtype.startswith(("float", "int8", "int4", "int16")) and np.prod(c.shape) > 1
+        if c.dtype.startswith(("float", "int2", "int4", "int8", "int16")) and np.prod(c.shape) > 1
     ]  # fmt: skip
     return Inspection(
         path.name, "tflite", layers, parameters=sum(x.parameters for x in layers), bytes=size_of(path)

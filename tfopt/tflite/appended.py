@@ -15,7 +15,7 @@ from ai_edge_litert import schema_py_generated as schema
 from tfopt.numerics.fake_quant import best_clip, scale_and_zero, to_integers
 from tfopt.numerics.grids import Layout, WeightSpec
 from tfopt.tflite import flatbuffer as fb
-from tfopt.tflite.grids import pack_int4
+from tfopt.tflite.grids import packed
 
 _ROWS = Layout((1,))  # of a matrix of (outputs, inputs)
 _ALIGNMENT = 64
@@ -119,7 +119,7 @@ def _append(model: Any, file: BinaryIO, item: Appended, value: np.ndarray) -> No
         scale, zero = scale_and_zero(w, _ROWS, item.spec, clip=clip)
         integers = to_integers(w, _ROWS, item.spec, scale=scale, zero=zero).numpy().astype(np.int8)
         scales[start : start + step] = np.reshape(scale, (len(integers), -1))
-        file.write((integers if item.spec.bits == 8 else pack_int4(integers)).tobytes())
+        file.write(packed(integers, 8 if item.spec.bits == 8 else 4).tobytes())
     if item.scales is None:
         item.parameters.scale = scales[:, 0]
     else:

@@ -18,7 +18,7 @@ _TYPES = {
     0: ("float32", 32, np.float32), 1: ("float16", 16, np.float16), 2: ("int32", 32, np.int32),
     3: ("uint8", 8, np.uint8), 4: ("int64", 64, np.int64), 6: ("bool", 8, np.bool_),
     7: ("int16", 16, np.int16), 9: ("int8", 8, np.int8), 10: ("float64", 64, np.float64),
-    17: ("int4", 4, np.uint8),
+    17: ("int4", 4, np.uint8), 19: ("int2", 2, np.uint8),
 }  # fmt: skip
 _MAPPED = 1 << 28  # bytes of files that are not read whole
 LOOKUPS = frozenset({"GATHER", "EMBEDDING_LOOKUP"})
@@ -34,11 +34,11 @@ class Constant:
 
     Attributes:
         name: its name in the file.
-        dtype: "float32", "int8", "int4" and so on.
+        dtype: "float32", "int8", "int4", "int2" and so on.
         bits: bits of one element.
         shape: its shape.
         readers: names of the operators that read it, in any signature, directly or widened.
-        stored: the bytes as an array, two elements of int4 in each.
+        stored: the bytes as an array, two elements of int4 in each, four of int2.
         scale: scales of an integer tensor, (1,), (channels,), or (channels, blocks); None for other types.
         zero: zero points, like `scale`.
         axis: the axis of the channels.
@@ -56,11 +56,12 @@ class Constant:
 
     @functools.cached_property
     def data(self) -> np.ndarray:
-        """The elements as an array of `dtype`; int4 is unpacked to int8."""
+        """The elements as an array of `dtype`; int4 and int2 are unpacked to int8."""
         found = self.stored
-        if self.dtype == "int4":  # two per byte, the low half first
-            halves = np.stack([found & 0xF, found >> 4], axis=1).reshape(-1).astype(np.int8)
-            found = np.where(halves > 7, halves - 16, halves)[: math.prod(self.shape)]
+        if self.dtype in ("int4", "int2"):  # several per byte, from the low end
+            mask, half = (1 << self.bits) - 1, 1 << (self.bits - 1)
+            parts = np.stack([found >> shift & mask for shift in range(0, 8, self.bits)], axis=1)
+            found = (((parts.reshape(-1) ^ half).astype(np.int8)) - half)[: math.prod(self.shape)]
         return found.reshape(self.shape) if found.size == math.prod(self.shape) else found
 
     @property

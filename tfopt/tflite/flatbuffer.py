@@ -9,9 +9,9 @@ from ai_edge_litert.tools import flatbuffer_utils
 from tfopt.tflite.file import gather_buffers
 
 Op = schema.BuiltinOperator
-FLOAT32, INT32, INT64, INT8, INT4, FLOAT16, INT16 = (
+FLOAT32, INT32, INT64, INT8, INT4, INT2, FLOAT16, INT16 = (
     schema.TensorType.FLOAT32, schema.TensorType.INT32, schema.TensorType.INT64, schema.TensorType.INT8,
-    schema.TensorType.INT4, schema.TensorType.FLOAT16, schema.TensorType.INT16,
+    schema.TensorType.INT4, schema.TensorType.INT2, schema.TensorType.FLOAT16, schema.TensorType.INT16,
 )  # fmt: skip
 
 

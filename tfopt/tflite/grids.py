@@ -12,6 +12,7 @@ from tfopt.quantization.record import Grid, Record
 from tfopt.tflite import flatbuffer as fb
 from tfopt.tflite.layer_bits import LayerBits
 from tfopt.tflite.matching import Matched, Origins, Unmatched, match
+from tfopt.tflite.offsets import add_offsets
 from tfopt.tflite.ranges import strip_ranges
 from tfopt.tflite.weights import LOOKUPS, PRODUCTS, Found
 
@@ -19,8 +20,10 @@ from tfopt.tflite.weights import LOOKUPS, PRODUCTS, Found
 SMALLEST_QUANTIZED = 1024
 # Without integer kernels for float activations: their weights are widened before the product.
 _WIDENED = {fb.Op.TRANSPOSE_CONV}
-# Takes two weights per byte; others store grids of few bits in whole bytes.
+# Takes two weights per byte, or four; others store few bits in whole bytes. Convolutions make NaN of 2 bits.
 _TAKES_INT4 = {fb.Op.FULLY_CONNECTED, fb.Op.CONV_2D, fb.Op.EMBEDDING_LOOKUP}
+_TAKES_INT2 = {fb.Op.FULLY_CONNECTED, fb.Op.EMBEDDING_LOOKUP}
+_TYPES = {8: fb.INT8, 4: fb.INT4, 2: fb.INT2}
 
 
 def write_grids(
@@ -50,6 +53,8 @@ def write_grids(
     widened = {m.found.buffer for m in matched if _needs_widening(m, record.config.activations == "none")}
     for item in matched:
         _write_one(model, item)
+        if item.grid.spec.has_offsets:
+            add_offsets(model, item)
     for graph in model.subgraphs:
         widen(model, graph, widened)
         for op in graph.operators:
@@ -57,7 +62,7 @@ def write_grids(
             if kind not in PRODUCTS:
                 continue
             place, _, version = PRODUCTS[kind]
-            if graph.tensors[int(op.inputs[place])].type in (fb.INT8, fb.INT4):
+            if graph.tensors[int(op.inputs[place])].type in _TYPES.values():
                 fb.opcode(model, kind, version)
                 if hasattr(op.builtinOptions, "asymmetricQuantizeInputs"):
                     op.builtinOptions.asymmetricQuantizeInputs = not record.config.activation_symmetric
@@ -69,16 +74,16 @@ def _needs_widening(item: Matched, weights_only: bool) -> bool:
 
 
 def _write_one(model: Any, item: Matched) -> None:
-    narrow = stored_bits(item) == 4
+    bits = stored_bits(item)
     integers = np.moveaxis(
         item.grid.integers.reshape([item.found.shape[item.found.axis], *_without(item.found)]), 0, item.found.axis
     )
-    model.buffers[item.found.buffer].data = pack_int4(integers) if narrow else integers.ravel().view(np.uint8)
+    model.buffers[item.found.buffer].data = packed(integers, bits)
     half = item.grid.scale.astype(np.float16)  # exact: scales of blocks came from bfloat16
     scales = fb.add_buffer(model, half) if isinstance(item.grid.spec.granularity, int) else 0
     for graph in model.subgraphs:
         for tensor in [t for t in graph.tensors if t.buffer == item.found.buffer]:
-            tensor.type = fb.INT4 if narrow else fb.INT8
+            tensor.type = _TYPES[bits]
             tensor.quantization = _parameters(graph, item, scales)
 
 
@@ -86,11 +91,13 @@ def _without(found: Found) -> list[int]:
     return [size for axis, size in enumerate(found.shape) if axis != found.axis]
 
 
-def pack_int4(integers: np.ndarray) -> np.ndarray:
-    """Two integers of -8 to 7 per byte, the first in the low half."""
-    flat = integers.ravel().astype(np.int8)
-    flat = np.append(flat, np.int8(0)) if flat.size % 2 else flat
-    return ((flat[0::2] & 0xF) | ((flat[1::2] & 0xF) << 4)).astype(np.uint8)
+def packed(integers: np.ndarray, bits: int) -> np.ndarray:
+    """Integers of 2, 4 or 8 bits as bytes, the first of each byte in its low end."""
+    flat, count = integers.ravel().astype(np.int8).view(np.uint8), 8 // bits
+    parts = (np.pad(flat, (0, -flat.size % count)) & ((1 << bits) - 1)).reshape(-1, count)
+    shifts = np.arange(0, 8, bits, dtype=np.uint8)
+    found: np.ndarray = np.bitwise_or.reduce(parts << shifts, axis=1)
+    return found
 
 
 def _parameters(graph: Any, item: Matched, scales: int) -> Any:
@@ -149,9 +156,12 @@ def _row(path: str, item: Matched, note: str) -> LayerBits:
 
 def stored_bits(item: Matched) -> int:
     """Bits that each weight takes in the file."""
-    # A lookup takes rows of 4 bits by whole bytes: those of an odd width come out wrong, without an error.
-    odd = item.found.operator in LOOKUPS and item.found.shape[-1] % 2 == 1
-    return 4 if item.grid.spec.bits <= 4 and item.found.operator in _TAKES_INT4 and not odd else 8
+    # A lookup takes rows of few bits by whole bytes: those of an odd width come out wrong, without an error.
+    width, operator, spec = item.found.shape[-1], item.found.operator, item.grid.spec
+    in_blocks = isinstance(spec.granularity, int)
+    if spec.bits <= 2 and operator in _TAKES_INT2 and width % 4 == 0 and not in_blocks:
+        return 2
+    return 4 if spec.bits <= 4 and operator in _TAKES_INT4 and not (operator in LOOKUPS and width % 2) else 8
 
 
 def nearest_grid(found: Found, bits: int, path: str) -> Grid:
