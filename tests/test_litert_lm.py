@@ -13,14 +13,17 @@ import tensorflow as tf
 import tfopt
 from tfopt._base.children import LIGHT, run_in_child
 from tfopt._base.formats import format_of, kind_of
+from tfopt._base.members import CHAT
 from tfopt._keras import extras
 from tfopt._keras.keras_api import weights
 from tfopt.data.chat import ChatTemplate
 from tfopt.decoding import whole_cache
 from tfopt.decoding.config import MASKED
+from tfopt.decoding.generate import GenerateConfig
 from tfopt.decoding.step import Cache, float_products
 from tfopt.decoding.weights import config_of, weights_of
 from tfopt.decoding.whole_cache import forward_whole
+from tfopt.engine.generator import Generator
 from tfopt.engine.opening import generates
 from tfopt.errors import InputError, ModelFileError, VerificationError
 from tfopt.export.decoder import converted, finished
@@ -76,6 +79,21 @@ def talking(folder, tmp_path_factory):  # noqa: F811
     path = tmp_path_factory.mktemp("litertlm") / "m.litertlm"
     artifact = tfopt.export(model, path, lengths=[192])
     return model, artifact
+
+
+def test_a_template_that_litert_lm_cannot_use_is_left_out_where_that_is_accepted(talking, tmp_path):
+    model, _ = talking
+    before = extras.of(model)[CHAT]
+    extras.keep(model, CHAT, ChatTemplate(GOLDEN["templates"]["brackets"], "<s>", "</s>").to_json())
+    try:
+        with pytest.raises(InputError, match=r"has break or continue.*accept=\['chat'\] leaves the template out"):
+            tfopt.export(model, tmp_path / "m.litertlm", lengths=[32])
+        artifact = tfopt.export(model, tmp_path / "m.litertlm", lengths=[192], accept=["chat"])
+    finally:
+        extras.keep(model, CHAT, before)
+    assert [check.name for check in artifact.checks if check.accepted] == ["chat"]
+    assert Generator.load(artifact.path).generate("Hi", GenerateConfig(max_tokens=3))[0].tokens
+    assert not read_litert_lm(artifact.path).metadata().jinja_prompt_template, "tfopt itself still has it"
 
 
 def test_litert_lm_does_what_the_model_does(talking):

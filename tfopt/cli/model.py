@@ -12,7 +12,7 @@ from tfopt._base.formats import WRITTEN, format_for, format_named
 from tfopt.cli import generate
 from tfopt.cli.output import Imports, Json, Threads, Trust, figure, progress, show, show_report
 from tfopt.errors import InputError
-from tfopt.numerics.agreement import MEASURES
+from tfopt.numerics.agreement import ACCEPTABLE
 
 _FORMATS = ", ".join(format.name for format in WRITTEN)
 _QUANTIZATIONS = " ".join(f"For {f.name}: {', '.join(f.quantizations)}." for f in WRITTEN if f.quantizations)
@@ -152,8 +152,8 @@ def _check_wanted(
     if jit_compile and not kind.compiles:
         raise InputError(f"jit_compile is for SavedModels; a {kind.title} is not compiled by XLA")
     for name in accept:
-        if name not in MEASURES:
-            raise InputError(f"accept must be a list out of {', '.join(MEASURES)}, got {name!r}")
+        if name not in ACCEPTABLE:
+            raise InputError(f"accept must be a list out of {', '.join(ACCEPTABLE)}, got {name!r}")
 
 
 def _calibration_samples(folder: Path, count: int) -> dict[str, Any]:

@@ -18,6 +18,7 @@ _WORDS = (
     (r"export with tokenizer=\.\.\., and with labels=\[\.\.\.\]", "export with --tokenizer, and with --label"),
     (r"^labels must", "--label must"),
     (r"\baccept must be a list out of", "--accept must be one of"),
+    (r"\baccept=\['(\w+)'\]", r"--accept \1"),
     (r"\bjit_compile=True|\bjit_compile\b", "--jit-compile"),
     (r"\b(format|quantization|cache|rounding)='([\w]+)'", r"--\1 \2"),
     (r"^(format|quantization|cache|rounding|smooth) must", r"--\1 must"),

@@ -86,7 +86,7 @@ def export(
         in_place: work on the model itself instead of a copy, which saves its memory. Its layers and weights are
             others while it is exported, so nothing else may use it meanwhile. Models that cannot be copied from
             their configuration, such as subclassed ones, are always exported so; the log says it.
-        accept: names of checks that may fail, out of `numerics.agreement.MEASURES`; which did is said.
+        accept: names of checks that may fail, out of `numerics.agreement.ACCEPTABLE`; which did is said.
         tokenizer: a `tokenizer.json`, or its folder, with which the artifact takes texts; by default the model's.
         labels: names of the classes in the order of their numbers, for answers; by default the model's.
 

@@ -61,7 +61,8 @@ def lengths(model: Any, inputs: Inputs, wanted: Wanted, masks: Mapping[str, Any]
 def write(job: Job, path: Path) -> Written:
     """Writes the file, and runs it in LiteRT-LM."""
     (slots,) = job.slots
-    words = _words(job.model, job.members, slots=slots)
+    texts_alone = "chat" in job.wanted.accept
+    words = _words(job.model, job.members, slots=slots, texts_alone=texts_alone)
     # The tokenizer has a section of its own.
     members = {n: v for n, v in extras.of(job.model).items() if n not in extras.TOKENIZERS}
 
@@ -77,6 +78,8 @@ def write(job: Job, path: Path) -> Written:
         written = write_decoder(job, inner, converter)
         write_litert_lm(path, decoder=inner, tokenizer=words.content, metadata=words.metadata())
     checks = check_in_litert_lm(path, job, words)
+    if texts_alone:
+        checks.append(Check("chat", "no template", "a prompt as the template writes it", accepted=True))
     return Written(written.expected, (*written.checks, *checks), written.layers)
 
 
@@ -101,8 +104,8 @@ def check(path: Path, name: str | None, jit_compile: bool) -> list[Check]:
     return [*checks, Check("metadata", f"{said.max_num_tokens} tokens", "limit and tokenizer")]
 
 
-def _words(model: Any, members: Mapping[str, bytes], slots: int) -> Words:
-    """Tokenizer and template of a model, or the tokenizer that was given."""
+def _words(model: Any, members: Mapping[str, bytes], slots: int, texts_alone: bool) -> Words:
+    """Tokenizer and template of a model, or the tokenizer that was given; no template for `texts_alone`."""
     found = {**extras.of(model), **members}
     config = config_of(model)
     content = found.get(TOKENIZER)
@@ -113,7 +116,8 @@ def _words(model: Any, members: Mapping[str, bytes], slots: int) -> Words:
                 f"LiteRT-LM takes texts, and model {model.name!r} has no tokenizer: give tokenizer=..."
             )
         content = Llama2cTokenizer.parse(pieces).to_json()
-    chat = ChatTemplate.from_json(found[CHAT], f"model {model.name!r}") if CHAT in found else None
+    has_chat = CHAT in found and not texts_alone
+    chat = ChatTemplate.from_json(found[CHAT], f"model {model.name!r}") if has_chat else None
     return Words.of(content, chat, config, slots)
 
 

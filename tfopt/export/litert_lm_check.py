@@ -16,7 +16,7 @@ from tfopt.decoding.decoder import Decoder
 from tfopt.errors import VerificationError
 from tfopt.export.artifact import Check
 from tfopt.export.job import Job
-from tfopt.export.litert_lm_words import Words
+from tfopt.export.litert_lm_words import LEAVE_OUT, Words
 from tfopt.export.said import IDS
 from tfopt.numerics.agreement import log_softmax
 from tfopt.runtime.eager_decoder import EagerDecoder
@@ -219,10 +219,12 @@ def _check_scores(said: Said, found: Followed) -> Check:
 def _check_chat(said: Said, words: Words) -> Check:
     want = words.prompt(_MESSAGE)
     if said.rendered != want:
-        raise VerificationError("chat", f"LiteRT-LM makes {said.rendered!r:.160} of a message, not {want!r:.160}")
+        raise VerificationError(
+            "chat", f"LiteRT-LM makes {said.rendered!r:.160} of a message, not {want!r:.160}; {LEAVE_OUT}"
+        )  # fmt: skip
     if not said.talked:
         raise VerificationError(
             "chat", "LiteRT-LM cannot go on with a conversation: what the template writes of one message must "
-            "begin what it writes of that and its answer",
+            f"begin what it writes of that and its answer; {LEAVE_OUT}",
         )  # fmt: skip
     return Check("chat", f"answers {said.answer!r:.40}", "a prompt as the template writes it, and a second turn")

@@ -32,6 +32,7 @@ _GENERATION = (
     (re.compile(r"\{%(-?)\s*endgeneration\s*(-?)%\}"), r"{%\1 endif \2%}"),
 )
 _LOOPS = re.compile(r"\{%-?\s*(?:break|continue)\s*-?%\}")
+LEAVE_OUT = "accept=['chat'] leaves the template out"
 _TURN = ({"role": "user", "content": "Hello"},)
 
 
@@ -68,10 +69,13 @@ class Words:
         if chat is not None:
             if _LOOPS.search(chat.template):
                 raise InputError(
-                    "the chat template has break or continue, which the Jinja of LiteRT-LM does not know"
+                    "the chat template has break or continue, which the Jinja of LiteRT-LM does not know; "
+                    f"{LEAVE_OUT}"
                 )
             if 2 * len(tokenizer.encode_whole(chat.render(_TURN))) + 16 > slots:
-                raise InputError(f"a cache of {slots} tokens has no room for two messages of the chat template")
+                raise InputError(
+                    f"a cache of {slots} tokens has no room for two messages of the chat template; {LEAVE_OUT}"
+                )
             ends += tuple(tokenizer.special_ids(chat.end_of_turn())[:1])
             # One token cannot be first in texts only: conversations are what such a model is for. Nor may it be
             # written twice, by LiteRT-LM and by a template that has it in its own text.

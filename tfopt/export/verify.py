@@ -17,7 +17,7 @@ from tfopt._base.children import ChildFailedError
 from tfopt.errors import InputError, VerificationError
 from tfopt.export.artifact import Check
 from tfopt.numerics.agreement import (
-    MEASURES,
+    ACCEPTABLE,
     class_agreement,
     correlation,
     divergence,
@@ -104,8 +104,8 @@ class Verified:
 
 def check_accepted(accept: Sequence[str]) -> None:
     """Raises InputError for what cannot be accepted: a file that does not load or repeat itself is no use."""
-    if isinstance(accept, str) or not set(accept) <= set(MEASURES):
-        raise InputError(f"accept must be a list out of {', '.join(MEASURES)}, got {accept!r}")
+    if isinstance(accept, str) or not set(accept) <= set(ACCEPTABLE):
+        raise InputError(f"accept must be a list out of {', '.join(ACCEPTABLE)}, got {accept!r}")
 
 
 def check_outputs(

@@ -8,7 +8,7 @@ import pydantic
 from pydantic import BaseModel, ConfigDict, Field
 
 from tfopt._base.formats import WRITTEN, format_named
-from tfopt.numerics.agreement import MEASURES
+from tfopt.numerics.agreement import ACCEPTABLE
 from tfopt.quantization import NAMED
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -148,8 +148,8 @@ class ExportSection(Section):
     @classmethod
     def _check_accept(cls, value: list[str]) -> list[str]:
         for name in value:
-            if name not in MEASURES:
-                raise ValueError(f"unknown check {name!r}; those that may be accepted are {', '.join(MEASURES)}")
+            if name not in ACCEPTABLE:
+                raise ValueError(f"unknown check {name!r}; those that may be accepted are {', '.join(ACCEPTABLE)}")
         return value
 
     @pydantic.model_validator(mode="after")
