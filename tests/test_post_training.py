@@ -535,3 +535,22 @@ def test_lost_offsets_are_seen(keras, tmp_path, monkeypatch):
     with pytest.raises(VerificationError, match="'grids' failed: weight .* has other offsets than its grid"):
         tfopt.export(model, tmp_path / "m.tflite", quantization=offset)
     assert not (tmp_path / "m.tflite").exists()
+
+
+@pytest.mark.parametrize("settings", [{"weight_bits": 4, "weight_granularity": 32, "weight_symmetric": False},
+                                      {"weight_bits": 2}], ids=["offsets", "two bits"])  # fmt: skip
+def test_offsets_and_two_bits_are_trained(keras, tmp_path, settings):
+    keras.utils.set_random_seed(0)
+    layers = keras.layers
+    model = keras.Sequential([layers.Input((64,)), layers.Dense(48, "relu"), layers.Dense(40)])
+    x = np.random.default_rng(0).standard_normal((128, 64)).astype(np.float32)
+    y = (x[:, 0] > 0).astype(np.int32)
+    tfopt.quantize_aware(model, **settings)
+    model.compile(keras.optimizers.Adam(0.01), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    model.fit(x, y, epochs=40, verbose=0)
+    model = tfopt.finish(model)
+    artifact = tfopt.export(model, tmp_path / "m.tflite", quantization="trained")
+    (found,) = tfopt.Predictor.load(artifact.path).predict(x).values()
+    assert (found.argmax(-1) == y).mean() > 0.9
+    assert np.corrcoef(found.ravel(), np.asarray(model(x)).ravel())[0, 1] > 0.999
+    assert {layer.bits for layer in artifact.layers} == {settings["weight_bits"]}
