@@ -105,7 +105,11 @@ def _texts(job: Job, words: Words, room: int) -> tuple[list[str], str]:
     def text(ids: np.ndarray) -> str:
         # Bytes that make no character come as marks, which take several tokens each.
         decoded: str = words.tokenizer.tokenizer.decode([int(i) for i in ids])
-        return decoded.replace("�", "")[: 2 * room].strip() or "Hello"
+        kept = decoded.replace("�", "")[: 2 * room].strip() or "Hello"
+        # Of ids that no text gives, the text may have more tokens than they were.
+        while len(kept) > 1 and len(words.tokenizer.encode_whole(kept)) > room:
+            kept = kept[: len(kept) // 2].strip() or "H"
+        return kept
 
     rows = job.samples[IDS][:_MOST_PROMPTS]
     return [text(row[:room]) for row in rows], text(rows[0][room : 2 * room])
