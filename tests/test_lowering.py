@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 import tfopt
-from tfopt.errors import VerificationError, WorkFailedError
+from tfopt.errors import InputError, VerificationError, WorkFailedError
 from tfopt.numerics.agreement import correlation
 
 
@@ -65,6 +65,18 @@ def test_other_operators_are_named(tmp_path):
     ):
         tfopt.export(model, tmp_path / "m.tflite")
     assert not list(tmp_path.iterdir())
+    artifact = tfopt.export(model, tmp_path / "m.tflite", allow_flex=True)
+    assert [(c.name, c.found) for c in artifact.checks if c.accepted] == [("flex", "not run: MatrixDeterminant")]
+    assert np.isnan(artifact.max_abs_error), "nothing was compared"
+    with pytest.raises(InputError, match="apply/link the Flex delegate"):
+        tfopt.Predictor.load(artifact.path).predict(np.ones((1, 4), np.float32))
+    with pytest.raises(
+        InputError, match="allow_flex=True is for float TFLite files, got tflite with 'dynamic_int8'"
+    ):
+        tfopt.export(model, tmp_path / "n.tflite", quantization="dynamic_int8", allow_flex=True)
+    plain = keras.Sequential([keras.layers.Input((4,)), keras.layers.Dense(2)])
+    checks = tfopt.export(plain, tmp_path / "n.tflite", allow_flex=True).checks
+    assert "max_abs_error" in {c.name for c in checks}, "what needs no such operator is run as ever"
 
 
 @pytest.mark.parametrize("quantization", [None, "float16"])

@@ -76,6 +76,9 @@ def export(
     labels: Annotated[
         list[str] | None, typer.Option("--label", help="Name of a class, in their order; repeatable.")
     ] = None,
+    allow_flex: Annotated[
+        bool, typer.Option("--allow-flex", help="Keep operators that TFLite lacks; such a file cannot be run here.")
+    ] = False,
     streamed: Annotated[
         bool,
         typer.Option("--streamed", help="A decoder's checkpoint, one weight at a time; dynamic_int8 unless said."),
@@ -88,7 +91,14 @@ def export(
     _check_wanted(model, out, format, quantization=quantization, jit_compile=jit_compile, accept=accept or [])
     if streamed:
         others = (representative, smooth, max_bytes, max_loss, tokenizer, labels, imports)
-        plain = (rounding, cache, samples, trust, jit_compile) == ("nearest", "float32", 128, False, False)
+        plain = (rounding, cache, samples, trust, jit_compile, allow_flex) == (
+            "nearest",
+            "float32",
+            128,
+            False,
+            False,
+            False,
+        )
         if any(value is not None for value in others) or not plain:
             raise InputError("--streamed rounds to nearest and takes --quantization, --length and --accept alone")
         from tfopt.export import export_streamed
@@ -122,6 +132,7 @@ def export(
         accept=accept or (),
         tokenizer=tokenizer,
         labels=labels,
+        allow_flex=allow_flex,
     )
     values = {**dataclasses.asdict(artifact), "path": str(artifact.path)}
     show(as_json, values, lambda: _show_artifact(artifact))

@@ -33,6 +33,7 @@ def convert(
     float16: bool = False,
     owners: Owners | None = None,
     unrolled: bool = False,
+    flex: bool = False,
 ) -> bytes:
     """A float file with one signature per size, or `serving_default` if there is one shape only.
 
@@ -44,6 +45,7 @@ def convert(
         float16: store weights in float16.
         owners: scopes in which layers are traced.
         unrolled: trace recurrent layers step after step: nothing static is inside a loop of the format.
+        flex: keep operators that the format lacks, for TensorFlow's Flex delegate.
 
     Raises:
         WorkFailedError: the converter gave up; its reason is kept.
@@ -53,22 +55,25 @@ def convert(
         with few_passes(model), unfused(model, unrolled), scopes(model, owners or Owners.of(())):
             write_saved_model(model, saved, inputs, lengths=lengths, batch=batch)
         lower(saved)
-        return convert_saved_model(saved, [signature_of(n) for n in lengths or (None,)], float16)
+        return convert_saved_model(saved, [signature_of(n) for n in lengths or (None,)], float16, flex=flex)
 
 
-def convert_saved_model(saved: str | Path, keys: list[str], float16: bool = False) -> bytes:
+def convert_saved_model(saved: str | Path, keys: list[str], float16: bool = False, flex: bool = False) -> bytes:
     """A float file from a SavedModel's signatures.
 
     Raises:
         WorkFailedError: the converter gave up; its reason is kept.
     """
-    content: bytes = run_in_child(_converted, str(saved), keys, float16)
+    content: bytes = run_in_child(_converted, str(saved), keys, float16, flex)
     return widen_after_lookup(content) if float16 else content
 
 
-def _converted(saved: str, keys: list[str], float16: bool) -> bytes:
+def _converted(saved: str, keys: list[str], float16: bool, flex: bool) -> bytes:
     """The child's side: infinities crash the converter, and it collects the garbage of the whole process."""
     converter = tf.lite.TFLiteConverter.from_saved_model(saved, signature_keys=keys)
+    if flex:
+        sets = tf.lite.OpsSet
+        converter.target_spec.supported_ops = [sets.TFLITE_BUILTINS, sets.SELECT_TF_OPS]
     if float16:
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
         converter.target_spec.supported_types = [tf.float16]
@@ -87,6 +92,9 @@ def _reason(error: Exception) -> str:
     lacking = re.search(r"(?:TF Select|Flex) ops: (.*)", str(error))
     if lacking:
         names = lacking[1].strip().replace("Flex", "")
-        return f"the format has no operator {names}; build the model without it, or export a SavedModel"
+        return (
+            f"the format has no operator {names}; build the model without it, export a SavedModel, or give "
+            "allow_flex=True for a runtime with TensorFlow's Flex delegate"
+        )
     lines = [line.strip() for line in str(error).splitlines() if "error:" in line] or str(error).splitlines()
     return lines[0] if lines else type(error).__name__

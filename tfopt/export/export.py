@@ -20,7 +20,7 @@ from tfopt._keras.precision import computes_narrow, float32_copy, stores_narrow,
 from tfopt.data.text_facts import TextFacts
 from tfopt.decoding.weights import is_causal_lm, is_seq2seq
 from tfopt.errors import InputError
-from tfopt.export.artifact import Artifact
+from tfopt.export.artifact import Artifact, Check
 from tfopt.export.integers import resolve
 from tfopt.export.job import Job, Values, Wanted, outputs_of
 from tfopt.export.lookups import check_cut, ids_for, without_lookups
@@ -34,6 +34,7 @@ from tfopt.models.keras_hub import NAMES, as_decoder, is_known, is_task
 from tfopt.quantization.config import QuantizeConfig
 from tfopt.quantization.record import record_of
 from tfopt.quantization.simulation import simulation_of
+from tfopt.tflite.file import flex_operators
 
 _log = logging.getLogger(__name__)
 _FOR_GPTQ = 32  # texts
@@ -55,6 +56,7 @@ def export(
     accept: Sequence[str] = (),
     tokenizer: str | Path | None = None,
     labels: Sequence[str] | None = None,
+    allow_flex: bool = False,
 ) -> Artifact:
     """Writes the model for another runtime and verifies what was written.
 
@@ -89,6 +91,8 @@ def export(
         accept: names of checks that may fail, out of `numerics.agreement.ACCEPTABLE`; which did is said.
         tokenizer: a `tokenizer.json`, or its folder, with which the artifact takes texts; by default the model's.
         labels: names of the classes in the order of their numbers, for answers; by default the model's.
+        allow_flex: for float TFLite files, keep operators that the format lacks, for apps with TensorFlow's Flex
+            delegate. No interpreter that can be installed has it: such a file is not run, and its checks say so.
 
     Returns:
         The artifact with its checks: passed, or accepted.
@@ -112,7 +116,7 @@ def export(
         model, representative = _to_generate(model, representative)
     wanted = Wanted(
         quantization, jit_compile=jit_compile, lengths=lengths, batch_size=batch_size, cache=cache,
-        accept=tuple(accept),
+        accept=tuple(accept), allow_flex=allow_flex,
     )  # fmt: skip
     _check_path(path, kind)
     _check_wanted(kind, wanted)
@@ -122,6 +126,7 @@ def export(
         artifact = export(
             cut.model, path, format=format, quantization=quantization, representative=ids_for(cut, representative),
             lengths=lengths, batch_size=batch_size, accept=accept, tokenizer=tokenizer, labels=labels,
+            allow_flex=allow_flex,
         )  # fmt: skip
         return dataclasses.replace(artifact, checks=(check_cut(model, cut), *artifact.checks))
     members = members_for_texts(model, tokenizer, labels)
@@ -156,13 +161,21 @@ def _written(
         reference = outputs_of(dataclasses.replace(job, model=whole if computes_narrow(model) else model))
         written = kind.writer_module().write(job, temporary)
         checks = [*written.checks, *kind.writer_module().check(temporary, job.name, wanted.jit_compile)]
-        found = _compared(job, temporary, reference, expected=written.expected)
+        flex = flex_operators(temporary) if wanted.allow_flex else ()
+        found = _not_run(flex) if flex else _compared(job, temporary, reference, expected=written.expected)
     sizes = tuple(n if isinstance(n, int) else n.as_dict() for n in job.lengths)
     return Artifact(
         path, kind.name, job.name, jit_compile=wanted.jit_compile, lengths=sizes,
-        max_abs_error=largest_error(found.outputs, reference), agreement=found.agreement,
+        max_abs_error=float("nan") if flex else largest_error(found.outputs, reference), agreement=found.agreement,
         checks=(*checks, *found.checks), layers=written.layers,
     )  # fmt: skip
+
+
+def _not_run(operators: Sequence[str]) -> Verified:
+    """Of a file that no interpreter here can run."""
+    _log.warning("not run, and so not verified: %s need TensorFlow's Flex delegate", ", ".join(operators))
+    check = Check("flex", f"not run: {', '.join(operators)}", "operators of the format", accepted=True)
+    return Verified({}, (check,), agreement=None)
 
 
 def _compared(job: Job, path: Path, reference: Values, expected: Values | None) -> Verified:
@@ -254,6 +267,8 @@ def _check_wanted(kind: Format, wanted: Wanted) -> None:
         others = ", ".join(repr(f.name) for f in WRITTEN if f.compiles)
         raise InputError(f"jit_compile needs format={others}; a {kind.title} is not compiled by XLA")
     check_accepted(wanted.accept)
+    if wanted.allow_flex and (kind.name != "tflite" or quantization not in (None, "float16")):
+        raise InputError(f"allow_flex=True is for float TFLite files, got {kind.name} with {quantization!r}")
     if wanted.batch_size < 1:
         raise InputError(f"batch_size must be 1 or more, got {wanted.batch_size}")
     if wanted.cache not in ("float32", "int8"):

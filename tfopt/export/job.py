@@ -27,6 +27,7 @@ class Wanted:
     batch_size: int
     cache: str
     accept: tuple[str, ...]
+    allow_flex: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

@@ -64,7 +64,9 @@ def write(job: Job, path: Path) -> Written:
         written = write_integers(job, path)
         path.write_bytes(_described(path.read_bytes(), job))
         return written
-    content = convert(job.model, job.inputs, job.lengths, batch=job.wanted.batch_size, float16=half)
+    content = convert(
+        job.model, job.inputs, job.lengths, batch=job.wanted.batch_size, float16=half, flex=job.wanted.allow_flex
+    )
     path.write_bytes(_described(content, job))
     return Written()
 

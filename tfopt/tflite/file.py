@@ -114,6 +114,15 @@ class TFLiteFile:
     variables: tuple[str, ...]
 
 
+def flex_operators(path: str | Path) -> tuple[str, ...]:
+    """Operators of TensorFlow's in a file, which need its Flex delegate."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    codes = schema.ModelT.InitFromPackedBuf(Path(path).read_bytes(), 0).operatorCodes
+    names = (code.customCode.decode() for code in codes if code.customCode)
+    return tuple(sorted(name.removeprefix("Flex") for name in names if name.startswith("Flex")))
+
+
 def read_tflite(path: str | Path) -> TFLiteFile:
     """Reads a file.
 
