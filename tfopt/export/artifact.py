@@ -35,7 +35,8 @@ class Artifact:
         jit_compile: whether the saved function compiles with XLA when it is loaded.
         lengths: sizes that have a signature of their own, as numbers or by input; empty if the model has no open
             axis or takes any size.
-        max_abs_error: largest difference from the Keras model on the verification samples.
+        max_abs_error: largest difference from the Keras model on the verification samples; NaN of a file that no
+            runtime here takes.
         agreement: share of samples whose largest output is the same class as the Keras model's.
         checks: every check that was made.
         layers: the bits of every weight matrix, with the reason where it stayed in float; empty for
