@@ -83,16 +83,13 @@ def export(
             begins in the shortest; by default 128, 256, 512 and so on up to the model's context, at most 4096.
         batch_size: for TFLite, the rows per call.
         input_signature: for subclassed models, ``{name: tf.TensorSpec}`` or one TensorSpec.
-        cache: for TFLite files of causal language models, "float32" or "int8" keys and values: a quarter of the
-            memory.
-        in_place: work on the model itself instead of a copy, which saves its memory. Its layers and weights are
-            others while it is exported, so nothing else may use it meanwhile. Models that cannot be copied from
-            their configuration, such as subclassed ones, are always exported so; the log says it.
+        cache: for TFLite files of causal language models, "float32", or "int8" in a quarter of the bytes.
+        in_place: work on the model itself instead of a copy, which saves its memory; nothing else may use it
+            meanwhile. Models without a configuration to copy, such as subclassed ones, always are; the log says it.
         accept: names of checks that may fail, out of `numerics.agreement.ACCEPTABLE`; which did is said.
-        tokenizer: a `tokenizer.json`, or its folder, with which the artifact takes texts; by default the model's.
+        tokenizer: a `tokenizer.json`, or its folder, for artifacts that take texts; by default the model's.
         labels: names of the classes in the order of their numbers, for answers; by default the model's.
-        allow_flex: for float TFLite files, keep operators that the format lacks, for apps with TensorFlow's Flex
-            delegate. No interpreter that can be installed has it: such a file is not run, and its checks say so.
+        allow_flex: for float TFLite files, keep operators of TensorFlow's Flex delegate; nothing here runs them.
 
     Returns:
         The artifact with its checks: passed, or accepted.
@@ -118,8 +115,7 @@ def export(
         quantization, jit_compile=jit_compile, lengths=lengths, batch_size=batch_size, cache=cache,
         accept=tuple(accept), allow_flex=allow_flex,
     )  # fmt: skip
-    _check_path(path, kind)
-    _check_wanted(kind, wanted)
+    _check_wanted(kind, wanted, path)
     _check_can_be_exported(model)
     cut = without_lookups(model) if kind.fixed_lengths else None
     if cut is not None:
@@ -255,7 +251,8 @@ def _copied(model: Any, in_place: bool) -> Any:
     return model if copy is None else copy
 
 
-def _check_wanted(kind: Format, wanted: Wanted) -> None:
+def _check_wanted(kind: Format, wanted: Wanted, path: Path) -> None:
+    _check_path(path, kind)
     quantization = wanted.quantization
     if quantization is not None and not kind.quantizations:
         others = ", ".join(repr(f.name) for f in WRITTEN if f.quantizations)
