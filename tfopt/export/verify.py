@@ -176,7 +176,9 @@ def check_outputs(
     else:
         for name in set(run.second) & set(reference):
             values = run.second[name]
-            judge.signal(name, values, reference[name][: len(values)], limits=limits, runtime=run.second_name)
+            # One text alone says little of what rounding costs: there the runtimes are compared with each other.
+            wanted = reference[name] if len(values) > 1 else run.outputs[name]
+            judge.signal(name, values, wanted[: len(values)], limits=limits, runtime=run.second_name)
     return Verified(run.outputs, tuple(judge.checks), agreement)
 
 
