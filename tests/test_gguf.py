@@ -18,6 +18,7 @@ from tfopt.export.integers import config_named
 from tfopt.models.gguf import gguf_config
 from tfopt.models.gguf_file import GgufFile
 from tfopt.quantization.calibration import quantize_weights
+from tfopt.tflite.file import read_tflite
 
 from . import gguf_files
 from .decoders import FAMILIES, logits_of, make, tokens
@@ -85,6 +86,11 @@ def test_blocks_of_four_bits_keep_their_values(kind, tmp_path):
     assert max(error for path, error in errors.items() if grids[path].spec.has_offsets) < 1e-4
     artifact = tfopt.export(model, tmp_path / "m.tflite", lengths=[32], quantization="dynamic_int4")
     assert artifact.quantization == "dynamic_int4"
+    names = [c.name for c in read_tflite(artifact.path).constants]
+    products = [path for path, grid in grids.items() if grid.spec.has_offsets]
+    assert sum("/offsets/" in name for name in names) == len(products)
+    sums = read_tflite(artifact.path).operators["SUM"]
+    assert 0 < sums < len(products), "what several weights are multiplied by is summed once"
     ids = tokens(2)
     inputs = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
     found, want = tfopt.Predictor.load(artifact.path).predict(inputs)["logits"], logits_of(model, ids)

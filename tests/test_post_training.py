@@ -531,7 +531,7 @@ def test_lost_offsets_are_seen(keras, tmp_path, monkeypatch):
     with pytest.raises(VerificationError, match="'(max_abs_error|rms_error|signal_to_noise|correlation)' failed"):
         tfopt.export(model, tmp_path / "m.tflite", quantization=offset)
     monkeypatch.undo()
-    monkeypatch.setattr(grids, "add_offsets", lambda model, item: None)
+    monkeypatch.setattr(grids, "add_offsets", lambda model, matched: None)
     with pytest.raises(VerificationError, match="'grids' failed: weight .* has other offsets than its grid"):
         tfopt.export(model, tmp_path / "m.tflite", quantization=offset)
     assert not (tmp_path / "m.tflite").exists()

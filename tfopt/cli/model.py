@@ -91,14 +91,8 @@ def export(
     _check_wanted(model, out, format, quantization=quantization, jit_compile=jit_compile, accept=accept or [])
     if streamed:
         others = (representative, smooth, max_bytes, max_loss, tokenizer, labels, imports)
-        plain = (rounding, cache, samples, trust, jit_compile, allow_flex) == (
-            "nearest",
-            "float32",
-            128,
-            False,
-            False,
-            False,
-        )
+        plain = (rounding, cache, samples) == ("nearest", "float32", 128)
+        plain &= not (trust or jit_compile or allow_flex)
         if any(value is not None for value in others) or not plain:
             raise InputError("--streamed rounds to nearest and takes --quantization, --length and --accept alone")
         from tfopt.export import export_streamed

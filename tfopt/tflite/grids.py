@@ -53,8 +53,7 @@ def write_grids(
     widened = {m.found.buffer for m in matched if _needs_widening(m, record.config.activations == "none")}
     for item in matched:
         _write_one(model, item)
-        if item.grid.spec.has_offsets:
-            add_offsets(model, item)
+    add_offsets(model, matched)
     for graph in model.subgraphs:
         widen(model, graph, widened)
         for op in graph.operators:

@@ -20,25 +20,32 @@ from tfopt.tflite.matching import Matched
 _NAME = "offsets"
 
 
-def add_offsets(model: Any, item: Matched) -> None:
-    """Adds the products of a weight's offsets behind every operator that multiplies by it, in place."""
-    integers, step = _narrow(item.grid)
-    buffer, block = fb.add_buffer(model, integers), int(item.grid.spec.granularity)
+def add_offsets(model: Any, matched: list[Matched]) -> None:
+    """Adds the products of offsets behind every operator that multiplies by a weight which has some, in place.
+
+    What several weights are multiplied by, as queries, keys and values are, is summed once.
+    """
+    narrow = {}
+    for item in (item for item in matched if item.grid.spec.has_offsets):
+        integers, step = _narrow(item.grid)
+        narrow[item.found.buffer] = item, integers.shape, fb.add_buffer(model, integers), _scales(step)
     for graph in model.subgraphs:
         operators: list[Any] = []
-        sums: dict[int, int] = {}
+        sums: dict[tuple[int, int], int] = {}
         for op in graph.operators:
             is_product = fb.code(model, op) == fb.Op.FULLY_CONNECTED
-            if not is_product or graph.tensors[int(op.inputs[1])].buffer != item.found.buffer:
+            known = narrow.get(graph.tensors[int(op.inputs[1])].buffer) if is_product else None
+            if known is None:
                 operators.append(op)
                 continue
-            source = int(op.inputs[0])
-            if source not in sums:
-                made, sums[source] = _summed(model, graph, source, width=item.found.shape[-1], block=block)
+            item, shape, buffer, scales = known
+            source, block = int(op.inputs[0]), int(item.grid.spec.granularity)
+            if (source, block) not in sums:
+                made, sums[source, block] = _summed(model, graph, source, width=item.found.shape[-1], block=block)
                 operators += made
-            offsets = fb.add_tensor(graph, f"{item.found.name}/{_NAME}", integers.shape, fb.INT8, buffer)
-            graph.tensors[offsets].quantization = _scales(step)
-            operators += _added(model, graph, op, offsets=offsets, sums=sums[source])
+            offsets = fb.add_tensor(graph, f"{item.found.name}/{_NAME}", shape, fb.INT8, buffer)
+            graph.tensors[offsets].quantization = scales
+            operators += _added(model, graph, op, offsets=offsets, sums=sums[source, block])
         graph.operators = operators
 
 
