@@ -25,7 +25,7 @@ ALLOWED = {
     "data": {"errors", "_base"},
     "structure": BELOW | {"numerics"},
     "quantization": BELOW | {"numerics"},
-    "decoding": BELOW,
+    "decoding": BELOW | {"numerics"},
     "tflite": {"errors", "_base", "numerics", "quantization"},
     "store": BELOW,
     "archive": {"errors", "_base", "tflite"},

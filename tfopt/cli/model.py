@@ -62,6 +62,7 @@ def export(
     samples: Annotated[int, typer.Option(min=1, help="Records of it, as many of each class.")] = 128,
     rounding: Annotated[str, typer.Option(help="nearest or gptq.")] = "nearest",
     smooth: Annotated[float | None, typer.Option(help="Share of spread moved into weights, 0 to 1.")] = None,
+    rotate: Annotated[bool, typer.Option("--rotate", help="Of models that generate: turn channels first.")] = False,
     max_bytes: Annotated[int | None, typer.Option(min=1, help="Budget of the weights: bits by layer.")] = None,
     max_loss: Annotated[
         float | None, typer.Option(min=0, max=100, help="Percent of classes that bits by layer may change.")
@@ -92,7 +93,7 @@ def export(
     if streamed:
         others = (representative, smooth, max_bytes, max_loss, tokenizer, labels, imports)
         plain = (rounding, cache, samples) == ("nearest", "float32", 128)
-        plain &= not (trust or jit_compile or allow_flex)
+        plain &= not (trust or jit_compile or allow_flex or rotate)
         if any(value is not None for value in others) or not plain:
             raise InputError("--streamed rounds to nearest and takes --quantization, --length and --accept alone")
         from tfopt.export import export_streamed
@@ -109,10 +110,11 @@ def export(
     loaded = load_any(model, trust=trust, imports=imports or ())
     data = None if representative is None else _calibration_samples(representative, samples)
     chosen: Any = quantization
-    if rounding != "nearest" or any(value is not None for value in (smooth, max_bytes, max_loss)):
+    if rotate or rounding != "nearest" or any(value is not None for value in (smooth, max_bytes, max_loss)):
         chosen = _refined(
-            loaded, quantization, data, rounding=rounding, smooth=smooth, budgets=(max_bytes, max_loss), out=out
-        )
+            loaded, quantization, data, budgets=(max_bytes, max_loss), out=out, rounding=rounding, smooth=smooth,
+            rotate=rotate,
+        )  # fmt: skip
     artifact = export_model(
         loaded,
         out,
@@ -173,23 +175,21 @@ def _refined(
     model: Any,
     name: str | None,
     data: Any,
-    rounding: Any,
-    smooth: float | None,
     budgets: tuple[int | None, float | None],
     out: Path,
+    **settings: Any,
 ) -> Any:
     """A named quantization with what the command line adds to it."""
-    from tfopt.export.integers import config_named
+    from tfopt.export.integers import refined
     from tfopt.quantization import NAMED
     from tfopt.quantization.sensitivity import choose_bits
 
     if name is None or name not in NAMED:
         raise InputError(
-            f"--rounding, --smooth, --max-bytes and --max-loss need --quantization {', '.join(NAMED)}, got {name}"
+            f"--rounding, --smooth, --rotate, --max-bytes and --max-loss need --quantization {', '.join(NAMED)}, "
+            f"got {name}"
         )
-    config = dataclasses.replace(config_named(name, model), rounding=rounding)
-    if smooth is not None:
-        config = dataclasses.replace(config, smooth=smooth)
+    config = refined(name, model, **settings)
     if budgets == (None, None):
         return config
     if data is None:

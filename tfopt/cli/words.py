@@ -21,6 +21,7 @@ _WORDS = (
     (r"\baccept=\['(\w+)'\]", r"--accept \1"),
     (r"\bjit_compile=True|\bjit_compile\b", "--jit-compile"),
     (r"\ballow_flex=True", "--allow-flex"),
+    (r"\brotate=True", "--rotate"),
     (r"\b(format|quantization|cache|rounding)='([\w]+)'", r"--\1 \2"),
     (r"^(format|quantization|cache|rounding|smooth) must", r"--\1 must"),
     (r"max_bytes", "--max-bytes"),

@@ -37,6 +37,8 @@ def prepare(model: Any, config: QuantizeConfig) -> Prepared:
         raise InputError(f"model {model.name!r} is already being quantized; call finish(model) first")
     if config.rounding != "nearest" or config.smooth is not None:
         raise InputError("rounding and smooth are for quantization after training; training needs neither")
+    if config.rotate:
+        raise InputError("rotate is for quantization after training; train tfopt.models.rotated(model) instead")
     plan = plan_weights(model, config)
     for skipped in plan.skipped:
         _log.info("%s stays in float: %s", skipped.path, skipped.reason)

@@ -76,8 +76,12 @@ class HuggingFaceTokenizer:
 
     def special_ids(self, text: str) -> list[int]:
         """Ids of the special tokens of a text."""
-        special = {number for number, token in self.tokenizer.get_added_tokens_decoder().items() if token.special}
-        return [number for number in self.encode_whole(text) if number in special]
+        return [number for number in self.encode_whole(text) if number in self.marks]
+
+    @property
+    def marks(self) -> set[int]:
+        """Ids of the special tokens, which no text has."""
+        return {number for number, token in self.tokenizer.get_added_tokens_decoder().items() if token.special}
 
     def stream(self, prompt: Sequence[int]) -> "_Differences":
         return _Differences(self.tokenizer, prompt)

@@ -57,6 +57,9 @@ class CausalLMConfig:
         query_scale: what scores are multiplied by; None for 1 / sqrt(head_dim).
         attention_softcap: scores are bounded to plus and minus this by tanh; None for no bound.
         logit_softcap: logits likewise.
+        inner_rotation: width of the blocks of inner states of the feed-forward layers that a Hadamard matrix turns
+            before the last product, as `models.rotated` leaves them; 0 for none.
+        final_linear: a matrix between the last norm and the logits, as `models.rotated` leaves it.
         dropout: after embeddings and blocks while training, in [0, 1).
         end_tokens: ids with which the model ends a text.
 
@@ -92,6 +95,8 @@ class CausalLMConfig:
     query_scale: float | None = None
     attention_softcap: float | None = None
     logit_softcap: float | None = None
+    inner_rotation: int = 0
+    final_linear: bool = False
     dropout: float = 0.0
     end_tokens: tuple[int, ...] = ()
 
@@ -121,6 +126,12 @@ class CausalLMConfig:
             value = getattr(self, name)
             if not (name in _POSITIVE and value is None) and not 0.0 < value < _BEYOND:
                 raise InputError(f"{name} must be above 0 and below {_BEYOND:g}, got {str(value)[:40]}")
+        turned = self.inner_rotation
+        if turned and (turned < 0 or turned & (turned - 1) or self.intermediate_size % turned):
+            raise InputError(
+                f"inner_rotation must be a power of two that divides intermediate_size, got {turned} "
+                f"and {self.intermediate_size}"
+            )
         if not 0.0 <= self.dropout < 1.0:
             raise InputError(f"dropout must be in [0, 1), got {self.dropout}")
 

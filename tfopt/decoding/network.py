@@ -4,6 +4,8 @@
 over a cache. What differs is how a layer is called, not which layers there are.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 from tfopt.decoding.config import CausalLMConfig
@@ -46,6 +48,9 @@ class Parts(Protocol):
         With `query_key_norm`, queries and keys are normed by head, as "layer_0_attention_query_norm" and so on.
         """
 
+    def rotate(self, x: Any, block: int) -> Any:
+        """Each block of so many numbers along the last axis, times a Hadamard matrix."""
+
     def dropout(self, x: Any) -> Any:
         """What training leaves out at random."""
 
@@ -68,17 +73,20 @@ def hidden_states(config: CausalLMConfig, parts: Parts, ids: Any, positions: Any
     if config.positions == "learned":
         x = x + parts.table(positions, "position_embeddings", config.max_position_embeddings)
     x = parts.dropout(x)
+    turn = partial(parts.rotate, block=config.inner_rotation) if config.inner_rotation else None
     for index in range(config.num_hidden_layers):
         name = f"layer_{index}"
         taken = _attention(config, parts, parts.norm(x, f"{name}_attention_norm"), index=index)
         if config.post_norms:
             taken = parts.norm(taken, f"{name}_attention_post_norm")
         x = x + parts.dropout(taken)
-        inner = feed_forward(config, parts, parts.norm(x, f"{name}_mlp_norm"), name=name, bias=config.output_bias)
+        inner = parts.norm(x, f"{name}_mlp_norm")
+        inner = feed_forward(config, parts, inner, name=name, bias=config.output_bias, turn=turn)
         if config.post_norms:
             inner = parts.norm(inner, f"{name}_mlp_post_norm")
         x = x + parts.dropout(inner)
-    return parts.norm(x, "final_norm")
+    x = parts.norm(x, "final_norm")
+    return parts.linear(x, Linear("final_linear", config.hidden_size, False)) if config.final_linear else x
 
 
 def _attention(config: CausalLMConfig, parts: Parts, x: Any, index: int) -> Any:
@@ -109,12 +117,24 @@ class HasLinear(Protocol):
     def linear(self, x: Any, layer: Linear) -> Any: ...
 
 
-def feed_forward(config: Sizes, parts: HasLinear, x: Any, *, name: str, bias: bool) -> Any:
-    """The two or three matrices of a layer that work on each token by itself."""
+def feed_forward(
+    config: Sizes, parts: HasLinear, x: Any, *, name: str, bias: bool, turn: Callable[[Any], Any] | None = None
+) -> Any:
+    """The two or three matrices of a layer that work on each token by itself.
+
+    Args:
+        config: their sizes.
+        parts: how they are called.
+        x: (batch, tokens, hidden_size).
+        name: of the layer.
+        bias: whether they have biases.
+        turn: what is done to the inner states before the last product.
+    """
     units, act = config.intermediate_size, config.hidden_act
     if config.gated:
         gate = parts.linear(x, Linear(f"{name}_gate", units, bias, activation=act))
         inner = gate * parts.linear(x, Linear(f"{name}_up", units, bias))
     else:
         inner = parts.linear(x, Linear(f"{name}_up", units, bias, activation=act))
+    inner = inner if turn is None else turn(inner)
     return parts.linear(inner, Linear(f"{name}_down", config.hidden_size, bias))

@@ -66,6 +66,9 @@ class _Shapes:
                 self._note_norm(f"layer_{layer}_attention_{part}_norm", self._config.head_size)
         return query
 
+    def rotate(self, x: _Width, block: int) -> _Width:
+        return x
+
     def dropout(self, x: _Width) -> _Width:
         return x
 

@@ -14,6 +14,7 @@ import tensorflow as tf
 from tfopt.decoding.config import MASKED, CausalLMConfig, Norm
 from tfopt.decoding.network import Linear, hidden_states
 from tfopt.decoding.seq2seq_config import Seq2SeqConfig
+from tfopt.numerics.hadamard import hadamard
 
 
 class Products(NamedTuple):
@@ -107,6 +108,10 @@ class Layers:
 
     def scaled(self, x: tf.Tensor, factor: float) -> tf.Tensor:
         return x * factor
+
+    def rotate(self, x: tf.Tensor, block: int) -> tf.Tensor:
+        turned = tf.matmul(tf.reshape(x, [-1, block]), tf.constant(hadamard(block), tf.float32))
+        return tf.reshape(turned, tf.shape(x) if None in x.shape else x.shape)
 
     def dropout(self, x: tf.Tensor) -> tf.Tensor:
         return x

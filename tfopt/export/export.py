@@ -18,8 +18,8 @@ from tfopt._keras.input_facts import facts_of
 from tfopt._keras.keras_io import inputs_of
 from tfopt._keras.precision import computes_narrow, float32_copy, stores_narrow, widened
 from tfopt.data.text_facts import TextFacts
-from tfopt.decoding.weights import is_causal_lm, is_seq2seq
-from tfopt.errors import InputError
+from tfopt.decoding.weights import config_of, is_causal_lm, is_seq2seq
+from tfopt.errors import InputError, WorkFailedError
 from tfopt.export.artifact import Artifact, Check
 from tfopt.export.integers import resolve
 from tfopt.export.job import Job, Values, Wanted, outputs_of
@@ -31,6 +31,7 @@ from tfopt.export.signatures import tried_size
 from tfopt.export.texts import members_for_texts
 from tfopt.export.verify import Verified, check_accepted, check_outputs, largest_error, limits_for
 from tfopt.models.keras_hub import NAMES, as_decoder, is_known, is_task
+from tfopt.models.rotated import FINAL, rotated
 from tfopt.quantization.config import QuantizeConfig
 from tfopt.quantization.record import record_of
 from tfopt.quantization.simulation import simulation_of
@@ -38,6 +39,8 @@ from tfopt.tflite.file import flex_operators
 
 _log = logging.getLogger(__name__)
 _FOR_GPTQ = 32  # texts
+_FINAL_BITS = 8  # of the small matrix before a tied table
+_TURNED = 1e-3  # of the largest output; rotation is exact but for what float32 rounds
 
 
 def export(
@@ -155,8 +158,9 @@ def _written(
     with widened(whole), replacing(path) as temporary:
         job = _plan(whole, kind, wanted, data=data, signature=signature, members=members)
         reference = outputs_of(dataclasses.replace(job, model=whole if computes_narrow(model) else model))
+        job, rotation = _rotated(job, reference)
         written = kind.writer_module().write(job, temporary)
-        checks = [*written.checks, *kind.writer_module().check(temporary, job.name, wanted.jit_compile)]
+        checks = [*rotation, *written.checks, *kind.writer_module().check(temporary, job.name, wanted.jit_compile)]
         flex = flex_operators(temporary) if wanted.allow_flex else ()
         found = _not_run(flex) if flex else _compared(job, temporary, reference, expected=written.expected)
     sizes = tuple(n if isinstance(n, int) else n.as_dict() for n in job.lengths)
@@ -165,6 +169,24 @@ def _written(
         max_abs_error=float("nan") if flex else largest_error(found.outputs, reference), agreement=found.agreement,
         checks=(*checks, *found.checks), layers=written.layers,
     )  # fmt: skip
+
+
+def _rotated(job: Job, reference: Values) -> tuple[Job, list[Check]]:
+    """The export of the model with its channels turned, if the configuration says so."""
+    if job.config is None or not job.config.rotate:
+        return job, []
+    if record_of(job.model) is not None:
+        raise InputError("rotate=True would turn weights off the grids that they were trained on; rotate before")
+    model = rotated(job.model)
+    bits = {FINAL: _FINAL_BITS, **job.config.bits} if config_of(model).final_linear else job.config.bits
+    job = dataclasses.replace(job, model=model, config=dataclasses.replace(job.config, bits=bits))
+    off = max(
+        float(np.abs(found - reference[name]).max() / np.abs(reference[name]).max())
+        for name, found in outputs_of(job).items()
+    )
+    if not off < _TURNED:
+        raise WorkFailedError(f"rotation changed outputs by {off:.3g} of the largest; export without it")
+    return job, [Check("rotation", f"{off:.1e} of the largest output", f"below {_TURNED:g}")]
 
 
 def _not_run(operators: Sequence[str]) -> Verified:

@@ -19,10 +19,12 @@ from tfopt.export.convert import convert, signature_of
 from tfopt.export.decoder import APART
 from tfopt.export.job import Job, Written, outputs_of
 from tfopt.export.observed import Samples
+from tfopt.export.rounding import rounded_in_order
+from tfopt.export.said import IDS
 from tfopt.export.signatures import pad_to
 from tfopt.export.static import check_float_left, write_static
 from tfopt.quantization.calibration import Improved, calibrate, quantize_weights
-from tfopt.quantization.config import BLOCKS, NAMED, QuantizeConfig
+from tfopt.quantization.config import BLOCKS, NAMED, QuantizeConfig, Rounding
 from tfopt.quantization.kinds import layouts
 from tfopt.quantization.plan import plan_weights
 from tfopt.quantization.record import Grid, Record, as_matrix, record_of
@@ -114,6 +116,20 @@ def config_named(name: str, model: Any) -> QuantizeConfig:
     return as_they_came if as_they_came is not None and came_in_blocks(model, as_they_came) else config
 
 
+def refined(
+    name: str, model: Any, rounding: Rounding, *, smooth: float | None = None, rotate: bool = False, **others: Any
+) -> QuantizeConfig:
+    """What a name of `quantization.NAMED` means for a model, with what a recipe or command line adds to it.
+
+    Raises:
+        InputError: a rounding that is none, smoothing outside its range or together with rotation.
+    """
+    config = dataclasses.replace(config_named(name, model), rounding=rounding, **others)
+    if rotate:
+        return dataclasses.replace(config, rotate=True, smooth=smooth)
+    return config if smooth is None else dataclasses.replace(config, smooth=smooth)
+
+
 def _check_kind(record: Record, config: QuantizeConfig, name: str) -> None:
     """Raises InputError where a file of this kind cannot hold the grids that were trained."""
     specs = [grid.spec for grid in record.grids.values()]
@@ -151,7 +167,7 @@ def make_record(
     else:
         if config.needs_data and representative is None:
             raise InputError(_NEEDS_DATA)
-        record, improved = quantize_weights(model, config, inputs, samples=representative)
+        record, improved = _rounded(model, config, inputs, representative=representative)
         checks = [] if improved is None else [_gptq_check(improved)]
     if config.is_static and not record.ranges:
         if representative is None:
@@ -159,6 +175,18 @@ def make_record(
         record, rows = calibrate(model, record, inputs, samples=representative)
         checks.append(Check("calibration", f"{rows} rows, {len(record.ranges)} ranges", "every batch seen"))
     return record, checks
+
+
+def _rounded(
+    model: Any, config: QuantizeConfig, inputs: Inputs, representative: dict[str, np.ndarray] | None
+) -> tuple[Record, Improved | None]:
+    """Grids for weights as they are."""
+    if config.rounding != "gptq" or not is_causal_lm(model):
+        return quantize_weights(model, config, inputs, samples=representative)
+    assert representative is not None
+    record, _ = quantize_weights(model, dataclasses.replace(config, rounding="nearest"))
+    grids, improved = rounded_in_order(model, record.grids, representative[IDS])
+    return dataclasses.replace(record, config=config, grids=grids), improved
 
 
 _NEEDS_DATA = (

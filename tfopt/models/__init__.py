@@ -14,9 +14,10 @@ from tfopt.models.encoder import bert, encoder
 from tfopt.models.llama2c import read_llama2c
 from tfopt.models.pretrained import from_pretrained, save_pretrained
 from tfopt.models.rotary_encoder import RotaryEncoderConfig
+from tfopt.models.rotated import rotated
 from tfopt.models.seq2seq import seq2seq
 
 __all__ = [
     "BertConfig", "CausalLMConfig", "RotaryEncoderConfig", "Seq2SeqConfig", "bert", "causal_lm", "encoder",
-    "from_pretrained", "load", "read_llama2c", "save", "save_pretrained", "seq2seq",
+    "from_pretrained", "load", "read_llama2c", "rotated", "save", "save_pretrained", "seq2seq",
 ]  # fmt: skip

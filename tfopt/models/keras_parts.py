@@ -123,6 +123,7 @@ class KerasParts(KerasLayers):
         self.config = config
         self._turns: dict[tuple[float, ...], Any] = {}
         self._biases: dict[int | None, Any] = {}
+        self._hadamard: Any = None
         self._ids: Any = None
         self._mask: Any = None
         self._positions: Any = None
@@ -148,6 +149,13 @@ class KerasParts(KerasLayers):
         scores = self.ops.matmul(query * c.score_scale, self._layers.Permute((1, 3, 2))(key))
         scores = self.ops.plus(self.capped(scores, c.attention_softcap), self._unseen(c.window_of(layer)))
         return self.merged(self.ops.matmul(self._layers.Softmax()(scores), value))
+
+    def rotate(self, x: Any, block: int) -> Any:
+        if self._hadamard is None:  # one for all layers
+            self._hadamard = self.ops.hadamard(block, self._ids)
+        width, turn = int(x.shape[-1]), self.ops.cast(self._hadamard, x.dtype)
+        blocks = self._layers.Reshape((-1, width // block, block))(x)
+        return self._layers.Reshape((-1, width))(self.ops.matmul(blocks, turn))
 
     def capped(self, x: Any, limit: float | None) -> Any:
         """Bounded to plus and minus a limit."""

@@ -76,6 +76,14 @@ class SymbolicOps:
         one = like[:1, :1] * 0 + 1
         return self._ops.cumsum(self._ops.broadcast_to(one, (1, size)), axis=1) - 1
 
+    def hadamard(self, size: int, like: Any) -> Any:
+        """Sylvester's matrix (size, size), its own inverse, as a node that depends on integer `like`."""
+        found = self.cast(like[:1, :1] * 0 + 1, "float32") * size**-0.5
+        for _ in range(size.bit_length() - 1):
+            upper, lower = self.concat([found, found]), self.concat([found, found * -1.0])
+            found = self.concat([self.transpose(upper), self.transpose(lower)])
+        return found
+
     def cos_sin(self, angles: Any) -> tuple[Any, Any]:
         return self._ops.cos(angles), self._ops.sin(angles)
 

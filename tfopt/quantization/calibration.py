@@ -1,7 +1,7 @@
 """Quantization without training: grids by rounding, ranges by running representative data through the model."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ from tfopt._keras import keras_api
 from tfopt._keras.keras_io import Inputs, call
 from tfopt.errors import InputError, WorkFailedError
 from tfopt.quantization.config import QuantizeConfig
-from tfopt.quantization.gptq import gptq
+from tfopt.quantization.gptq import Rounded, gptq
 from tfopt.quantization.kinds import class_names, einsum_input_axes, role
 from tfopt.quantization.plan import PlannedWeight, QuantizationPlan, plan_weights
 from tfopt.quantization.record import Grid, Record
@@ -72,9 +72,13 @@ def _improve(
             call(model, inputs, batch)
     results = {path: gptq(grids[path], hessian) for path, hessian in hessians.items()}
     grids.update({path: result.grid for path, result in results.items()})
-    ratios = [min(r.error / max(r.error_nearest, 1e-30), 1.0) for r in results.values()]
-    better = sum(r.improved for r in results.values())
-    return Improved(better, len(results), float(np.mean(ratios)) if ratios else 1.0)
+    return improvement(results.values())
+
+
+def improvement(results: Collection[Rounded]) -> Improved:
+    """What GPTQ did to matrices."""
+    ratios = [min(r.error / max(r.error_nearest, 1e-30), 1.0) for r in results]
+    return Improved(sum(r.improved for r in results), len(results), float(np.mean(ratios)) if ratios else 1.0)
 
 
 def _sums_last_axes(planned: PlannedWeight) -> bool:

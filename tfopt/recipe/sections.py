@@ -116,6 +116,7 @@ class ExportSection(Section):
     quantization: str | None = None
     rounding: Literal["nearest", "gptq"] = "nearest"
     smooth: Annotated[float, Field(gt=0, lt=1)] | None = None
+    rotate: bool = False
     bits: dict[str, int] = {}
     max_bytes: Count | None = None
     max_loss: Annotated[float, Field(ge=0, le=100)] | None = None
@@ -132,7 +133,10 @@ class ExportSection(Section):
     def suffix(self) -> str:
         """The part of the artifact's name after the variant's."""
         kind = "xla" if self.jit_compile else self.format
-        extras = ("gptq" * (self.rounding == "gptq"), "smooth" * bool(self.smooth), "mixed" * self.by_layer)
+        extras = (
+            "rotated" * self.rotate, "gptq" * (self.rounding == "gptq"), "smooth" * bool(self.smooth),
+            "mixed" * self.by_layer,
+        )  # fmt: skip
         return "_".join(part for part in (kind, self.quantization, *extras) if part)
 
     @pydantic.field_validator("quantization")
@@ -163,11 +167,15 @@ class ExportSection(Section):
             raise ValueError(f"jit_compile needs format {others}")
         if self.max_bytes is not None and self.max_loss is not None:
             raise ValueError("give either max_bytes or max_loss")
-        refined = self.rounding != "nearest" or {self.smooth, self.max_bytes, self.max_loss} != {None}
+        refined = (
+            self.rotate or self.rounding != "nearest" or {self.smooth, self.max_bytes, self.max_loss} != {None}
+        )
         if self.quantization not in NAMED and (refined or self.bits):
             raise ValueError(
-                "rounding, smooth, bits, max_bytes and max_loss need an integer quantization after training"
+                "rounding, smooth, rotate, bits, max_bytes and max_loss need an integer quantization after training"
             )
+        if self.rotate and self.smooth is not None:
+            raise ValueError("give either rotate or smooth: turned channels leave nothing to smooth")
         if self.quantization is not None and self.quantization in NAMED:
             dataclasses.replace(NAMED[self.quantization], bits=self.bits)  # raises for bits that do not exist
         if self.bits and {self.max_bytes, self.max_loss} != {None}:

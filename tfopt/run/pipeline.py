@@ -22,7 +22,7 @@ from tfopt.compress.finish import finish_all
 from tfopt.compress.vocabulary import cut_rows
 from tfopt.errors import VerificationError
 from tfopt.export.export import export
-from tfopt.export.integers import config_named
+from tfopt.export.integers import refined
 from tfopt.export.texts import keep_for_texts
 from tfopt.measure.child import measure_in_child
 from tfopt.measure.findings import findings
@@ -305,11 +305,10 @@ class _Run:
     def _quantization(self, section: ExportSection, model: Any, samples: dict[str, Any]) -> Any:
         if section.quantization is None or section.quantization not in NAMED:
             return section.quantization
-        config = dataclasses.replace(
-            config_named(section.quantization, model), rounding=section.rounding, bits=section.bits
-        )
-        if section.smooth is not None:
-            config = dataclasses.replace(config, smooth=section.smooth)
+        config = refined(
+            section.quantization, model, section.rounding, smooth=section.smooth, rotate=section.rotate,
+            bits=section.bits,
+        )  # fmt: skip
         if section.max_bytes is None and section.max_loss is None:
             return config
         chosen, table = choose_bits(model, samples, config, max_bytes=section.max_bytes, max_loss=section.max_loss)
