@@ -34,13 +34,13 @@ _BLOCKS = NAMED["dynamic_int4_block32"]
 OURS: dict[str, Any] = {
     "int8": "dynamic_int8",
     "int4, as the weights came": "dynamic_int4",
-    "int4, symmetric, AWQ and GPTQ": dataclasses.replace(_BLOCKS, smooth=0.5, rounding="gptq", table_bits=8),
-    "int3, offsets, GPTQ": dataclasses.replace(
-        _BLOCKS, weight_bits=3, weight_symmetric=False, rounding="gptq", table_bits=8
+    "int4, symmetric, rotated, GPTQ": dataclasses.replace(_BLOCKS, rotate=True, rounding="gptq", table_bits=8),
+    "int3, rotated, GPTQ": dataclasses.replace(
+        _BLOCKS, weight_bits=3, weight_symmetric=False, rotate=True, rounding="gptq", table_bits=8
     ),
 }
-INT8, INT4, _, INT3 = OURS
-PEERS = ("Q8_0", "Q4_0", "Q4_K_M")
+INT8, INT4, ROTATED, INT3 = OURS
+PEERS = ("Q8_0", "Q4_0", "Q4_K_M", "Q3_K_M")
 
 
 def main() -> None:
@@ -75,8 +75,10 @@ def goals_of(rows: dict[str, Any], speeds: dict[int, dict[str, np.ndarray]], pla
     best = rows["Q4_K_M"]["perplexity"]
     found.append(goal(f"{INT4} / Q4_K_M, perplexity", rows[INT4]["perplexity"] / best, 1.0, at_most=True))
     found.append(goal(f"{INT4}, bits a weight in all", rows[INT4]["bits_per_weight"], 4.6, at_most=True))
+    worse = rows["Q4_0"]["perplexity"]
+    found.append(goal(f"{ROTATED} / Q4_0, perplexity", rows[ROTATED]["perplexity"] / worse, 1.0, at_most=True))
     for threads, speed in speeds.items():
-        for ours, peer in ((INT8, "Q8_0"), (INT4, "Q4_K_M"), (INT4, "Q4_0")):
+        for ours, peer in ((INT8, "Q8_0"), (INT4, "Q4_K_M"), (ROTATED, "Q4_0"), (INT3, "Q3_K_M")):
             name = f"{ours} / {peer}, tokens a second, {threads} threads"
             found.append(goal(name, ratio(speed[peer], speed[ours])["median"], 1.0))
     return found

@@ -12,6 +12,7 @@ import pytest
 import tfopt
 from tfopt._base.members import CHAT
 from tfopt._keras import extras, keras_api
+from tfopt.data import chat
 from tfopt.data.chat import ChatTemplate
 from tfopt.data.detokenizers import HuggingFaceTokenizer
 from tfopt.data.tokenizers import parse_tokenizer
@@ -96,6 +97,25 @@ def test_where_an_answer_ends(name, ends):
 def test_templates_do_nothing_but_write(text, says):
     with pytest.raises((InputError, ModelFileError), match=says):
         ChatTemplate(text).compiled("a file").render(TALK)
+
+
+@pytest.mark.parametrize("text", [
+    "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+    "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(90) }}",
+    "{% for i in [1] recursive %}{{ loop([1, 1]) if loop.depth < 90 }}{% endfor %}",
+    "{% set ns = namespace(n=0) %}{% for i in range(99999) %}{% for j in range(99999) %}{% set ns.n = ns.n + 1 %}"
+    "{% endfor %}{% endfor %}",
+])  # fmt: skip
+def test_templates_do_not_run_forever(text, monkeypatch):
+    monkeypatch.setattr(chat, "_SECONDS", 0.3)
+    with pytest.raises(InputError, match="nothing is written after|cannot make a prompt"):
+        ChatTemplate(text).compiled("a file").render(TALK)
+
+
+def test_loops_know_their_length():
+    text = "{% for m in messages %}{{ loop.index }}/{{ loop.length }}{{ '.' if loop.last }}{% endfor %}"
+    count = len(TALK)
+    assert ChatTemplate(text).render(TALK) == "".join(f"{i}/{count}" for i in range(1, count + 1)) + "."
 
 
 @pytest.mark.parametrize("messages", [

@@ -4,11 +4,13 @@ Templates are written in Jinja2 and come with checkpoints, https://huggingface.c
 They are programs of somebody else: they run in Jinja2's sandbox, and see nothing but the messages.
 """
 
+import contextvars
 import dataclasses
 import datetime
 import functools
 import json
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,8 @@ _WIDENING_FILTERS = (
     "batch", "center", "format", "indent", "wordwrap", "pprint", "xmlattr", "urlize", "filesizeformat", "slice",
 )  # fmt: skip
 _LARGEST_NUMBER = 1e18
+_SECONDS = 10.0  # a prompt takes milliseconds
+_END: contextvars.ContextVar[float] = contextvars.ContextVar("end of the time that a template has")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,6 +101,13 @@ class ChatTemplate:
         return self
 
     def _rendered(self, messages: list[Any], answer: bool) -> str:
+        begun = _END.set(time.monotonic() + _SECONDS)
+        try:
+            return self._written(messages, answer)
+        finally:
+            _END.reset(begun)
+
+    def _written(self, messages: list[Any], answer: bool) -> str:
         try:
             parts = _environment().from_string(self.template).generate(
                 messages=messages, add_generation_prompt=answer, bos_token=self.bos_token, eos_token=self.eos_token,
@@ -145,6 +156,16 @@ def _environment() -> Any:
         intercepted_binops = frozenset({"+", "*", "**", "%"})
         joined = staticmethod(_joined)
 
+        def _parse(self, source: str, name: str | None, filename: str | None) -> Any:
+            tree = super()._parse(source, name, filename)
+            for loop in tree.find_all(nodes.For):
+                loop.iter = nodes.Filter(loop.iter, "timed", [], [], None, None, lineno=loop.lineno)
+            return tree
+
+        def call(self, context: Any, obj: Any, *args: Any, **settings: Any) -> Any:
+            _check_time()
+            return super().call(context, obj, *args, **settings)
+
         def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
             return attr not in _WIDENING and super().is_safe_attribute(obj, attr, value)
 
@@ -159,6 +180,7 @@ def _environment() -> Any:
             return None  # else `format` would be allowed before it is asked whether it is
 
         def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+            _check_time()
             if operator == "+" and not isinstance(left, int | float):
                 if len(left) + len(right) > _MOST_OUTPUT:
                     raise _RefusedError("a text that grows and grows")
@@ -185,9 +207,22 @@ def _environment() -> Any:
     made.filters["tojson"] = _to_json
     made.filters["join"] = _joined
     made.filters["replace"] = _replaced
+    made.filters["timed"] = _timed
     made.globals = {name: made.globals[name] for name in ("range", "dict", "namespace")}
     made.globals |= {"raise_exception": _raise, "strftime_now": _now}
     return made
+
+
+def _check_time() -> None:
+    if time.monotonic() > _END.get():
+        raise _RefusedError(f"nothing is written after {_SECONDS:g} seconds")
+
+
+def _timed(values: Iterable[Any]) -> Iterator[Any]:
+    """What a loop goes through, as long as there is time."""
+    for value in values:
+        _check_time()
+        yield value
 
 
 def _raise(message: str) -> None:
@@ -203,6 +238,7 @@ def _to_json(value: Any, indent: int | None = None, **settings: Any) -> str:
 
 
 def _joined(values: Any, between: str = "", attribute: str | None = None) -> str:
+    _check_time()
     parts = [str(one if attribute is None else one[attribute]) for one in values]
     if sum(map(len, parts)) + len(between) * len(parts) > _MOST_OUTPUT:
         raise _RefusedError("a text that grows and grows")
@@ -210,6 +246,7 @@ def _joined(values: Any, between: str = "", attribute: str | None = None) -> str
 
 
 def _replaced(text: Any, old: str, new: str, count: int = -1) -> str:
+    _check_time()
     text = str(text)
     if len(text) + text.count(old) * len(new) > _MOST_OUTPUT:
         raise _RefusedError("a text that grows and grows")
