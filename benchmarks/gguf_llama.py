@@ -54,6 +54,17 @@ def write_gguf(config: CausalLMConfig, path: Path, kind: str) -> Path:
     return path
 
 
+def quantized(source: Path, target: Path, kind: str) -> Path:
+    """A file that llama.cpp's own quantizer makes; `kind` as it names them, for example "MOSTLY_Q8_0"."""
+    import llama_cpp
+
+    settings = llama_cpp.llama_model_quantize_default_params()
+    settings.ftype, settings.allow_requantize = getattr(llama_cpp, f"LLAMA_FTYPE_{kind}"), True
+    if llama_cpp.llama_model_quantize(str(source).encode(), str(target).encode(), settings):
+        raise RuntimeError(f"llama.cpp could not write {target}")
+    return target
+
+
 class LlamaCpp:
     """A GGUF file in llama.cpp, called without the layers of Python that its high-level interface has."""
 

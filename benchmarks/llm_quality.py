@@ -20,7 +20,7 @@ import numpy as np
 
 import tfopt
 from benchmarks.common import goal, paired, ratio, save, show
-from benchmarks.gguf_llama import LlamaCpp
+from benchmarks.gguf_llama import LlamaCpp, quantized
 from tfopt._base.cores import usable_cores
 from tfopt._keras import extras, keras_api
 from tfopt.engine.opening import tokenizer_of
@@ -108,23 +108,14 @@ class Bench:
         for name, kind in OURS.items():
             path = self.paths[name] = folder / f"{len(self.paths)}.tflite"
             tfopt.export(model, path, quantization=kind, lengths=SLOTS, accept=MEASURES)
-        plain = self._quantized(source, folder / "F32.gguf", "ALL_F32")
+        plain = quantized(source, folder / "F32.gguf", "ALL_F32")
         for name in PEERS:
-            self.paths[name] = self._quantized(plain, folder / f"{name}.gguf", f"MOSTLY_{name}")
+            self.paths[name] = quantized(plain, folder / f"{name}.gguf", f"MOSTLY_{name}")
 
     def _opened(self, name: str, threads: int) -> Any:
         if name in PEERS:
             return LlamaCpp(self.paths[name], threads, WINDOW, every=True)
         return TFLiteDecoder(self.paths[name], threads)
-
-    def _quantized(self, source: Path, target: Path, kind: str) -> Path:
-        import llama_cpp
-
-        settings = llama_cpp.llama_model_quantize_default_params()
-        settings.ftype, settings.allow_requantize = getattr(llama_cpp, f"LLAMA_FTYPE_{kind}"), True
-        if llama_cpp.llama_model_quantize(str(source).encode(), str(target).encode(), settings):
-            raise RuntimeError(f"llama.cpp could not write {target}")
-        return target
 
     def quality(self, ids: np.ndarray) -> dict[str, dict[str, Any]]:
         """What each file makes of a text."""

@@ -13,6 +13,7 @@ import numpy as np
 from tfopt._keras import extras, keras_api
 from tfopt.data.gguf_tokenizer import tokenizer_json
 from tfopt.data.llama2c_tokenizer import BOS, EOS, UNKNOWN, Llama2cTokenizer
+from tfopt.data.sentencepiece_file import parse_pieces
 from tfopt.data.tokenizers import parse_tokenizer
 from tfopt.errors import InputError
 from tfopt.models.causal_lm import causal_lm
@@ -159,23 +160,8 @@ def _piece_json(tokenizer: Any) -> bytes | None:
 
 
 def _types(model: Any) -> list[int]:
-    """Of each piece, as the model's own file has them: what is user-defined is found in a text before it is cut.
-
-    The package has a parser of its files that asks for a newer protobuf than TensorFlow takes.
-    """
-    from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
-
-    file = descriptor_pb2.FileDescriptorProto(name="pieces.proto", package="tfopt")
-    piece = file.message_type.add(name="Piece")
-    piece.field.add(name="type", number=3, type=5, label=1)  # an int32
-    file.message_type.add(name="Model").field.add(
-        name="pieces", number=1, type=11, label=3, type_name=".tfopt.Piece"
-    )
-    pool = descriptor_pool.DescriptorPool()
-    pool.Add(file)
-    found: Any = message_factory.GetMessageClass(pool.FindMessageTypeByName("tfopt.Model"))()
-    found.ParseFromString(model.serialized_model_proto())
-    return [int(one.type) or 1 for one in found.pieces]
+    """Of each piece, as the model's own file has them: what is user-defined is found in a text before it is cut."""
+    return [one.type for one in parse_pieces(model.serialized_model_proto(), "a tokenizer of KerasHub").pieces]
 
 
 def _sentencepiece(tokenizer: Any) -> Any:

@@ -18,6 +18,7 @@ from tfopt._base.members import CHAT, FACTS
 from tfopt._keras import extras, keras_api
 from tfopt._keras.room import room_for
 from tfopt.data.chat import ChatTemplate, template_of_folder, write_template
+from tfopt.data.marian_tokenizer import FILES, marian_tokenizer
 from tfopt.data.text_facts import ONLY, TextFacts, TextTask
 from tfopt.decoding.config import CausalLMConfig
 from tfopt.decoding.seq2seq_config import Seq2SeqConfig
@@ -120,8 +121,9 @@ def from_pretrained(
                 model = causal_lm(config, generation)
             else:
                 model = seq2seq(config, generation)
-        if (folder / "tokenizer.json").exists():
-            extras.keep(model, extras.TOKENIZERS[0], tokenizer_of_folder(folder))
+        words = _tokenizer_for(folder, config)
+        if words is not None:
+            extras.keep(model, extras.TOKENIZERS[0], words)
         template = template_of_folder(folder)
         if template is not None:
             extras.keep(model, CHAT, template.to_json())
@@ -146,6 +148,15 @@ def from_pretrained(
         stored = stored_names_of(tensors, architecture)
         assign(model, [*architecture.entries(config), *extra], tensors, names=stored, where=folder)
     return model
+
+
+def _tokenizer_for(folder: Path, config: CausalLMConfig | Seq2SeqConfig) -> bytes | None:
+    """The `tokenizer.json` of a model that generates, made of SentencePiece's files where these are alone."""
+    if (folder / "tokenizer.json").exists():
+        return tokenizer_of_folder(folder)
+    if all((folder / name).exists() for name in FILES):
+        return marian_tokenizer(folder, config.vocab_size)
+    return None
 
 
 def _keep_for_texts(model: Any, folder: Path, config: EncoderConfig, head: Head | None) -> None:
