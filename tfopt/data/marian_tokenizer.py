@@ -1,8 +1,8 @@
 """Marian's tokenizer as a `tokenizer.json`: SentencePiece's pieces, whose numbers stand in a file of their own.
 
 Translators of OPUS-MT come with the pieces of their two languages in two files, and one vocabulary of both. What is
-cut are sources; answers are joined from pieces of the vocabulary. Characters that the source's pieces lack are found
-in the vocabulary one by one, where the original looks for several in a row as one.
+cut are sources; answers are joined from pieces of the vocabulary. Characters that the source's pieces lack are
+found in the vocabulary one by one, where the original looks for several in a row as one.
 """
 
 import base64
