@@ -50,11 +50,14 @@ def main() -> None:
     parser.add_argument("--windows", type=int, default=8)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--rounds", type=int, default=11)
+    parser.add_argument(
+        "--files", type=Path, help="where files are kept; those that are there are taken as they are"
+    )
     arguments = parser.parse_args()
     model = tfopt.models.from_pretrained(arguments.model)
     ids = windows_of(model, arguments.text, arguments.windows)
     with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(model, arguments.model, Path(folder))
+        bench = Bench(model, arguments.model, arguments.files or Path(folder))
         rows = bench.quality(ids)
         speeds = {threads: bench.speed(ids[0], threads, arguments.rounds) for threads in arguments.threads}
     count = parameters_of(model)
@@ -107,7 +110,8 @@ class Bench:
         self.paths: dict[str, Path] = {}
         for name, kind in OURS.items():
             path = self.paths[name] = folder / f"{len(self.paths)}.tflite"
-            tfopt.export(model, path, quantization=kind, lengths=SLOTS, accept=MEASURES)
+            if not path.exists():
+                tfopt.export(model, path, quantization=kind, lengths=SLOTS, accept=MEASURES)
         plain = quantized(source, folder / "F32.gguf", "ALL_F32")
         for name in PEERS:
             self.paths[name] = quantized(plain, folder / f"{name}.gguf", f"MOSTLY_{name}")

@@ -40,7 +40,7 @@ def test_built_in_recipes_load_and_survive_toml(name):
         (GOOD + '[[exports]]\nformat = "tflite"\nquantization = "dynamic_int3"\n',
          "unknown quantization 'dynamic_int3'; did you mean 'dynamic_int"),
         (GOOD + '[[exports]]\nformat = "tflite"\nquantization = "float16"\nrounding = "gptq"\n',
-         "rounding, smooth, bits, max_bytes and max_loss need an integer quantization"),
+         "rounding, smooth, rotate, bits, max_bytes and max_loss need an integer quantization"),
         (GOOD + '[[exports]]\nformat = "tflite"\nquantization = "dynamic_int8"\nmax_bytes = 9\nmax_loss = 1.0\n',
          "give either max_bytes or max_loss"),
         (GOOD + '[[variants]]\nname = "a"\n[variants.quantize]\n[[exports]]\nformat = "tflite"\n'

@@ -9,6 +9,7 @@ import pytest
 import tfopt
 from tfopt._keras import keras_api
 from tfopt._keras.keras_io import inputs_of
+from tfopt.compress import lora
 from tfopt.decoding.generate import GenerateConfig
 from tfopt.decoding.weights import config_of, weights_of
 from tfopt.engine.generator import Generator
@@ -20,6 +21,7 @@ from tfopt.numerics.hadamard import hadamard, mixing
 from tfopt.quantization.config import NAMED
 from tfopt.quantization.weights import on_grids
 from tfopt.runtime.eager_decoder import EagerDecoder
+from tfopt.tflite.file import read_tflite
 
 from .decoders import FAMILIES, logits_of, make, tokens
 from .test_chat import folder  # noqa: F401 - a fixture
@@ -97,9 +99,9 @@ def test_a_file_of_the_turned_model(config, tmp_path, generation):
     model = make("qwen2", generation)
     artifact = tfopt.export(model, tmp_path / "m.tflite", quantization=config, lengths=[32])
     bits = {layer.path: layer.bits for layer in artifact.layers}
-    assert bits["final_linear/kernel"] == 8 and bits["layer_0_up/kernel"] == config.weight_bits
+    assert bits["layer_0_up/kernel"] == config.weight_bits and set(bits) <= set(weights_of(model))
     assert "rotation" in [check.name for check in artifact.checks]
-    assert not config_of(model).final_linear, "the model given is not changed"
+    assert not config_of(model).turned_stream, "the model given is not changed"
     answer = Generator.load(artifact.path).generate([[1, 2, 3]], GenerateConfig(max_tokens=4))[0]
     assert len(answer.tokens) == 4
 
@@ -130,9 +132,62 @@ def test_rounding_in_order_is_better_than_to_nearest(shared_data):
 def test_trained_grids_are_not_turned(tmp_path, generation):
     model = make("llama", generation)
     tfopt.finish(tfopt.quantize_aware(model, 8))
-    with pytest.raises(InputError, match="rotate before"):
+    with pytest.raises(InputError, match="rotate before|was quantized"):
         tfopt.export(model, tmp_path / "m.tflite", quantization=EIGHT, lengths=[32])
     with pytest.raises(InputError, match="train tfopt.models.rotated"):
         tfopt.quantize_aware(make("llama", generation), 8, rotate=True)
-    with pytest.raises(InputError, match="needs smooth=None"):
-        dataclasses.replace(EIGHT, smooth=0.5)
+    with pytest.raises(InputError, match="for causal language models"):
+        bert = tfopt.models.bert(tfopt.models.BertConfig(64, 16, 1, 2, 32, 32), num_labels=2, generation=generation)
+        tfopt.export(bert, tmp_path / "m.tflite", quantization=EIGHT)
+
+
+def test_what_is_attached_is_not_lost(generation):
+    """A model that computes more than its weights say would be turned into another."""
+    model = make("llama", generation)
+    tfopt.quantize_aware(model, 3)
+    with pytest.raises(InputError, match="call finish first"):
+        tfopt.models.rotated(model)
+    model = make("llama", generation)
+    lora.prepare(model, lora.LoraConfig(rank=2))
+    for variable in model.trainable_variables:
+        variable.assign(np.full(variable.shape, 0.3, np.float32))
+    with pytest.raises(InputError, match="call finish first"):
+        tfopt.models.rotated(model)
+
+
+def test_policies_of_others_change_nothing(generation):
+    model, which = make("qwen2", generation), keras_api.keras_module(generation)
+    put = which.config.set_dtype_policy if generation == "keras" else which.mixed_precision.set_global_policy
+    put("mixed_bfloat16")
+    try:
+        turned = tfopt.models.rotated(model)
+    finally:
+        put("float32")
+    np.testing.assert_allclose(logits_of(turned, tokens()), logits_of(model, tokens()), atol=1e-3)
+
+
+def test_matrices_that_turn_stay_in_float(tmp_path, generation):
+    """They are as large as weights in a model of that width, and rounding what they are given would undo them."""
+    config = dataclasses.replace(FAMILIES["llama"], intermediate_size=128)
+    artifact = tfopt.export(make(config, generation), tmp_path / "m.tflite", quantization=EIGHT, lengths=[32])
+    floats = [c for c in read_tflite(artifact.path).constants if c.data.shape == (128, 128)]
+    assert floats and all(c.data.dtype == np.float32 for c in floats)
+    assert {layer.path for layer in artifact.layers} <= set(weights_of(make(config)))
+
+
+def test_what_else_takes_turned_models(tmp_path, generation):
+    model = tfopt.models.rotated(make("qwen2", generation))
+    ids = tokens(2)
+    smaller = tfopt.shrink(model, neurons=0.3)
+    assert logits_of(smaller, ids).shape == logits_of(model, ids).shape
+    factorized = tfopt.factorize(tfopt.models.rotated(make("qwen2", generation)), rank=4)
+    record, _ = make_record(factorized, dataclasses.replace(FEW, rotate=False), inputs_of(factorized), {IDS: ids})
+    assert any("_low/kernel" in path for path in record.grids)
+    prompt = [[1, 2, 3]]
+    texts = [
+        Generator.load(model, runtime=runtime).generate(prompt, GenerateConfig(max_tokens=6))[0].tokens
+        for runtime in ("eager", "xla")
+    ]
+    assert texts[0] == texts[1]
+    with pytest.raises(InputError, match="turned"):
+        tfopt.models.save_pretrained(model, tmp_path / "folder")

@@ -55,7 +55,7 @@ def float32_copy(model: Any) -> Any | None:
     """A model with the same layers and weights, all of it in float32; None where its configuration gives none."""
     keras = keras_api.keras_module(keras_api.generation_of(model))
     try:
-        with _default_policy(keras):
+        with default_policy(keras):
             made = type(model).from_config(_as_float32(model.get_config()))
     except Exception:  # noqa: BLE001 - whatever somebody's own configuration raises; who calls says so
         return None
@@ -85,7 +85,7 @@ def _set_policy(layer: Any, policy: Any) -> None:
 
 
 @contextlib.contextmanager
-def _default_policy(keras: Any) -> Iterator[None]:
+def default_policy(keras: Any) -> Iterator[None]:
     """While entered, layers that are made without a policy of their own get float32."""
     which = keras.config if keras.__name__ == "keras" else keras.mixed_precision
     get, put = (

@@ -189,6 +189,8 @@ def _refined(
             f"--rounding, --smooth, --rotate, --max-bytes and --max-loss need --quantization {', '.join(NAMED)}, "
             f"got {name}"
         )
+    if settings["rotate"] and budgets != (None, None):
+        raise InputError("give either --rotate or a budget: bits are chosen for channels as they are")
     config = refined(name, model, **settings)
     if budgets == (None, None):
         return config

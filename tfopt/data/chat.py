@@ -10,9 +10,9 @@ import datetime
 import functools
 import json
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from tfopt._base.foreign import check_whole, parse_json, read_json, read_text
 from tfopt.errors import InputError, ModelFileError
@@ -21,7 +21,8 @@ Message = Mapping[str, Any]
 ROLES = ("system", "user", "assistant", "tool")
 _MARK = "\u2402answer\u2403"  # in no template
 _TEMPLATE_FILE, _CONFIG_FILE = "chat_template.jinja", "tokenizer_config.json"
-_LARGEST, _MOST_OUTPUT = 1 << 20, 1 << 24
+_LARGEST, _MOST_OUTPUT, _MOST_ITEMS = 1 << 20, 1 << 24, 1 << 18
+_TIMED = "timed values"  # a filter that no template can name
 # Methods of texts that make them as long as a number says.
 _WIDENING = frozenset({
     "center", "expandtabs", "format", "format_map", "ljust", "rjust", "zfill", "translate", "to_bytes",
@@ -154,12 +155,12 @@ def _environment() -> Any:
         """Whose templates cannot ask for more memory than a prompt may have."""
 
         intercepted_binops = frozenset({"+", "*", "**", "%"})
-        joined = staticmethod(_joined)
+        joined, timely = staticmethod(_joined), staticmethod(_timely)
 
         def _parse(self, source: str, name: str | None, filename: str | None) -> Any:
             tree = super()._parse(source, name, filename)
             for loop in tree.find_all(nodes.For):
-                loop.iter = nodes.Filter(loop.iter, "timed", [], [], None, None, lineno=loop.lineno)
+                loop.iter = nodes.Filter(loop.iter, _TIMED, [], [], None, None, lineno=loop.lineno)
             return tree
 
         def call(self, context: Any, obj: Any, *args: Any, **settings: Any) -> Any:
@@ -182,8 +183,8 @@ def _environment() -> Any:
         def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
             _check_time()
             if operator == "+" and not isinstance(left, int | float):
-                if len(left) + len(right) > _MOST_OUTPUT:
-                    raise _RefusedError("a text that grows and grows")
+                if len(left) + len(right) > (_MOST_OUTPUT if isinstance(left, str) else _MOST_ITEMS):
+                    raise _RefusedError("a text or list that grows and grows")
             elif not all(isinstance(one, int | float) and abs(one) < _LARGEST_NUMBER for one in (left, right)):
                 raise _RefusedError(f"{left!r:.20} {operator} {right!r:.20} is nothing that a prompt needs")
             elif operator == "**" and not abs(right) <= 64:
@@ -192,6 +193,11 @@ def _environment() -> Any:
 
     class Joining(CodeGenerator):
         """Which has `~` computed here instead of by a function that joins whatever it is given."""
+
+        def visit_Compare(self, node: Any, frame: Any) -> None:
+            self.write("environment.timely(")
+            super().visit_Compare(node, frame)
+            self.write(")")
 
         def visit_Concat(self, node: Any, frame: Any) -> None:
             self.write("environment.joined((")
@@ -207,7 +213,9 @@ def _environment() -> Any:
     made.filters["tojson"] = _to_json
     made.filters["join"] = _joined
     made.filters["replace"] = _replaced
-    made.filters["timed"] = _timed
+    made.filters = {name: _watched(cast(Any, function)) for name, function in made.filters.items()}
+    made.tests = {name: _watched(function) for name, function in made.tests.items()}
+    made.filters[_TIMED] = _timed
     made.globals = {name: made.globals[name] for name in ("range", "dict", "namespace")}
     made.globals |= {"raise_exception": _raise, "strftime_now": _now}
     return made
@@ -215,7 +223,24 @@ def _environment() -> Any:
 
 def _check_time() -> None:
     if time.monotonic() > _END.get():
-        raise _RefusedError(f"nothing is written after {_SECONDS:g} seconds")
+        raise _RefusedError(f"it took more than {_SECONDS:g} seconds")
+
+
+def _timely(value: Any) -> Any:
+    """What was compared, as long as there is time."""
+    _check_time()
+    return value
+
+
+def _watched(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A filter or test that is not begun when the time is over."""
+
+    @functools.wraps(function)  # with what Jinja2 notes on it
+    def watched(*args: Any, **settings: Any) -> Any:
+        _check_time()
+        return function(*args, **settings)
+
+    return watched
 
 
 def _timed(values: Iterable[Any]) -> Iterator[Any]:

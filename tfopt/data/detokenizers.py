@@ -76,7 +76,8 @@ class HuggingFaceTokenizer:
 
     def special_ids(self, text: str) -> list[int]:
         """Ids of the special tokens of a text."""
-        return [number for number in self.encode_whole(text) if number in self.marks]
+        marks = self.marks
+        return [number for number in self.encode_whole(text) if number in marks]
 
     @property
     def marks(self) -> set[int]:

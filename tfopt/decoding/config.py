@@ -16,6 +16,7 @@ Shape = TypeVar("Shape")
 MASKED = -30_000.0
 _LARGEST = 1 << 24  # rows, widths and layers beyond this are of no model
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu")
+_BLOCKS = (0, *(1 << n for n in range(1, 11)))  # that inner states are turned in
 _BEYOND = 1e18  # no number of a model is so large
 _POSITIVE = ("local_rope_theta", "query_scale", "attention_softcap", "logit_softcap")
 
@@ -59,7 +60,8 @@ class CausalLMConfig:
         logit_softcap: logits likewise.
         inner_rotation: width of the blocks of inner states of the feed-forward layers that a Hadamard matrix turns
             before the last product, as `models.rotated` leaves them; 0 for none.
-        final_linear: a matrix between the last norm and the logits, as `models.rotated` leaves it.
+        turned_stream: the residual stream is turned by `numerics.hadamard.mixing`, as `models.rotated` leaves it:
+            final states are turned back to be normed, and turned again for a tied table.
         dropout: after embeddings and blocks while training, in [0, 1).
         end_tokens: ids with which the model ends a text.
 
@@ -96,7 +98,7 @@ class CausalLMConfig:
     attention_softcap: float | None = None
     logit_softcap: float | None = None
     inner_rotation: int = 0
-    final_linear: bool = False
+    turned_stream: bool = False
     dropout: float = 0.0
     end_tokens: tuple[int, ...] = ()
 
@@ -127,10 +129,10 @@ class CausalLMConfig:
             if not (name in _POSITIVE and value is None) and not 0.0 < value < _BEYOND:
                 raise InputError(f"{name} must be above 0 and below {_BEYOND:g}, got {str(value)[:40]}")
         turned = self.inner_rotation
-        if turned and (turned < 0 or turned & (turned - 1) or self.intermediate_size % turned):
+        if turned not in _BLOCKS or (turned and self.intermediate_size % turned):
             raise InputError(
-                f"inner_rotation must be a power of two that divides intermediate_size, got {turned} "
-                f"and {self.intermediate_size}"
+                f"inner_rotation must be a power of two up to {_BLOCKS[-1]} that divides intermediate_size, got "
+                f"{turned} and {self.intermediate_size}"
             )
         if not 0.0 <= self.dropout < 1.0:
             raise InputError(f"dropout must be in [0, 1), got {self.dropout}")

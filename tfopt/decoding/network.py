@@ -51,6 +51,9 @@ class Parts(Protocol):
     def rotate(self, x: Any, block: int) -> Any:
         """Each block of so many numbers along the last axis, times a Hadamard matrix."""
 
+    def turn(self, x: Any, back: bool = False) -> Any:
+        """The last axis times `numerics.hadamard.mixing` of its size, or times its transpose."""
+
     def dropout(self, x: Any) -> Any:
         """What training leaves out at random."""
 
@@ -85,8 +88,9 @@ def hidden_states(config: CausalLMConfig, parts: Parts, ids: Any, positions: Any
         if config.post_norms:
             inner = parts.norm(inner, f"{name}_mlp_post_norm")
         x = x + parts.dropout(inner)
-    x = parts.norm(x, "final_norm")
-    return parts.linear(x, Linear("final_linear", config.hidden_size, False)) if config.final_linear else x
+    if not config.turned_stream:
+        return parts.norm(x, "final_norm")
+    return parts.turn(parts.norm(parts.turn(x, back=True), "final_norm"))
 
 
 def _attention(config: CausalLMConfig, parts: Parts, x: Any, index: int) -> Any:

@@ -9,12 +9,15 @@ import abc
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import tensorflow as tf
 
 from tfopt.decoding.config import MASKED, CausalLMConfig, Norm
 from tfopt.decoding.network import Linear, hidden_states
 from tfopt.decoding.seq2seq_config import Seq2SeqConfig
-from tfopt.numerics.hadamard import hadamard
+from tfopt.numerics.hadamard import factors, hadamard
+
+ROTATION = "rotation"  # in the names of matrices that are no weights
 
 
 class Products(NamedTuple):
@@ -110,11 +113,29 @@ class Layers:
         return x * factor
 
     def rotate(self, x: tf.Tensor, block: int) -> tf.Tensor:
-        turned = tf.matmul(tf.reshape(x, [-1, block]), tf.constant(hadamard(block), tf.float32))
-        return tf.reshape(turned, tf.shape(x) if None in x.shape else x.shape)
+        return _like(_times(tf.reshape(x, [-1, block]), hadamard(block)), x)
+
+    def turn(self, x: tf.Tensor, back: bool = False) -> tf.Tensor:
+        outer, inner = factors(int(x.shape[-1]))
+        turned = _times(tf.reshape(x, [-1, len(inner)]), inner)
+        if len(outer) > 1:
+            columns = tf.transpose(tf.reshape(turned, [-1, len(outer), len(inner)]), [0, 2, 1])
+            columns = _times(tf.reshape(columns, [-1, len(outer)]), outer.T if back else outer)
+            turned = tf.transpose(tf.reshape(columns, [-1, len(inner), len(outer)]), [0, 2, 1])
+        return _like(turned, x)
 
     def dropout(self, x: tf.Tensor) -> tf.Tensor:
         return x
+
+
+def _times(rows: tf.Tensor, matrix: np.ndarray) -> tf.Tensor:
+    """Rows times a matrix of the network's shape, which is no weight and stays in float."""
+    with tf.name_scope(f"{ROTATION}/"):
+        return tf.matmul(rows, tf.constant(matrix, tf.float32))
+
+
+def _like(x: tf.Tensor, other: tf.Tensor) -> tf.Tensor:
+    return tf.reshape(x, tf.shape(other) if None in other.shape else other.shape)
 
 
 class Pass(Layers, abc.ABC):

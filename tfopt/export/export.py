@@ -18,7 +18,7 @@ from tfopt._keras.input_facts import facts_of
 from tfopt._keras.keras_io import inputs_of
 from tfopt._keras.precision import computes_narrow, float32_copy, stores_narrow, widened
 from tfopt.data.text_facts import TextFacts
-from tfopt.decoding.weights import config_of, is_causal_lm, is_seq2seq
+from tfopt.decoding.weights import is_causal_lm, is_seq2seq
 from tfopt.errors import InputError, WorkFailedError
 from tfopt.export.artifact import Artifact, Check
 from tfopt.export.integers import resolve
@@ -31,7 +31,7 @@ from tfopt.export.signatures import tried_size
 from tfopt.export.texts import members_for_texts
 from tfopt.export.verify import Verified, check_accepted, check_outputs, largest_error, limits_for
 from tfopt.models.keras_hub import NAMES, as_decoder, is_known, is_task
-from tfopt.models.rotated import FINAL, rotated
+from tfopt.models.rotated import rotated
 from tfopt.quantization.config import QuantizeConfig
 from tfopt.quantization.record import record_of
 from tfopt.quantization.simulation import simulation_of
@@ -39,7 +39,6 @@ from tfopt.tflite.file import flex_operators
 
 _log = logging.getLogger(__name__)
 _FOR_GPTQ = 32  # texts
-_FINAL_BITS = 8  # of the small matrix before a tied table
 _TURNED = 1e-3  # of the largest output; rotation is exact but for what float32 rounds
 
 
@@ -175,11 +174,9 @@ def _rotated(job: Job, reference: Values) -> tuple[Job, list[Check]]:
     """The export of the model with its channels turned, if the configuration says so."""
     if job.config is None or not job.config.rotate:
         return job, []
-    if record_of(job.model) is not None:
-        raise InputError("rotate=True would turn weights off the grids that they were trained on; rotate before")
-    model = rotated(job.model)
-    bits = {FINAL: _FINAL_BITS, **job.config.bits} if config_of(model).final_linear else job.config.bits
-    job = dataclasses.replace(job, model=model, config=dataclasses.replace(job.config, bits=bits))
+    if not is_causal_lm(job.model):
+        raise InputError(f"rotate=True is for causal language models; {job.model.name!r} is none")
+    job = dataclasses.replace(job, model=rotated(job.model))
     off = max(
         float(np.abs(found - reference[name]).max() / np.abs(reference[name]).max())
         for name, found in outputs_of(job).items()

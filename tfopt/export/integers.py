@@ -12,7 +12,7 @@ from tfopt._base.children import run_in_child
 from tfopt._keras import keras_api
 from tfopt._keras.keras_io import Inputs
 from tfopt._keras.sizes import Size
-from tfopt.decoding.weights import is_causal_lm
+from tfopt.decoding.weights import config_of, is_causal_lm
 from tfopt.errors import InputError, VerificationError
 from tfopt.export.artifact import Check
 from tfopt.export.convert import convert, signature_of
@@ -23,6 +23,8 @@ from tfopt.export.rounding import rounded_in_order
 from tfopt.export.said import IDS
 from tfopt.export.signatures import pad_to
 from tfopt.export.static import check_float_left, write_static
+from tfopt.models.keras_hub import is_known
+from tfopt.models.rotated import is_turned, turns_stream
 from tfopt.quantization.calibration import Improved, calibrate, quantize_weights
 from tfopt.quantization.config import BLOCKS, NAMED, QuantizeConfig, Rounding
 from tfopt.quantization.kinds import layouts
@@ -98,22 +100,26 @@ def _name_of(config: QuantizeConfig, model: Any) -> str:
     return next((name for name in NAMED if config in (NAMED[name], config_named(name, model))), "custom")
 
 
-def config_named(name: str, model: Any) -> QuantizeConfig:
+def config_named(name: str, model: Any, rotate: bool = False) -> QuantizeConfig:
     """What a name of `quantization.NAMED` means for a model; a `QuantizeConfig` is taken as it is.
 
     Activations of language models have channels that reach far. In 4 bits they collapse with one scale for each
     output channel, and their tables, which all tokens come from and are compared with, keep 8. Weights that came in
-    blocks of 4 bits, as those of GGUF files do, keep these.
+    blocks of 4 bits, as those of GGUF files do, keep these. Where channels are turned no such blocks are left, nor
+    channels to be smoothed if all are.
     """
-    config = NAMED[name]
+    config = dataclasses.replace(NAMED[name], rotate=rotate)
     dynamic, few = config.activations == "dynamic", (config.weight_bits or 8) < 8
-    if not is_causal_lm(model) or not (dynamic or few):
+    if not (is_causal_lm(model) or is_known(model)) or not (dynamic or few):
         return config
-    config = dataclasses.replace(config, smooth=SMOOTH, table_bits=8 if few else None)
+    spread = not (rotate and is_causal_lm(model) and turns_stream(config_of(model)))
+    config = dataclasses.replace(config, smooth=SMOOTH if spread else None, table_bits=8 if few else None)
     if few and dynamic and config.weight_granularity == "channel":
         config = dataclasses.replace(config, weight_granularity=BLOCKS[0])
     as_they_came = dataclasses.replace(config, weight_symmetric=False, smooth=None) if few and dynamic else None
-    return as_they_came if as_they_came is not None and came_in_blocks(model, as_they_came) else config
+    if as_they_came is None or rotate or not came_in_blocks(model, as_they_came):
+        return config
+    return as_they_came
 
 
 def refined(
@@ -124,9 +130,7 @@ def refined(
     Raises:
         InputError: a rounding that is none, smoothing outside its range or together with rotation.
     """
-    config = dataclasses.replace(config_named(name, model), rounding=rounding, **others)
-    if rotate:
-        return dataclasses.replace(config, rotate=True, smooth=smooth)
+    config = dataclasses.replace(config_named(name, model, rotate), rounding=rounding, **others)
     return config if smooth is None else dataclasses.replace(config, smooth=smooth)
 
 
@@ -265,7 +269,11 @@ def _write(job: Job, path: Path, record: Record, decoder: Converter | None) -> Q
         layers = layer_bits(record, matched)
     else:
         content, matched, layers = write_grids(
-            content, record, look_up_rows, fallback=lambda weight: _fallback(weight, record), origins=origins
+            content,
+            record,
+            look_up_rows,
+            fallback=lambda weight: _fallback(weight, record, is_turned(job.model)),
+            origins=origins,
         )
     if record.grids and not matched:
         raise VerificationError("grids", "none of the model's weights was found in the converted file")
@@ -304,10 +312,14 @@ def _may_fold(record: Record) -> bool:
     return _is_plain(record) and as_it_stands and config.weight_granularity == "channel" and config.weight_bits == 8
 
 
-def _fallback(weight: Unmatched, record: Record) -> Grid | None:
-    """After training, what has no grid was meant to stay in float; else it is rounded as it stands."""
+def _fallback(weight: Unmatched, record: Record, turned: bool) -> Grid | None:
+    """After training, what has no grid was meant to stay in float; else it is rounded as it stands.
+
+    Matrices that turn channels are no weights of the model: they are there so that what they give can be rounded.
+    """
     if (
         not _is_plain(record)
+        or (turned and weight.path is None)
         or size_of(weight.found) < SMALLEST_QUANTIZED
         or any(APART in name for name in weight.found.names)
     ):

@@ -203,7 +203,10 @@ def _check_texts(said: Said, found: Followed, begun: Prompts, words: Words) -> C
             end = " and an end" if ended else ""
             raise VerificationError("greedy_text", f"LiteRT-LM says {theirs!r:.80}, not {text!r:.80}{end}")
     if not count:
-        raise VerificationError("greedy_text", "behind every prompt two tokens are as likely, which shows nothing")
+        raise VerificationError(
+            "greedy_text",
+            "behind every prompt come a special token, or two as likely, which shows nothing",
+        )
     return Check("greedy_text", f"{count} tokens behind {len(begun)} prompts", "the same in LiteRT-LM")
 
 

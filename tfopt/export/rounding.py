@@ -16,6 +16,8 @@ from tfopt.quantization.calibration import Improved, improvement
 from tfopt.quantization.gptq import Rounded, gptq
 from tfopt.quantization.record import Grid
 
+_MOST_TOKENS = 1 << 14  # that are run at once; more change little
+
 
 def rounded_in_order(model: Any, grids: Mapping[str, Grid], ids: np.ndarray) -> tuple[dict[str, Grid], Improved]:
     """Rounds the matrices of a decoder anew on the scales of their grids.
@@ -23,11 +25,12 @@ def rounded_in_order(model: Any, grids: Mapping[str, Grid], ids: np.ndarray) -> 
     Args:
         model: a causal language model in float; it is not changed.
         grids: its weights rounded to nearest, by path.
-        ids: (texts, tokens) int32, without padding.
+        ids: (texts, tokens) int32, without padding; of many, the first are looked at.
 
     Returns:
         The grids, each the better of both roundings on its inputs, and how much better they are.
     """
+    ids = ids[: max(1, _MOST_TOKENS // ids.shape[1])]
     config, weights = config_of(model), {path: tf.constant(value) for path, value in weights_of(model).items()}
     tables = (path for path in grids if path.endswith("/embeddings"))
     weights |= {path: tf.constant(grids[path].values, tf.float32) for path in tables}

@@ -8,6 +8,7 @@ from tfopt._keras import extras, keras_api
 from tfopt.decoding.config import MASKED, CausalLMConfig, Norm
 from tfopt.decoding.network import Linear, hidden_states
 from tfopt.models.symbolic_ops import SymbolicOps
+from tfopt.numerics.hadamard import factors
 
 
 class Shape(Protocol):
@@ -156,6 +157,16 @@ class KerasParts(KerasLayers):
         width, turn = int(x.shape[-1]), self.ops.cast(self._hadamard, x.dtype)
         blocks = self._layers.Reshape((-1, width // block, block))(x)
         return self._layers.Reshape((-1, width))(self.ops.matmul(blocks, turn))
+
+    def turn(self, x: Any, back: bool = False) -> Any:
+        width = int(x.shape[-1])
+        outer, inner = factors(width)
+        rows = self._layers.Reshape((-1, len(outer), len(inner)))(x)
+        rows = self.ops.matmul(rows, self.ops.cast(self.ops.hadamard(len(inner), self._ids), x.dtype))
+        if len(outer) > 1:
+            columns = self.ops.matmul_constant(self._layers.Permute((1, 3, 2))(rows), outer.T if back else outer)
+            rows = self._layers.Permute((1, 3, 2))(columns)
+        return self._layers.Reshape((-1, width))(rows)
 
     def capped(self, x: Any, limit: float | None) -> Any:
         """Bounded to plus and minus a limit."""

@@ -95,6 +95,11 @@ class SymbolicOps:
         """`x` plus a small constant, which the model's configuration holds."""
         return x + (constant if self.is_keras3 else self._ops.constant(constant))
 
+    def matmul_constant(self, x: Any, constant: np.ndarray) -> Any:
+        """`x` times a small matrix, which the model's configuration holds."""
+        matrix = self.cast(constant.astype(np.float32), x.dtype)
+        return self._ops.matmul(x, matrix)
+
     def concat(self, parts: list[Any]) -> Any:
         """Joined along the last axis."""
         return self._ops.concatenate(parts, axis=-1) if self.is_keras3 else self._ops.concat(parts, -1)

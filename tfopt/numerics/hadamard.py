@@ -2,6 +2,8 @@
 
 import numpy as np
 
+LARGEST = 128  # matrix of Hadamard; beyond, a product of two small ones costs less
+
 
 def hadamard(size: int) -> np.ndarray:
     """Sylvester's matrix of plus and minus ones, scaled so that it is its own inverse: (size, size) float64.
@@ -19,17 +21,28 @@ def hadamard(size: int) -> np.ndarray:
 
 
 def mixing(size: int) -> np.ndarray:
-    """An orthogonal matrix of any size: that of Hadamard, times that of a cosine transform for an odd factor.
+    """An orthogonal matrix of any size, the Kronecker product of its `factors`.
 
     >>> bool(np.allclose(mixing(12) @ mixing(12).T, np.eye(12)))
     True
     """
-    power = power_of_two_in(size)
-    odd = size // power
+    return np.kron(*factors(size))
+
+
+def factors(size: int) -> tuple[np.ndarray, np.ndarray]:
+    """An orthogonal matrix and one of Hadamard, (m, m) and (n, n) with m * n = size.
+
+    A row of `size` numbers, as (m, n), times their Kronecker product is the transpose of the first, times the row,
+    times the second.
+    """
+    block = min(LARGEST, power_of_two_in(size))
+    rest = size // block
+    power = power_of_two_in(rest)
+    odd = rest // power
     places = np.arange(odd)
     cosines = np.cos(np.pi * (2 * places[None] + 1) * places[:, None] / (2 * odd)) * np.sqrt(2 / odd)
     cosines[0] = odd**-0.5
-    return np.kron(cosines, hadamard(power))
+    return np.kron(cosines, hadamard(power)), hadamard(block)
 
 
 def power_of_two_in(size: int) -> int:

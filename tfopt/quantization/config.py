@@ -41,7 +41,7 @@ class QuantizeConfig:
         smooth: after training, share of the spread of activations that is moved into weights, above 0 and below
             1: SmoothQuant, and with fewer than 8 bits AWQ; None moves nothing. Needs data.
         rotate: of decoders, after training: turn channels so that none reaches far, `models.rotated`. The file is
-            that of the turned model; a few products are added to each token's. Instead of `smooth`.
+            that of the turned model, which multiplies a little more for each token.
         warmup_steps: training steps before rounding starts; ranges are already observed.
         freeze_after: training step after which static ranges no longer move; None never freezes.
         preserve_sparsity: exact zeros of a pruned kernel stay zero while training.
@@ -85,8 +85,6 @@ class QuantizeConfig:
         self._check_choice("rounding", Rounding)
         if self.smooth is not None and not 0 < self.smooth < 1:
             raise InputError(f"smooth must be above 0 and below 1, got {self.smooth}")
-        if self.rotate and self.smooth is not None:
-            raise InputError(f"rotate=True needs smooth=None: no channel is left to be smoothed, got {self.smooth}")
         if self.activation_bits is None and self.activations != "none":
             object.__setattr__(self, "activations", "none")
         if self.activations == "none":

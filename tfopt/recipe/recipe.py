@@ -151,6 +151,8 @@ class Recipe(Section):
         if self.task != "causal_lm":
             if any(export.format == "litertlm" for export in self.exports):
                 raise ValueError("exports: format 'litertlm' is for models that generate, task 'causal_lm'")
+            if any(export.rotate for export in self.exports):
+                raise ValueError("exports: rotate is for models that generate, task 'causal_lm'")
             return
         if self.data.max_length < 4:
             raise ValueError(f"data.max_length must be 4 or more for task 'causal_lm', got {self.data.max_length}")
@@ -183,6 +185,10 @@ class Recipe(Section):
     def _check_bits(self, planned: PlannedArtifact) -> None:
         """An export must not round a trained variant again, to fewer bits."""
         variant = next((v for v in self.variants if v.name == planned.owner), None)
+        if planned.section.rotate and variant is not None and (variant.quantize or variant.factorize):
+            raise ValueError(
+                f"exports: rotate would turn {variant.name!r} off its grids or factors; name the others in 'of'"
+            )
         wanted = NAMED.get(planned.section.quantization or "")
         if variant is None or variant.quantize is None or wanted is None:
             return

@@ -174,8 +174,8 @@ class ExportSection(Section):
             raise ValueError(
                 "rounding, smooth, rotate, bits, max_bytes and max_loss need an integer quantization after training"
             )
-        if self.rotate and self.smooth is not None:
-            raise ValueError("give either rotate or smooth: turned channels leave nothing to smooth")
+        if self.rotate and {self.max_bytes, self.max_loss} != {None}:
+            raise ValueError("give either rotate or a budget: bits are chosen for channels as they are")
         if self.quantization is not None and self.quantization in NAMED:
             dataclasses.replace(NAMED[self.quantization], bits=self.bits)  # raises for bits that do not exist
         if self.bits and {self.max_bytes, self.max_loss} != {None}:

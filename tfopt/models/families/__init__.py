@@ -109,6 +109,8 @@ def write_causal(config: CausalLMConfig) -> dict[str, Any]:
     Raises:
         InputError: none does.
     """
+    if config.inner_rotation or config.turned_stream:
+        raise InputError("no public checkpoint layout holds turned channels; save the model that was rotated")
     if config.positions == "learned" and config.norm == "layer" and not config.gated:
         gpt2.write_config(config)  # which says why it does not hold it
     stored = dataclasses.replace(config, dropout=0.0)  # which not every layout holds
