@@ -50,9 +50,7 @@ def main() -> None:
     parser.add_argument("--windows", type=int, default=8)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--rounds", type=int, default=11)
-    parser.add_argument(
-        "--files", type=Path, help="where files are kept; those that are there are taken as they are"
-    )
+    parser.add_argument("--files", type=Path, help="where files are kept, and taken from")
     arguments = parser.parse_args()
     model = tfopt.models.from_pretrained(arguments.model)
     ids = windows_of(model, arguments.text, arguments.windows)

@@ -214,7 +214,7 @@ def _environment() -> Any:
     made.filters["join"] = _joined
     made.filters["replace"] = _replaced
     made.filters = {name: _watched(cast(Any, function)) for name, function in made.filters.items()}
-    made.tests = {name: _watched(function) for name, function in made.tests.items()}
+    made.tests = {name: _watched(cast(Any, function)) for name, function in made.tests.items()}
     made.filters[_TIMED] = _timed
     made.globals = {name: made.globals[name] for name in ("range", "dict", "namespace")}
     made.globals |= {"raise_exception": _raise, "strftime_now": _now}

@@ -2,7 +2,7 @@
 
 Ashkboos et al., "QuaRot", https://arxiv.org/abs/2404.00456, and Liu et al., "SpinQuant",
 https://arxiv.org/abs/2405.16406. Values are turned by head, and the residual stream where only the scale of a norm
-stands between it and a product; both go into the matrices before and behind. Inner states of the feed-forward layers
+stands between it and a product; both go into the matrices before and behind. Inner states of feed-forward layers
 are turned while the model runs, as are final states where a tied table multiplies them: the scale of the last norm
 would make another table of it.
 """
@@ -19,9 +19,10 @@ from tfopt.decoding.config import CausalLMConfig
 from tfopt.decoding.weights import config_of, is_causal_lm, weights_of
 from tfopt.errors import InputError
 from tfopt.models.causal_lm import causal_lm
-from tfopt.numerics.hadamard import LARGEST, hadamard, mixing, power_of_two_in
+from tfopt.numerics.hadamard import hadamard, mixing, power_of_two_in
 
-_LEAST = 8  # channels that are worth a turn
+# Inner states are turned in blocks; a language model of 135M lost as much in those of 32 as in those of 512.
+_LEAST, _BLOCK = 8, 32
 _OFF = 1e-2  # of the largest output: more is no rounding of float32
 _TABLES = ("token_embeddings/embeddings", "position_embeddings/embeddings")
 # Norm of a layer -> the products behind it.
@@ -55,7 +56,7 @@ def rotated(model: Any) -> Any:
     split = next((path for path in weights if path.endswith("_low/kernel")), None)
     if split is not None:
         raise InputError(f"factorized models cannot be rotated ({split} is half of a matrix); rotate first")
-    block = min(LARGEST, power_of_two_in(config.intermediate_size))
+    block = min(_BLOCK, power_of_two_in(config.intermediate_size))
     turned = dataclasses.replace(
         config, inner_rotation=block if block >= _LEAST else 0,
         turned_stream=turns_stream(config) and config.tie_word_embeddings,

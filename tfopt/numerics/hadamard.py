@@ -2,7 +2,7 @@
 
 import numpy as np
 
-LARGEST = 128  # matrix of Hadamard; beyond, a product of two small ones costs less
+_LARGEST = 128  # matrix of Hadamard; beyond, a product of two small ones costs less
 
 
 def hadamard(size: int) -> np.ndarray:
@@ -35,7 +35,7 @@ def factors(size: int) -> tuple[np.ndarray, np.ndarray]:
     A row of `size` numbers, as (m, n), times their Kronecker product is the transpose of the first, times the row,
     times the second.
     """
-    block = min(LARGEST, power_of_two_in(size))
+    block = min(_LARGEST, power_of_two_in(size))
     rest = size // block
     power = power_of_two_in(rest)
     odd = rest // power
