@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import random
 import shutil
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 import tfopt
 from tfopt.data.detokenizers import HuggingFaceTokenizer
 from tfopt.data.marian_tokenizer import FILES, marian_tokenizer
+from tfopt.data.sentencepiece_file import parse_pieces
 from tfopt.data.tokenizers import parse_tokenizer
 from tfopt.decoding.weights import seq2seq_config_of
 from tfopt.errors import ModelFileError
@@ -83,12 +85,12 @@ def test_a_folder_without_a_tokenizer_json_translates(pieces, folder, tmp_path):
 def test_other_pieces_are_said(pieces, folder, caplog):
     _, vocab = pieces
     (folder / FILES[0]).write_bytes(trained(WORDS, model_type="bpe"))
-    assert marian_tokenizer(folder, len(vocab)) is None and "no unigram pieces" in caplog.text
+    assert marian_tokenizer(folder, len(vocab)) is None and "other pieces than those of unigrams" in caplog.text
 
 
 @pytest.mark.parametrize(("name", "content", "says"), [
     (FILES[0], b"\x0a\xff\xff", "no pieces of SentencePiece"),
-    (FILES[0], b"", "no piece of a text"),
+    (FILES[0], b"", "must hold pieces of texts"),
     (FILES[1], b"[1]", "must map pieces"),
     (FILES[1], b'{"a": 0, "b": 0}', "must map pieces"),
     (FILES[1], b'{"a": 0, "b": 1}', "lacks '<unk>'"),
@@ -98,6 +100,38 @@ def test_damaged_files(name, content, says, folder):
     (folder / name).write_bytes(content)
     with pytest.raises(ModelFileError, match=says):
         marian_tokenizer(folder, 10_000)
+
+
+@pytest.mark.parametrize("table", [
+    b"\x04\0\0\0\xff\xff\xff\xff", b"\0\0\0\0", b"\x08\0\0\0\1\0\0\0\xff\xff\xff\xff", b"\xff\xff\xff\xff",
+])  # fmt: skip
+def test_a_damaged_table_of_replaced_characters(table, pieces, folder):
+    """It is read without looking where it ends, and a text would end the program."""
+    source, vocab = pieces
+    file = parse_pieces(source.serialized_model_proto(), "a test")
+    file.normalizer_spec.precompiled_charsmap = table
+    (folder / FILES[0]).write_bytes(file.SerializeToString())
+    with pytest.raises(ModelFileError, match="damaged table|not a tokenizer"):
+        marian_tokenizer(folder, len(vocab))
+
+
+def test_a_damaged_byte_of_the_table_ends_in_an_error_or_in_ids(pieces, folder):
+    source, vocab = pieces
+    file, rng = parse_pieces(source.serialized_model_proto(), "a test"), random.Random(0)
+    whole, refused = file.normalizer_spec.precompiled_charsmap, 0
+    for _ in range(60):
+        table = bytearray(whole)
+        for _ in range(8):
+            table[rng.randrange(0, 60_000)] = rng.randrange(256)
+        file.normalizer_spec.precompiled_charsmap = bytes(table)
+        (folder / FILES[0]).write_bytes(file.SerializeToString())
+        try:
+            tokenizer = parse_tokenizer(marian_tokenizer(folder, len(vocab)).decode(), "a test")
+        except ModelFileError:
+            refused += 1
+            continue
+        tokenizer.encode("".join(map(chr, range(1, 0x2FF))) + "ﬁ ½ ① \uff21 e\u0301 漢字")
+    assert 0 < refused < 60
 
 
 def test_a_vocabulary_that_is_too_large(pieces, folder):

@@ -20,6 +20,7 @@ from tfopt.archive import archive
 from tfopt.data.describe import describe
 from tfopt.data.llama2c_tokenizer import Llama2cTokenizer
 from tfopt.data.lookup import Lookup, from_json, to_json
+from tfopt.data.marian_tokenizer import marian_tokenizer
 from tfopt.data.pack import pack
 from tfopt.data.readers import hugging_face
 from tfopt.data.readers.base import Columns
@@ -27,7 +28,7 @@ from tfopt.data.readers.texts import Texts, read_texts
 from tfopt.data.records.fields import Field
 from tfopt.data.records.write import write_records
 from tfopt.data.text_facts import ONLY, TextFacts
-from tfopt.data.tokenizers import load_tokenizer, train_bpe
+from tfopt.data.tokenizers import load_tokenizer, parse_tokenizer, train_bpe
 from tfopt.data.verify import verify
 from tfopt.models import (
     BertConfig,
@@ -247,6 +248,26 @@ def _llama2c_tokenizer(folder: Path) -> Path:
     return path
 
 
+def _marian(folder: Path) -> Path:
+    """Pieces and a vocabulary, in the wire format of protobuf."""
+
+    def piece(text: str, score: float) -> bytes:
+        content = b"\x0a" + bytes([len(text.encode())]) + text.encode() + b"\x15" + np.float32(score).tobytes()
+        return b"\x0a" + bytes([len(content)]) + content
+
+    path = folder / "marian"
+    path.mkdir()
+    names = ["\u2581", "a", "b", "\u2581ab", "ba"]
+    (path / "source.spm").write_bytes(b"".join(piece(name, -i) for i, name in enumerate(names)))
+    (path / "vocab.json").write_text(json.dumps({n: i for i, n in enumerate(["</s>", "<unk>", *names, "<pad>"])}))
+    return path
+
+
+def _cut(path: Path) -> Any:
+    found = marian_tokenizer(path, 8)
+    return found and parse_tokenizer(found.decode(), str(path)).encode("ab ba")
+
+
 _TEXTS = Texts([f"the word {i} and more" for i in range(30)], ["ab"[i % 2] for i in range(30)], "texts")
 
 
@@ -373,6 +394,7 @@ PARSERS: dict[str, Parser] = {
     "llama2c": Parser(_llama2c, tfopt.models.read_llama2c),
     "llama2c_tokenizer": Parser(_llama2c_tokenizer, Llama2cTokenizer.read),
     "tokenizer": Parser(_tokenizer, load_tokenizer, damaged_json),
+    "marian_tokenizer": Parser(_marian, _cut),
     "pack": Parser(_pack, lambda path: (verify(path), describe(path)), checked=True, files=("*.tfrecord",)),
     "manifest": Parser(_pack, verify, damaged_json, files=("*.manifest.json",)),
     "tfrecord": Parser(_tfrecord, verify),  # alone, a file that is cut between records looks whole

@@ -8,6 +8,7 @@ found in the vocabulary one by one, where the original looks for several in a ro
 import base64
 import json
 import logging
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 
 from tfopt._base.foreign import read_bytes, read_json
 from tfopt._base.limits import MAX_MEMBER_BYTES
-from tfopt.data.sentencepiece_file import BYTE, NORMAL, UNIGRAM, parse_pieces
+from tfopt.data.sentencepiece_file import BYTE, NORMAL, UNIGRAM, USER_DEFINED, parse_pieces
 from tfopt.data.tokenizers import parse_tokenizer
 from tfopt.errors import ModelFileError
 
@@ -47,12 +48,14 @@ def marian_tokenizer(folder: Path, vocab_size: int) -> bytes | None:
     path = folder / FILES[0]
     pieces = parse_pieces(read_bytes(path, "pieces", most=MAX_MEMBER_BYTES, error=ModelFileError), str(path))
     kinds = {piece.type for piece in pieces.pieces}
-    if pieces.trainer_spec.model_type != UNIGRAM or BYTE in kinds:
-        _log.warning("%s holds no unigram pieces, which alone are known: it takes token ids only", path)
+    if pieces.trainer_spec.model_type != UNIGRAM or kinds & {BYTE, USER_DEFINED}:
+        _log.warning(
+            "%s has other pieces than those of unigrams, which alone are known: it takes token ids only", path
+        )
         return None
     scores = {piece.piece: piece.score for piece in pieces.pieces if piece.type == NORMAL}
-    if not scores:
-        raise ModelFileError(f"{path} holds no piece of a text")
+    if not scores or not all(isinstance(name, str) and math.isfinite(score) for name, score in scores.items()):
+        raise ModelFileError(f"{path} must hold pieces of texts, each with a score")
     content = json.dumps(_described(pieces.normalizer_spec, vocab, scores), ensure_ascii=False)
     parse_tokenizer(content, str(path))
     return content.encode()
@@ -61,7 +64,8 @@ def marian_tokenizer(folder: Path, vocab_size: int) -> bytes | None:
 def _vocabulary(path: Path, vocab_size: int) -> list[str]:
     """Pieces in the order of their numbers."""
     raw = read_json(path, "vocabulary", error=ModelFileError)
-    if not isinstance(raw, dict) or sorted(map(str, raw.values())) != sorted(map(str, range(len(raw)))):
+    whole = isinstance(raw, dict) and all(type(number) is int for number in raw.values())
+    if not whole or sorted(raw.values()) != list(range(len(raw))):
         raise ModelFileError(f"{path} must map pieces to the numbers from 0 on, each once")
     if len(raw) > vocab_size:
         raise ModelFileError(f"{path} has {len(raw):,} pieces, the model's table {vocab_size:,} rows")

@@ -6,9 +6,11 @@ The package has a parser of its own files, which asks for a newer protobuf than 
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from tfopt.errors import ModelFileError
 
-UNIGRAM, NORMAL, BYTE = 1, 1, 6  # numbers of kinds of models and of pieces
+UNIGRAM, NORMAL, USER_DEFINED, BYTE = 1, 1, 4, 6  # numbers of kinds of models and of pieces
 # Message -> field -> its number and type, and whether there are many:
 # https://github.com/google/sentencepiece/blob/master/src/sentencepiece_model.proto
 _FIELDS: Mapping[str, Mapping[str, tuple[int, str, bool]]] = {
@@ -54,3 +56,42 @@ def parse_pieces(content: bytes, source: str) -> Any:
     except DecodeError as error:
         raise ModelFileError(f"{source} holds no pieces of SentencePiece: {error}") from error
     return found
+
+
+def check_charsmap(content: bytes, source: str) -> None:
+    """Walks through the table of replaced characters, as whoever uses it does without looking where it ends.
+
+    Four bytes with the size of a trie, its units of 32 bits (https://github.com/s-yata/darts-clone), and texts that
+    its leaves point into, each with a zero behind.
+
+    Raises:
+        ModelFileError: it leads outside; `source` names it.
+    """
+    size = int.from_bytes(content[:4], "little")
+    damaged = ModelFileError(f"{source} has a damaged table of replaced characters")
+    if not content[4:] or size % 4 or not 0 < size <= len(content) - 4:
+        raise damaged
+    units, texts = np.frombuffer(content, "<u4", size // 4, offset=4).astype(np.int64), content[4 + size :]
+    try:
+        texts.decode()
+    except UnicodeDecodeError as error:
+        raise damaged from error
+    offsets = (units >> 10) << ((units & (1 << 9)) >> 6)
+    letters = np.arange(1, 256)
+    seen = np.zeros(len(units), bool)
+    bases = offsets[:1]
+    while len(bases):
+        places = bases[:, None] ^ letters
+        if places.max() >= len(units):
+            raise damaged
+        # A unit has a letter, and no sign: that is one of a value.
+        places = places[(units[places] & ((1 << 31) | 0xFF)) == letters]
+        places = np.unique(places[~seen[places]])
+        seen[places] = True
+        bases = places ^ offsets[places]
+        leaves = bases[(units[places] >> 8) & 1 == 1]
+        if len(leaves) and leaves.max() >= len(units):
+            raise damaged
+        for value in np.unique(units[leaves] & ((1 << 31) - 1)):
+            if value >= len(texts) or texts[value] & 0xC0 == 0x80 or texts.find(b"\0", value) < 0:
+                raise damaged

@@ -1,7 +1,9 @@
 """Tokenizers: loaded from a folder, or trained (byte-level BPE) on the texts at hand."""
 
+import base64
 import dataclasses
 import itertools
+import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -11,9 +13,11 @@ import numpy as np
 from tfopt._base.files import existing, replacing
 from tfopt._base.foreign import read_text
 from tfopt._base.limits import MAX_MEMBER_BYTES
+from tfopt.data.sentencepiece_file import check_charsmap
 from tfopt.errors import DataError, InputError, ModelFileError
 
 SPECIAL_TOKENS = ("[PAD]", "[CLS]", "[SEP]")
+_CHARSMAP = "precompiled_charsmap"
 OnLong = Literal["error", "truncate", "drop"]
 
 
@@ -65,10 +69,27 @@ def parse_tokenizer(content: str, source: str) -> Any:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         raise ModelFileError(f"{source} is not a tokenizer: {error}") from error
+    for charsmap in _charsmaps(content):
+        check_charsmap(charsmap, source)
     # Published files often cut silently; here `encode` counts what is too long.
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
+
+
+def _charsmaps(content: str) -> list[bytes]:
+    """Tables of replaced characters, of a tokenizer that was read already."""
+    if _CHARSMAP not in content:
+        return []
+    found: list[bytes] = []
+
+    def note(described: dict[str, Any]) -> dict[str, Any]:
+        if isinstance(described.get(_CHARSMAP), str):
+            found.append(base64.b64decode(described[_CHARSMAP]))
+        return described
+
+    json.loads(content, object_hook=note)
+    return found
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int, end_of_text: str | None = None) -> Any:
