@@ -45,6 +45,13 @@ def test_built_in_recipes_load_and_survive_toml(name):
          "give either max_bytes or max_loss"),
         (GOOD + '[[variants]]\nname = "a"\n[variants.quantize]\n[[exports]]\nformat = "tflite"\n'
          'quantization = "dynamic_int4"\n', "'dynamic_int4' would round variant 'a', trained with 8 bits, again"),
+        (GOOD + '[[exports]]\nformat = "tflite"\nquantization = "dynamic_int8"\nrotate = true\n',
+         "rotate is for models that generate"),
+        (GOOD + '[[exports]]\nformat = "tflite"\nquantization = "dynamic_int8"\nrotate = true\nmax_bytes = 9\n',
+         "give either rotate or a budget"),
+        (GOOD + 'task = "causal_lm"\n[data]\nmax_length = 64\n[[variants]]\nname = "a"\n[variants.quantize]\n'
+         '[[exports]]\nformat = "tflite"\nquantization = "dynamic_int8"\nrotate = true\n',
+         "rotate would turn 'a' off its grids or factors"),
         (GOOD + '[[variants]]\nname = "a"\n[variants.shrink]\n', "nothing to take out: give heads, neurons"),
         (GOOD + '[[variants]]\nname = "a"\n[variants.shrink]\nheads = 1.0\n', r"heads must be in \[0, 1\), the share"),
         (GOOD + '[[variants]]\nname = "a"\n[variants.shrink]\nlayers = 2\nwhen = "during"\n', "need when = 'before'"),

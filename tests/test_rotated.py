@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import json
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from tfopt.decoding.generate import GenerateConfig
 from tfopt.decoding.weights import config_of, weights_of
 from tfopt.engine.generator import Generator
 from tfopt.errors import InputError
-from tfopt.export.integers import make_record
+from tfopt.export.integers import config_named, make_record
 from tfopt.export.said import IDS, said_by
 from tfopt.numerics.agreement import divergence
 from tfopt.numerics.hadamard import hadamard, mixing
@@ -127,6 +128,24 @@ def test_rounding_in_order_is_better_than_to_nearest(shared_data):
     nearest = dataclasses.replace(FEW, rotate=False, rounding="nearest")
     losses = [loss(dataclasses.replace(nearest, rounding=rounding)) for rounding in ("nearest", "gptq")]
     assert losses[1] < 0.65 * losses[0]
+
+
+def test_the_command_turns_and_says_what_it_cannot(tmp_path, tfopt_main):
+    path = tfopt.models.save(make("qwen2", "keras"), tmp_path / "m.keras")
+    command = ["export", path, "-o", tmp_path / "m.tflite", "--length", 32, "--rotate", "--quantization"]
+    code, out, _ = tfopt_main(*command, "dynamic_int8", "--json")
+    assert code == 0 and "rotation" in [check["name"] for check in json.loads(out)["checks"]]
+    code, _, err = tfopt_main(*command, "dynamic_int8", "--max-bytes", 9000)
+    assert code == 2 and "give either --rotate or a budget" in err
+    code, _, err = tfopt_main(*command, "float16")
+    assert code == 2 and "--rotate" in err
+
+
+def test_what_is_meant_by_names_when_channels_are_turned():
+    turned, kept = make("qwen2"), make("gpt2")
+    assert config_named("dynamic_int4", turned, rotate=True).smooth is None
+    assert config_named("dynamic_int4", kept, rotate=True).smooth, "norms of GPT-2 stand between"
+    assert config_named("dynamic_int4", turned, rotate=True).rotate
 
 
 def test_trained_grids_are_not_turned(tmp_path, generation):
