@@ -19,7 +19,7 @@ from benchmarks.common import goal, paired, ratio, save, show
 from benchmarks.gguf_llama import quantized
 from tfopt.decoding.generate import GenerateConfig
 
-NEW, CONTEXT, CHARACTERS, PROPOSALS = 96, 512, 320, 7
+NEW, CONTEXT, CHARACTERS, PROPOSALS = 96, 256, 320, 7
 TASKS = {"say it again": "Repeat the following text word by word:\n\n{}", "go on": "Continue this scene:\n\n{}"}
 GREEDY = GenerateConfig(max_tokens=NEW, temperature=0.0)
 
@@ -28,6 +28,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True, help="a .gguf file of a chat model")
     parser.add_argument("--text", type=Path, required=True)
+    parser.add_argument("--file", type=Path, help="an 8-bit export of it; by default one is made")
     parser.add_argument("--passages", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
@@ -37,7 +38,7 @@ def main() -> None:
     passages = [text[start : start + CHARACTERS] for start in starts]
     rows: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
-        ways = Ways(given.model, Path(folder), given.threads)
+        ways = Ways(given.model, Path(folder), given.threads, file=given.file)
         for task, question in TASKS.items():
             prompts = [ways.prompt(question.format(passage)) for passage in passages]
             same = [ways.plain(one) == ways.lookup(one) for one in prompts]
@@ -78,9 +79,10 @@ class Ways:
         named: all of them.
     """
 
-    def __init__(self, model: Path, folder: Path, threads: int) -> None:
-        keras, file = tfopt.models.from_pretrained(model), folder / "m.tflite"
-        tfopt.export(keras, file, quantization="dynamic_int8", lengths=[CONTEXT])
+    def __init__(self, model: Path, folder: Path, threads: int, file: Path | None) -> None:
+        if file is None:
+            file = folder / "m.tflite"
+            tfopt.export(tfopt.models.from_pretrained(model), file, quantization="dynamic_int8", lengths=[CONTEXT])
         self._plain = tfopt.Generator.load(file, threads=threads)
         self._lookup = tfopt.Generator.load(file, threads=threads, draft="lookup")
         plain = quantized(quantized(model, folder / "F32.gguf", "ALL_F32"), folder / "Q8_0.gguf", "MOSTLY_Q8_0")
