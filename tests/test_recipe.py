@@ -26,6 +26,8 @@ def test_built_in_recipes_load_and_survive_toml(name):
         (GOOD + '[[exports]]\nformat = "tfile"\n', "exports.0.format: .*got 'tfile'"),
         (GOOD + '[[exports]]\nformat = "saved_model"\nquantization = "float16"\n', "needs format 'tflite'"),
         (GOOD + '[[exports]]\nformat = "tflite"\nof = ["smal"]\n', "exports.of names 'smal'"),
+        (GOOD + '[train]\noptimizer = "adamm"\n', "train.optimizer: .*got 'adamm'; did you mean 'adamw'?"),
+        (GOOD + '[train]\nschedule = "cosin"\n', "got 'cosin'; did you mean 'cosine'?"),
         (GOOD + "lengths = [16]\n", "lengths must end at data.max_length 128"),
         (GOOD + "[model]\nhidden_size = 130\n", "multiple of num_attention_heads, got 130 and 4"),
         (GOOD + "[measure]\nlength = 512\n", "measure.length must be at most data.max_length 128, got 512"),

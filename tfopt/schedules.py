@@ -6,9 +6,14 @@ and return the pair (update the masks now, sparsity).
 """
 
 import dataclasses
-from typing import Any, Protocol
+import difflib
+import math
+from typing import Any, Literal, Protocol
 
 from tfopt.errors import InputError
+
+OptimizerName = Literal["adamw", "adafactor", "sgd", "lion", "lamb", "muon"]
+RateSchedule = Literal["cosine", "linear", "polynomial", "exponential", "inverse_sqrt", "constant"]
 
 
 class SparsitySchedule(Protocol):
@@ -22,6 +27,13 @@ def check_sparsity(value: float, name: str = "sparsity") -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0.0 <= value < 1.0:
         raise InputError(f"{name} must be in [0, 1), got {value!r}")
     return float(value)
+
+
+def check_choice(name: str, value: Any, known: tuple[str, ...]) -> None:
+    """Raises InputError unless `value` is one of the known; the nearest is named."""
+    if value not in known:
+        near = difflib.get_close_matches(str(value), known, n=1, cutoff=0.0)[0]
+        raise InputError(f"{name} must be one of {', '.join(known)}, got {value!r}; did you mean {near!r}?")
 
 
 def _check_steps(begin_step: int, end_step: int, frequency: int) -> None:
@@ -170,3 +182,50 @@ class ConstantSparsity:
 
     def __call__(self, step: int) -> tuple[bool, float]:
         return _is_update(step, self.begin_step, self.end_step, frequency=self.frequency), self.target_sparsity
+
+
+_END = 0.01  # of the peak, where an exponential ends
+
+
+@dataclasses.dataclass(frozen=True)
+class Rate:
+    """The learning rate of each step.
+
+    Cosine: Loshchilov and Hutter, https://arxiv.org/abs/1608.03983; inverse square root: Vaswani et al.,
+    https://arxiv.org/abs/1706.03762.
+
+    Attributes:
+        schedule: "cosine", "linear" and "polynomial" end at 0, "exponential" at a hundredth of the peak;
+            "inverse_sqrt" falls with the root of the step, "constant" does not.
+        peak: after the warm-up.
+        warmup: steps in which the rate grows to the peak.
+        steps: of the whole training.
+        power: of "polynomial".
+
+    >>> rate = Rate("linear", peak=1.0, warmup=2, steps=6)
+    >>> [rate(step) for step in range(7)]
+    [0.5, 1.0, 1.0, 0.75, 0.5, 0.25, 0.0]
+    """
+
+    schedule: RateSchedule
+    peak: float
+    warmup: int
+    steps: int
+    power: float = 2.0
+
+    def __call__(self, step: int) -> float:
+        """The rate of the step after so many."""
+        if step < self.warmup:
+            return self.peak * (step + 1) / self.warmup
+        left = 1.0 - min(1.0, (step - self.warmup) / max(1, self.steps - self.warmup))
+        return (
+            self.peak
+            * {
+                "cosine": 0.5 * (1.0 - math.cos(math.pi * left)),
+                "linear": left,
+                "polynomial": left**self.power,
+                "exponential": _END ** (1.0 - left),
+                "inverse_sqrt": math.sqrt(max(1, self.warmup) / max(1, step)) if step > self.warmup else 1.0,
+                "constant": 1.0,
+            }[self.schedule]
+        )

@@ -305,6 +305,9 @@ def _explain(error: pydantic.ValidationError, root: type[BaseModel]) -> str:
     message = first["msg"].removeprefix("Value error, ")
     message = message[:1].lower() + message[1:]
     got = "" if "got" in message or isinstance(first["input"], dict) else f", got {first['input']!r}"
+    if first["type"] == "literal_error" and isinstance(first["input"], str):
+        near = difflib.get_close_matches(first["input"], re.findall(r"'(\w+)'", message), n=1, cutoff=0.0)
+        got += "".join(f"; did you mean {name!r}?" for name in near)
     return f"{place}: {message}{got}" if place else message
 
 

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from tfopt._base.formats import WRITTEN, format_named
 from tfopt.numerics.agreement import ACCEPTABLE
 from tfopt.quantization import NAMED
+from tfopt.schedules import OptimizerName, RateSchedule
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
@@ -100,7 +101,10 @@ class TrainSection(Section):
 
     epochs: Annotated[int, Field(ge=0)] = 3
     batch_size: Count = 32
+    optimizer: OptimizerName = "adamw"
     learning_rate: Annotated[float, Field(gt=0)] | None = None
+    schedule: RateSchedule = "cosine"
+    power: Annotated[float, Field(gt=0)] = 2.0
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.06
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     clip_norm: Annotated[float, Field(ge=0)] = 1.0

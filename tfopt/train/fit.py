@@ -1,10 +1,11 @@
-"""Assembles and runs `fit`: AdamW, warm-up and cosine decay, gradient clipping, seeds, progress."""
+"""Assembles and runs `fit`: optimizer, warm-up and schedule, gradient clipping, seeds, progress."""
 
 import contextlib
 import dataclasses
 import logging
 import math
 import time
+import typing
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,9 +13,12 @@ import tensorflow as tf
 
 from tfopt._keras import keras_api
 from tfopt.errors import InputError, WorkFailedError
+from tfopt.schedules import OptimizerName, Rate, RateSchedule, check_choice
 from tfopt.train.checkpoints import Checkpoints, Position
 from tfopt.train.finite import FiniteWeights
+from tfopt.train.optimizers import make_optimizer
 from tfopt.train.progress import Progress
+from tfopt.train.rates import RateByStep
 from tfopt.train.strategy import scope
 
 Data = Callable[[Any, int], Any]
@@ -28,7 +32,10 @@ class TrainConfig:
     Attributes:
         epochs: passes over the training data.
         batch_size: records per step, over all replicas together.
+        optimizer: a name, see `optimizers.make_optimizer`.
         learning_rate: peak of the schedule.
+        schedule: how the rate falls, see `schedules.Rate`.
+        power: of the schedule "polynomial", above 0.
         warmup: share of the steps in which the rate grows from near zero, in [0, 1).
         weight_decay: decoupled decay of matrices (Loshchilov and Hutter, https://arxiv.org/abs/1711.05101).
         clip_norm: largest norm of the whole gradient, or 0 for no clipping.
@@ -40,7 +47,10 @@ class TrainConfig:
 
     epochs: int = 3
     batch_size: int = 32
+    optimizer: OptimizerName = "adamw"
     learning_rate: float = 5e-5
+    schedule: RateSchedule = "cosine"
+    power: float = 2.0
     warmup: float = 0.06
     weight_decay: float = 0.01
     clip_norm: float = 1.0
@@ -53,7 +63,9 @@ class TrainConfig:
         for name in ("epochs", "batch_size"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be 1 or more, got {getattr(self, name)}")
-        for name in ("learning_rate", "minutes"):
+        for name, known in (("optimizer", OptimizerName), ("schedule", RateSchedule)):
+            check_choice(name, getattr(self, name), typing.get_args(known))
+        for name in ("learning_rate", "power", "minutes"):
             if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise InputError(f"{name} must be above 0, got {getattr(self, name)}")
         if not 0 <= self.warmup < 1:
@@ -113,10 +125,9 @@ def fit(
     Raises:
         WorkFailedError: a weight or the loss became NaN; the model keeps the weights of the last good step.
     """
-    keras = keras_api.keras_module(keras_api.generation_of(model))
     callbacks = callbacks or []
     with scope(strategy):
-        optimizer = _optimizer(keras, model, config, steps=steps)
+        optimizer, rates = _optimizer(model, config, steps)
         compile_with(optimizer, jit_compile=config.jit_compile)
         start = checkpoints.restore(model) if checkpoints is not None else Position()
     number = tf.Variable(start.epoch, dtype=tf.int64, trainable=False)
@@ -131,7 +142,7 @@ def fit(
         # Compression callbacks come before others, so that whatever follows sees the model as it will be.
         kept = [checkpoints] if checkpoints is not None else []
         deadline = _Deadline(config.minutes, title)
-        everything = [FiniteWeights(title), *callbacks, _Passes(number), *kept, progress, deadline]
+        everything = [*rates, FiniteWeights(title), *callbacks, _Passes(number), *kept, progress, deadline]
         history: dict[str, list[float]] = {}
         for batches, first, last in _parts(data, number, start, epochs=config.epochs):
             if deadline.over:
@@ -187,22 +198,25 @@ class _Deadline(keras_api.Callback):
             _log.warning("%s ends early: its %g minutes are over", self._title, self._minutes)
 
 
-def _optimizer(keras: Any, model: Any, config: TrainConfig, steps: int) -> Any:
+def _optimizer(model: Any, config: TrainConfig, steps: int) -> tuple[Any, list[Any]]:
+    """The optimizer, and what sets its rate if it does not do so itself."""
     warmup = max(1, round(config.warmup * steps)) if config.warmup else 0
     rate: Any = config.learning_rate
-    if warmup < steps:
+    callbacks: list[Any] = []
+    if config.schedule == "cosine" and warmup < steps:
         # Built in, so that nothing custom ends up in a saved model.
+        keras = keras_api.keras_module(keras_api.generation_of(model))
         rate = keras.optimizers.schedules.CosineDecay(
             initial_learning_rate=config.learning_rate / max(warmup, 1),
             decay_steps=steps - warmup,
             warmup_target=config.learning_rate if warmup else None,
             warmup_steps=warmup,
         )
-    optimizer = keras.optimizers.AdamW(
-        rate, weight_decay=config.weight_decay, global_clipnorm=config.clip_norm or None
+    elif config.schedule != "cosine":
+        callbacks = [
+            RateByStep(Rate(config.schedule, config.learning_rate, warmup, steps=steps, power=config.power))
+        ]
+    optimizer = make_optimizer(
+        model, config.optimizer, rate, weight_decay=config.weight_decay, clip_norm=config.clip_norm
     )
-    # Norms and biases are not decayed.
-    optimizer.exclude_from_weight_decay(
-        var_list=[w.variable for w in keras_api.weights(model) if len(w.variable.shape) < 2]
-    )
-    return optimizer
+    return optimizer, callbacks
