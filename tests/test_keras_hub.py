@@ -12,6 +12,7 @@ import tfopt
 from tfopt._keras import keras_api
 from tfopt.data.tokenizers import train_bpe
 from tfopt.errors import InputError
+from tfopt.export.integers import config_named
 from tfopt.models.keras_hub import FAMILIES, as_decoder
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("keras_hub") is None, reason="needs the extra kerashub")
@@ -195,3 +196,9 @@ def test_padding_is_of_the_part_that_its_mask_is_of():
     _, targets = next(iter(data))
     heard, said = (targets[f"logits_{part}_sequence_output"].numpy() for part in ("encoder", "decoder"))
     assert heard.any(-1).all() and (said.any(-1) == (mask > 0)).all()
+
+
+def test_names_mean_for_a_task_what_they_mean_for_its_decoder():
+    """On the command line they are looked up before a decoder is made of it."""
+    config = config_named("dynamic_int4", task("Llama"))
+    assert (config.weight_granularity, config.table_bits) == (32, 8)
