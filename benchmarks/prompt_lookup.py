@@ -2,8 +2,8 @@
 
 A chat model is asked to say passages again, word by word, and to go on with them. Each answer is made as it is and
 with `draft="lookup"`, here and by the prompt lookup of llama.cpp's Python package on its Q8_0 of the same weights,
-taking turns. In float the texts are equal; in 8 bits, tokens that are computed together are rounded a little otherwise,
-and where two are nearly as likely the other may come.
+taking turns. In float the texts are equal; in 8 bits, tokens that are computed together are rounded a little
+otherwise, and where two are nearly as likely the other may come.
 
     python -m benchmarks.prompt_lookup --model SmolLM2-135M-Instruct.Q4_1.gguf --text passages.txt
 """
