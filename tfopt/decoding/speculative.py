@@ -3,7 +3,7 @@
 Leviathan et al., "Fast Inference from Transformers via Speculative Decoding", https://arxiv.org/abs/2211.17192:
 a proposal is kept with probability min(1, p / q), else a token is drawn from the positive part of p - q, so that
 texts are distributed as if the model had written them alone. When greedy, they are equal, as far as the runtime
-computes a token alone as it does among others: integers are rounded a little otherwise, and a near tie may be turned.
+computes a token alone as it does among others: integers are rounded a little otherwise, and near ties may turn.
 
 A smaller model proposes, or the text itself: what followed its last words where they stood before (Saxena, "Prompt
 Lookup Decoding", https://github.com/apoorvumang/prompt-lookup-decoding).
