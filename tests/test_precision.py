@@ -16,7 +16,7 @@ POLICIES = ("mixed_float16", "mixed_bfloat16", "float16", "bfloat16")
 
 @contextlib.contextmanager
 def policy(keras, name):
-    with precision._default_policy(keras):
+    with precision.default_policy(keras):
         put = (
             keras.config.set_dtype_policy if keras.__name__ == "keras" else keras.mixed_precision.set_global_policy
         )
