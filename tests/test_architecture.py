@@ -33,7 +33,7 @@ ALLOWED = {
     "compress": BELOW | {"schedules", "numerics", "quantization", "structure", "data"},
     "recipe": {"errors", "_base", "schedules", "numerics", "quantization", "compress"},
     "tasks": BELOW | {"recipe", "data", "decoding", "models", "numerics", "structure"},
-    "train": BELOW | {"store"},
+    "train": BELOW | {"schedules", "store"},
     "export": BELOW | {"data", "decoding", "models", "numerics", "quantization", "tflite", "runtime", "structure"},
     "runtime": BELOW | {"data", "decoding", "numerics", "tflite"},
     "engine": BELOW | {"data", "decoding", "models", "numerics", "runtime", "tflite"},
