@@ -1,6 +1,7 @@
 """Turned decoders compute what they did, on every runtime, and lose less when they are rounded."""
 
 import dataclasses
+import importlib
 import importlib.util
 import json
 
@@ -14,7 +15,7 @@ from tfopt.compress import lora
 from tfopt.decoding.generate import GenerateConfig
 from tfopt.decoding.weights import config_of, weights_of
 from tfopt.engine.generator import Generator
-from tfopt.errors import InputError
+from tfopt.errors import InputError, WorkFailedError
 from tfopt.export.integers import config_named, make_record
 from tfopt.export.said import IDS, said_by
 from tfopt.numerics.agreement import divergence
@@ -26,6 +27,8 @@ from tfopt.tflite.file import read_tflite
 
 from .decoders import FAMILIES, logits_of, make, tokens
 from .test_chat import folder  # noqa: F401 - a fixture
+
+export_module, rotated_module = map(importlib.import_module, ("tfopt.export.export", "tfopt.models.rotated"))
 
 
 @pytest.mark.parametrize("size", [1, 2, 16, 12, 36, 57])
@@ -47,6 +50,34 @@ def test_a_turned_decoder_computes_the_same(family, generation):
     assert not np.allclose(before["layer_0_down/kernel"], after["layer_0_down/kernel"])
     stream = FAMILIES[family].norm == "rms" and not FAMILIES[family].post_norms
     assert np.allclose(after["layer_0_mlp_norm/gamma"], 1.0) == stream
+
+
+# Widths with an odd factor, and such as are a product of two matrices.
+WIDTHS = {48: {}, 384: {"intermediate_size": 96}}
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_widths_that_are_no_power_of_two(width, generation, tmp_path):
+    config = dataclasses.replace(FAMILIES["qwen2"], hidden_size=width, head_dim=width // 4, **WIDTHS[width])
+    model, ids = make(config, generation), tokens(2)
+    expected, turned = logits_of(model, ids), tfopt.models.rotated(model)
+    assert config_of(turned).turned_stream
+    np.testing.assert_allclose(logits_of(turned, ids), expected, atol=2e-4 * np.abs(expected).max())
+    np.testing.assert_allclose(over_a_cache(turned, ids), expected, atol=2e-4 * np.abs(expected).max())
+    loaded = tfopt.models.load(tfopt.models.save(turned, tmp_path / "turned.keras"))
+    np.testing.assert_array_equal(logits_of(loaded, ids), logits_of(turned, ids))
+
+
+def test_a_turn_that_changes_the_model_is_refused(tmp_path, monkeypatch):
+    """As one would that forgot the way back."""
+    monkeypatch.setattr(rotated_module, "_turn_inner", lambda config, weights: None)
+    with pytest.raises(InputError, match="computes something else"):
+        tfopt.models.rotated(make("llama"))
+    wrong = make("qwen2", seed=1)
+    monkeypatch.setattr(export_module, "rotated", lambda model: wrong)
+    with pytest.raises(WorkFailedError, match="rotation changed outputs by"):
+        tfopt.export(make("qwen2"), tmp_path / "m.tflite", quantization=EIGHT, lengths=[32])
+    assert not (tmp_path / "m.tflite").exists()
 
 
 def over_a_cache(model, ids):

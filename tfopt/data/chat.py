@@ -271,7 +271,6 @@ def _joined(values: Any, between: str = "", attribute: str | None = None) -> str
 
 
 def _replaced(text: Any, old: str, new: str, count: int = -1) -> str:
-    _check_time()
     text = str(text)
     if len(text) + text.count(old) * len(new) > _MOST_OUTPUT:
         raise _RefusedError("a text that grows and grows")

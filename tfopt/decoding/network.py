@@ -51,7 +51,7 @@ class Parts(Protocol):
     def rotate(self, x: Any, block: int) -> Any:
         """Each block of so many numbers along the last axis, times a Hadamard matrix."""
 
-    def turn(self, x: Any, back: bool = False) -> Any:
+    def turn(self, x: Any, *, back: bool = False) -> Any:
         """The last axis times `numerics.hadamard.mixing` of its size, or times its transpose."""
 
     def dropout(self, x: Any) -> Any:

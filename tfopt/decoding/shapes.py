@@ -69,7 +69,7 @@ class _Shapes:
     def rotate(self, x: _Width, block: int) -> _Width:
         return x
 
-    def turn(self, x: _Width, back: bool = False) -> _Width:
+    def turn(self, x: _Width, *, back: bool = False) -> _Width:
         return x
 
     def dropout(self, x: _Width) -> _Width:

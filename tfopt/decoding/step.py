@@ -17,8 +17,6 @@ from tfopt.decoding.network import Linear, hidden_states
 from tfopt.decoding.seq2seq_config import Seq2SeqConfig
 from tfopt.numerics.hadamard import factors, hadamard
 
-ROTATION = "rotation"  # in the names of matrices that are no weights
-
 
 class Products(NamedTuple):
     """How a runtime reads weights.
@@ -115,7 +113,7 @@ class Layers:
     def rotate(self, x: tf.Tensor, block: int) -> tf.Tensor:
         return _like(_times(tf.reshape(x, [-1, block]), hadamard(block)), x)
 
-    def turn(self, x: tf.Tensor, back: bool = False) -> tf.Tensor:
+    def turn(self, x: tf.Tensor, *, back: bool = False) -> tf.Tensor:
         outer, inner = factors(int(x.shape[-1]))
         turned = _times(tf.reshape(x, [-1, len(inner)]), inner)
         if len(outer) > 1:
@@ -130,8 +128,7 @@ class Layers:
 
 def _times(rows: tf.Tensor, matrix: np.ndarray) -> tf.Tensor:
     """Rows times a matrix of the network's shape, which is no weight and stays in float."""
-    with tf.name_scope(f"{ROTATION}/"):
-        return tf.matmul(rows, tf.constant(matrix, tf.float32))
+    return tf.matmul(rows, tf.constant(matrix, tf.float32))
 
 
 def _like(x: tf.Tensor, other: tf.Tensor) -> tf.Tensor:

@@ -100,7 +100,7 @@ def _name_of(config: QuantizeConfig, model: Any) -> str:
     return next((name for name in NAMED if config in (NAMED[name], config_named(name, model))), "custom")
 
 
-def config_named(name: str, model: Any, rotate: bool = False) -> QuantizeConfig:
+def config_named(name: str, model: Any, *, rotate: bool = False) -> QuantizeConfig:
     """What a name of `quantization.NAMED` means for a model; a `QuantizeConfig` is taken as it is.
 
     Activations of language models have channels that reach far. In 4 bits they collapse with one scale for each
@@ -128,9 +128,9 @@ def refined(
     """What a name of `quantization.NAMED` means for a model, with what a recipe or command line adds to it.
 
     Raises:
-        InputError: a rounding that is none, smoothing outside its range or together with rotation.
+        InputError: a rounding that is none, or smoothing outside its range.
     """
-    config = dataclasses.replace(config_named(name, model, rotate), rounding=rounding, **others)
+    config = dataclasses.replace(config_named(name, model, rotate=rotate), rounding=rounding, **others)
     return config if smooth is None else dataclasses.replace(config, smooth=smooth)
 
 
@@ -268,11 +268,12 @@ def _write(job: Job, path: Path, record: Record, decoder: Converter | None) -> Q
         content, matched = run_in_child(write_static, content, config, origins, samples)
         layers = layer_bits(record, matched)
     else:
+        turned = is_turned(model)
         content, matched, layers = write_grids(
             content,
             record,
             look_up_rows,
-            fallback=lambda weight: _fallback(weight, record, is_turned(job.model)),
+            fallback=lambda weight: _fallback(weight, record, turned),
             origins=origins,
         )
     if record.grids and not matched:

@@ -124,7 +124,7 @@ class KerasParts(KerasLayers):
         self.config = config
         self._turns: dict[tuple[float, ...], Any] = {}
         self._biases: dict[int | None, Any] = {}
-        self._hadamard: Any = None
+        self._hadamards: dict[int, Any] = {}
         self._ids: Any = None
         self._mask: Any = None
         self._positions: Any = None
@@ -152,21 +152,23 @@ class KerasParts(KerasLayers):
         return self.merged(self.ops.matmul(self._layers.Softmax()(scores), value))
 
     def rotate(self, x: Any, block: int) -> Any:
-        if self._hadamard is None:  # one for all layers
-            self._hadamard = self.ops.hadamard(block, self._ids)
-        width, turn = int(x.shape[-1]), self.ops.cast(self._hadamard, x.dtype)
-        blocks = self._layers.Reshape((-1, width // block, block))(x)
-        return self._layers.Reshape((-1, width))(self.ops.matmul(blocks, turn))
+        return self._layers.Reshape((-1, int(x.shape[-1])))(self._blocks_turned(x, block))
 
-    def turn(self, x: Any, back: bool = False) -> Any:
+    def turn(self, x: Any, *, back: bool = False) -> Any:
         width = int(x.shape[-1])
         outer, inner = factors(width)
-        rows = self._layers.Reshape((-1, len(outer), len(inner)))(x)
-        rows = self.ops.matmul(rows, self.ops.cast(self.ops.hadamard(len(inner), self._ids), x.dtype))
+        rows = self._blocks_turned(x, len(inner))
         if len(outer) > 1:
             columns = self.ops.matmul_constant(self._layers.Permute((1, 3, 2))(rows), outer.T if back else outer)
             rows = self._layers.Permute((1, 3, 2))(columns)
         return self._layers.Reshape((-1, width))(rows)
+
+    def _blocks_turned(self, x: Any, block: int) -> Any:
+        """(batch, tokens, width) -> (batch, tokens, width / block, block), each block times a Hadamard matrix."""
+        if block not in self._hadamards:  # one for all layers
+            self._hadamards[block] = self.ops.hadamard(block, self._ids)
+        blocks = self._layers.Reshape((-1, int(x.shape[-1]) // block, block))(x)
+        return self.ops.matmul(blocks, self.ops.cast(self._hadamards[block], x.dtype))
 
     def capped(self, x: Any, limit: float | None) -> Any:
         """Bounded to plus and minus a limit."""
