@@ -1,6 +1,7 @@
 """Training: strategy, optimizer and progress around `model.fit`."""
 
-from tfopt.train.fit import TrainConfig, fit
+from tfopt.train.config import TrainConfig
+from tfopt.train.fit import fit
 from tfopt.train.strategy import make_strategy
 
 __all__ = ["TrainConfig", "fit", "make_strategy"]

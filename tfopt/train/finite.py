@@ -59,12 +59,16 @@ class FiniteWeights(keras_api.Callback):
         if finite.numpy().all():
             self._good = values
             return
-        for weight, value in zip(self._weights, self._good, strict=True):
-            weight.variable.assign(value)
+        self.give_back()
         self._fail(
             values, finite.numpy(), f"in batch {batch + 1} of epoch {self._epoch + 1}; the model has the weights "
             "of before. Look at that batch, or lower the learning rate",
         )  # fmt: skip
+
+    def give_back(self) -> None:
+        """Gives the model the weights that were the last good ones."""
+        for weight, value in zip(self._weights, self._good, strict=True):
+            weight.variable.assign(value)
 
     def on_train_end(self, logs: Any = None) -> None:
         self._weights, self._good, self._look = [], [], None

@@ -1,77 +1,29 @@
 """Assembles and runs `fit`: optimizer, warm-up and schedule, gradient clipping, seeds, progress."""
 
 import contextlib
-import dataclasses
 import logging
 import math
 import time
-import typing
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import tensorflow as tf
 
 from tfopt._keras import keras_api
-from tfopt.errors import InputError, WorkFailedError
-from tfopt.schedules import OptimizerName, Rate, RateSchedule, check_choice
+from tfopt.errors import InputError
+from tfopt.schedules import Rate
 from tfopt.train.checkpoints import Checkpoints, Position
+from tfopt.train.config import TrainConfig
 from tfopt.train.finite import FiniteWeights
+from tfopt.train.loop import Evaluation, Loop
 from tfopt.train.optimizers import make_optimizer
 from tfopt.train.progress import Progress
 from tfopt.train.rates import RateByStep
+from tfopt.train.step import TrainStep
 from tfopt.train.strategy import scope
 
 Data = Callable[[Any, int], Any]
 _log = logging.getLogger(__name__)
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainConfig:
-    """How to train.
-
-    Attributes:
-        epochs: passes over the training data.
-        batch_size: records per step, over all replicas together.
-        optimizer: a name, see `optimizers.make_optimizer`.
-        learning_rate: peak of the schedule.
-        schedule: how the rate falls, see `schedules.Rate`.
-        power: of the schedule "polynomial", above 0.
-        warmup: share of the steps in which the rate grows from near zero, in [0, 1).
-        weight_decay: decoupled decay of matrices (Loshchilov and Hutter, https://arxiv.org/abs/1711.05101).
-        clip_norm: largest norm of the whole gradient, or 0 for no clipping.
-        seed: of initial weights, order and dropout.
-        jit_compile: compile the training step with XLA.
-        checkpoint_every: optimizer steps from one checkpoint to the next, or 0 for none.
-        minutes: after which the training ends, wherever it is; what was trained until then counts. None for no end.
-    """
-
-    epochs: int = 3
-    batch_size: int = 32
-    optimizer: OptimizerName = "adamw"
-    learning_rate: float = 5e-5
-    schedule: RateSchedule = "cosine"
-    power: float = 2.0
-    warmup: float = 0.06
-    weight_decay: float = 0.01
-    clip_norm: float = 1.0
-    seed: int = 0
-    jit_compile: bool = False
-    checkpoint_every: int = 0
-    minutes: float | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} must be 1 or more, got {getattr(self, name)}")
-        for name, known in (("optimizer", OptimizerName), ("schedule", RateSchedule)):
-            check_choice(name, getattr(self, name), typing.get_args(known))
-        for name in ("learning_rate", "power", "minutes"):
-            if getattr(self, name) is not None and not getattr(self, name) > 0:
-                raise InputError(f"{name} must be above 0, got {getattr(self, name)}")
-        if not 0 <= self.warmup < 1:
-            raise InputError(f"warmup must be in [0, 1), got {self.warmup}")
-        if self.weight_decay < 0 or self.clip_norm < 0 or self.checkpoint_every < 0:
-            raise InputError("weight_decay, clip_norm and checkpoint_every must be 0 or more")
 
 
 def seed_everything(model_or_generation: Any, seed: int) -> None:
@@ -129,6 +81,7 @@ def fit(
     with scope(strategy):
         optimizer, rates = _optimizer(model, config, steps)
         compile_with(optimizer, jit_compile=config.jit_compile)
+        model.optimizer.build(model.trainable_variables)
         start = checkpoints.restore(model) if checkpoints is not None else Position()
     number = tf.Variable(start.epoch, dtype=tf.int64, trainable=False)
     if start.step:
@@ -136,40 +89,58 @@ def fit(
         for callback in callbacks:
             if hasattr(callback, "go_on"):
                 callback.go_on()
+    finite = FiniteWeights(title)
     with Progress(title, steps, done=start.step) as progress, contextlib.ExitStack() as stack:
         if checkpoints is not None:
             stack.callback(checkpoints.close)
         # Compression callbacks come before others, so that whatever follows sees the model as it will be.
         kept = [checkpoints] if checkpoints is not None else []
         deadline = _Deadline(config.minutes, title)
-        everything = [*rates, FiniteWeights(title), *callbacks, _Passes(number), *kept, progress, deadline]
-        history: dict[str, list[float]] = {}
-        for batches, first, last in _parts(data, number, start, epochs=config.epochs):
-            if deadline.over:
-                break
-            found = model.fit(
-                batches, initial_epoch=first, epochs=last, validation_data=validation, callbacks=everything,
-                verbose=0,
-            ).history  # fmt: skip
-            for name, values in found.items():
-                history.setdefault(name, []).extend(float(value) for value in values)
-    losses = history.get("loss", [])
-    if any(not math.isfinite(loss) for loss in losses):
-        raise WorkFailedError(f"{title}: the loss became NaN; lower learning_rate (now {config.learning_rate:g})")
-    return history
+        everything = [*rates, finite, *callbacks, _Passes(number), *kept, progress, deadline]
+        with scope(strategy):
+            step = TrainStep(
+                model, strategy=strategy, part_rows=_part_rows(config, strategy),
+                clipping=(config.clip, config.clip_norm), jit_compile=config.jit_compile,
+            )  # fmt: skip
+            evaluation = None if validation is None else Evaluation(model, validation, strategy)
+            loop = Loop(
+                model,
+                step,
+                strategy=strategy,
+                callbacks=everything,
+                finite=finite,
+                epochs=config.epochs,
+                title=title,
+            )
+            with loop.training():
+                for batches, epochs in _parts(data, number, start, epochs=config.epochs):
+                    loop.passes(batches, epochs, evaluation)
+    return loop.history
 
 
-def _parts(data: Data, number: tf.Variable, start: Position, *, epochs: int) -> Iterator[tuple[Any, int, int]]:
-    """Datasets with the first epoch and the one after the last of each: the rest of a pass, and other passes."""
+def _part_rows(config: TrainConfig, strategy: Any) -> int | None:
+    """Most rows that a replica computes at once, where they are not all that it gets."""
+    replicas = 1 if strategy is None else strategy.num_replicas_in_sync
+    parts = replicas * config.accumulate
+    if config.batch_size % parts:
+        raise InputError(
+            f"batch_size {config.batch_size} cannot be divided by {replicas} replicas and {config.accumulate} "
+            f"parts of each (accumulate); take {-(-config.batch_size // parts) * parts}"
+        )
+    return None if config.accumulate == 1 else config.batch_size // parts
+
+
+def _parts(data: Data, number: tf.Variable, start: Position, *, epochs: int) -> Iterator[tuple[Any, range]]:
+    """Datasets with the epochs of each: the rest of a pass, and other passes."""
     first = start.epoch
     if start.batch:
         rest = data(first, start.batch)
         if int(rest.cardinality()):
-            yield rest, first, first + 1
+            yield rest, range(first, first + 1)
         first += 1
     if first < epochs:
         number.assign(first)
-        yield data(number, 0), first, epochs
+        yield data(number, 0), range(first, epochs)
 
 
 class _Passes(keras_api.Callback):
@@ -216,7 +187,5 @@ def _optimizer(model: Any, config: TrainConfig, steps: int) -> tuple[Any, list[A
         callbacks = [
             RateByStep(Rate(config.schedule, config.learning_rate, warmup, steps=steps, power=config.power))
         ]
-    optimizer = make_optimizer(
-        model, config.optimizer, rate, weight_decay=config.weight_decay, clip_norm=config.clip_norm
-    )
+    optimizer = make_optimizer(model, config.optimizer, rate, weight_decay=config.weight_decay)
     return optimizer, callbacks

@@ -20,7 +20,7 @@ _SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 
-def make_optimizer(model: Any, name: OptimizerName, rate: Any, *, weight_decay: float, clip_norm: float) -> Any:
+def make_optimizer(model: Any, name: OptimizerName, rate: Any, *, weight_decay: float) -> Any:
     """An optimizer for a model; norms and biases are not decayed.
 
     Args:
@@ -30,7 +30,6 @@ def make_optimizer(model: Any, name: OptimizerName, rate: Any, *, weight_decay: 
             (https://arxiv.org/abs/1904.00962) and "muon" (https://kellerjordan.github.io/posts/muon).
         rate: a number or a schedule of Keras.
         weight_decay: decoupled decay of matrices.
-        clip_norm: largest norm of the whole gradient, or 0 for no clipping.
 
     Raises:
         InputError: an optimizer that this generation has not.
@@ -42,7 +41,7 @@ def make_optimizer(model: Any, name: OptimizerName, rate: Any, *, weight_decay: 
             f"optimizer {name!r} is not in {keras.__name__}: make the model with Keras 3, or take 'adamw'"
         )
     settings = {"adam_weight_decay": weight_decay} if name == "muon" else _SETTINGS.get(name, {})
-    optimizer = kind(rate, weight_decay=weight_decay, global_clipnorm=clip_norm or None, **settings)
+    optimizer = kind(rate, weight_decay=weight_decay, **settings)
     if weight_decay:
         optimizer.exclude_from_weight_decay(
             var_list=[w.variable for w in keras_api.weights(model) if len(w.variable.shape) < 2]

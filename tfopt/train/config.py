@@ -1,0 +1,62 @@
+"""How to train: the typed configuration of one training."""
+
+import dataclasses
+import typing
+
+from tfopt.errors import InputError
+from tfopt.schedules import Clipping, OptimizerName, RateSchedule, check_choice
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """How to train.
+
+    Attributes:
+        epochs: passes over the training data.
+        batch_size: records per step, over all replicas together.
+        optimizer: a name, see `optimizers.make_optimizer`.
+        learning_rate: peak of the schedule.
+        schedule: how the rate falls, see `schedules.Rate`.
+        power: of the schedule "polynomial", above 0.
+        warmup: share of the steps in which the rate grows from near zero, in [0, 1).
+        weight_decay: decoupled decay of matrices (Loshchilov and Hutter, https://arxiv.org/abs/1711.05101).
+        clip_norm: largest norm of the whole gradient, or 0 for no clipping.
+        clip: what `clip_norm` bounds, if not that: "norm", that of each variable's gradient, or "value", single
+            values.
+        accumulate: parts in which a replica computes its rows of a batch, one after the other: memory of one, and the
+            step of the whole batch.
+        seed: of initial weights, order and dropout.
+        jit_compile: compile the training step with XLA.
+        checkpoint_every: optimizer steps from one checkpoint to the next, or 0 for none.
+        minutes: after which the training ends, wherever it is; what was trained until then counts. None for no end.
+    """
+
+    epochs: int = 3
+    batch_size: int = 32
+    optimizer: OptimizerName = "adamw"
+    learning_rate: float = 5e-5
+    schedule: RateSchedule = "cosine"
+    power: float = 2.0
+    warmup: float = 0.06
+    weight_decay: float = 0.01
+    clip_norm: float = 1.0
+    clip: Clipping = "global_norm"
+    accumulate: int = 1
+    seed: int = 0
+    jit_compile: bool = False
+    checkpoint_every: int = 0
+    minutes: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "accumulate"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} must be 1 or more, got {getattr(self, name)}")
+        for name, known in (("optimizer", OptimizerName), ("schedule", RateSchedule), ("clip", Clipping)):
+            check_choice(name, getattr(self, name), typing.get_args(known))
+        for name in ("learning_rate", "power", "minutes"):
+            if getattr(self, name) is not None and not getattr(self, name) > 0:
+                raise InputError(f"{name} must be above 0, got {getattr(self, name)}")
+        if not 0 <= self.warmup < 1:
+            raise InputError(f"warmup must be in [0, 1), got {self.warmup}")
+        if self.weight_decay < 0 or self.clip_norm < 0 or self.checkpoint_every < 0:
+            raise InputError("weight_decay, clip_norm and checkpoint_every must be 0 or more")

@@ -1,0 +1,122 @@
+"""Passes over data, around steps: callbacks, metrics and validation as in `model.fit`, for any strategy."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tfopt._keras import keras_api
+from tfopt.errors import WorkFailedError
+from tfopt.train.finite import FiniteWeights
+from tfopt.train.parts import divided
+from tfopt.train.step import EvaluationStep, Taken, TrainStep
+
+
+class Loop:
+    """Trains a compiled model as `model.fit` would.
+
+    Args:
+        model: of either generation.
+        step: how one batch is trained on.
+        strategy: of the model, or None.
+        callbacks: of Keras, in their order.
+        finite: keeps the last good weights, which the model gets back after a bad step; also among the callbacks.
+        epochs: passes in all.
+        title: of the training, for messages.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        step: TrainStep,
+        *,
+        strategy: Any,
+        callbacks: Sequence[Any],
+        finite: FiniteWeights,
+        epochs: int,
+        title: str,
+    ) -> None:
+        self._model, self._step, self._strategy = model, step, strategy
+        self._finite, self._title = finite, title
+        keras = keras_api.keras_module(keras_api.generation_of(model))
+        self._callbacks = keras.callbacks.CallbackList(
+            list(callbacks), add_history=False, model=model, epochs=epochs, steps=None, verbose=0
+        )
+        self.history: dict[str, list[float]] = {}
+
+    @contextlib.contextmanager
+    def training(self) -> Iterator[None]:
+        """Around all passes of a training."""
+        self._model.stop_training = False
+        self._callbacks.on_train_begin()
+        yield
+        self._callbacks.on_train_end()
+
+    def passes(self, data: tf.data.Dataset, epochs: range, evaluate: "Evaluation | None" = None) -> None:
+        """Passes over one dataset, until they are over or a callback says so."""
+        parts = divided(data, self._strategy)
+        for epoch in epochs:
+            if self._model.stop_training:
+                return
+            self._model.reset_metrics()
+            self._callbacks.on_epoch_begin(epoch)
+            logs = self._pass(parts, epoch)
+            if evaluate is not None:
+                logs |= {f"val_{name}": value for name, value in evaluate().items()}
+            self._callbacks.on_epoch_end(epoch, logs)
+            for name, value in logs.items():
+                self.history.setdefault(name, []).append(value)
+
+    def _pass(self, parts: Any, epoch: int) -> dict[str, float]:
+        logs: dict[str, float] = {}
+        for number, part in enumerate(parts):
+            self._callbacks.on_train_batch_begin(number)
+            taken = self._step(part)
+            self._check(taken, f"in batch {number + 1} of epoch {epoch + 1}")
+            logs = as_numbers(taken.logs)
+            self._callbacks.on_train_batch_end(number, logs)
+            if self._model.stop_training:
+                break
+        return logs
+
+    def _check(self, taken: Taken, where: str) -> None:
+        """Ends the training after a step whose loss or gradient was not finite, with the weights of before."""
+        loss, norms = float(taken.loss), np.asarray(taken.norms)
+        if np.isfinite(loss) and np.isfinite(norms).all():
+            return
+        self._finite.give_back()
+        paths = {id(w.variable): w.path for w in keras_api.weights(self._model)}
+        broken = [
+            paths.get(id(v), v.name) for v, ok in zip(self._step.learned, np.isfinite(norms), strict=True) if not ok
+        ]
+        of = f"; not finite are the gradients of {', '.join(map(repr, broken[:3]))}" if broken else ""
+        of += f" and {len(broken) - 3} more" * (len(broken) > 3)
+        raise WorkFailedError(
+            f"{self._title}: the loss was {loss:g} {where}{of}. The model has the weights of before. Look at that "
+            "batch, or lower the learning rate"
+        )
+
+
+class Evaluation:
+    """Evaluates a compiled model on one dataset, as `model.evaluate` would, under its strategy."""
+
+    def __init__(self, model: Any, data: tf.data.Dataset, strategy: Any) -> None:
+        self._model, self._parts = model, divided(data, strategy)
+        self._step = EvaluationStep(model, strategy=strategy)
+
+    def __call__(self) -> dict[str, float]:
+        self._model.reset_metrics()
+        logs: dict[str, Any] = {}
+        for part in self._parts:
+            logs = self._step(part)
+        return as_numbers(logs)
+
+
+def as_numbers(logs: Any) -> dict[str, float]:
+    """Metrics as numbers; those in groups, as Keras 3 has them, by their own names."""
+    found: dict[str, float] = {}
+    for name, value in logs.items():
+        found |= as_numbers(value) if isinstance(value, dict) else {name: float(value)}
+    return found

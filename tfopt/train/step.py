@@ -1,0 +1,163 @@
+"""One optimizer step: the gradient of a whole batch, in parts and over all replicas, clipped and applied once.
+
+Keras 3 clips what each replica has before it sums, so that its steps on two replicas are not those on one, and its
+`fit` does not work on several workers (https://github.com/keras-team/keras/issues/20585). Here the gradients of all
+parts are summed first, each counting by its rows, so that the step does not depend on how a batch is divided.
+"""
+
+from typing import Any, NamedTuple
+
+import tensorflow as tf
+
+from tfopt._keras import keras_api, training
+from tfopt.schedules import Clipping
+from tfopt.train.clipping import clipped
+from tfopt.train.parts import Part
+
+
+class Taken(NamedTuple):
+    """What a step tells.
+
+    Attributes:
+        loss: of this batch, before the step, scalar.
+        norms: of the gradient of each variable, before clipping, of shape (variables,).
+        logs: the metrics of the pass so far.
+    """
+
+    loss: tf.Tensor
+    norms: tf.Tensor
+    logs: dict[str, tf.Tensor]
+
+
+class TrainStep:
+    """Trains a compiled model on one batch.
+
+    Args:
+        model: of either generation; all that it is compiled with is used but for clipping and distribution.
+        strategy: in whose scope it was made, or None.
+        part_rows: most rows that are computed at once on one replica; None for all that it gets.
+        clipping: how the gradient is bounded, and by what; a bound of 0 for not at all.
+        jit_compile: whether XLA compiles the computation of gradients.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        *,
+        strategy: Any,
+        part_rows: int | None,
+        clipping: tuple[Clipping, float],
+        jit_compile: bool,
+    ) -> None:
+        self._model, self._strategy, self._clipping = model, strategy, clipping
+        self._replicas = 1 if strategy is None else strategy.num_replicas_in_sync
+        self._part_rows = part_rows
+        self.variables = list(model.trainable_variables)
+        self.learned: list[int] = []  # numbers of those that the loss depends on, known once it is traced
+        self._gradients = tf.function(self._gradients_of, jit_compile=True) if jit_compile else self._gradients_of
+        if strategy is not None:
+            training.expect_summed_gradients(model.optimizer)
+        self._step = tf.function(self._step_of, autograph=False, reduce_retracing=True)
+
+    def __call__(self, part: Part) -> Taken:
+        taken: Taken = self._step(part)
+        return taken
+
+    def _step_of(self, part: Part) -> Taken:
+        shares = self._run(self._first, part, 0) if self._part_rows is None else self._in_turn(part)
+        loss, norms = self._run(self._apply, *shares)
+        if self._strategy is not None:
+            loss, norms = (self._strategy.experimental_local_results(value)[0] for value in (loss, norms))
+        return Taken(loss, norms, training.metric_results(self._model))
+
+    def _run(self, function: Any, *args: Any) -> Any:
+        return function(*args) if self._strategy is None else self._strategy.run(function, args=args)
+
+    def _in_turn(self, part: Part) -> list[Any]:
+        """Loss and gradients of all that a replica has, of one part after the other."""
+        # The loop is around the replicas: what all share, as random seeds, does not change in a loop of one.
+        rows = self._run(lambda part: -(-part.rows // self._replicas), part)
+        rows = rows if self._strategy is None else self._strategy.experimental_local_results(rows)[0]
+
+        def add_one(start: tf.Tensor, sums: list[Any]) -> tuple[tf.Tensor, list[Any]]:
+            return start + self._part_rows, self._run(self._next, part, start, sums)
+
+        sums = self._run(self._first, part, 0)
+        _, sums = tf.while_loop(
+            lambda start, _: start < rows, add_one, (tf.constant(self._part_rows), sums), parallel_iterations=1
+        )
+        return sums
+
+    def _next(self, part: Part, start: Any, sums: list[tf.Tensor]) -> list[tf.Tensor]:
+        return [total + value for total, value in zip(sums, self._first(part, start), strict=True)]
+
+    def _first(self, part: Part, start: Any) -> list[tf.Tensor]:
+        """The share of the batch's loss and gradients that the rows from `start` on have."""
+        batch, rows = part.batch, part.own
+        if self._part_rows is not None:
+            end, first = tf.minimum(start + self._part_rows, rows), tf.maximum(tf.minimum(start, rows - 1), 0)
+            batch = tf.nest.map_structure(lambda value: value[first : tf.maximum(end, first + 1)], batch)
+            rows = tf.maximum(end - start, 0)
+        elif self._strategy is None:
+            return self._gradients(batch, 1.0)
+        return self._gradients(batch, tf.cast(rows, tf.float32) / tf.cast(part.rows, tf.float32))
+
+    def _apply(self, loss: tf.Tensor, *gradients: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Sums over replicas, and takes the step."""
+        summed = list(gradients)
+        if self._strategy is not None:
+            context = tf.distribute.get_replica_context()
+            loss, *summed = context.all_reduce(tf.distribute.ReduceOp.SUM, [loss, *summed])
+        summed, norms = clipped(summed, *self._clipping)
+        variables = [self.variables[i] for i in self.learned]
+        training.apply_summed(self._model.optimizer, list(zip(summed, variables, strict=True)))
+        return loss, norms
+
+    def _gradients_of(self, batch: tuple[Any, ...], share: Any) -> list[tf.Tensor]:
+        x, y, weight = unpacked(batch)
+        with tf.GradientTape() as tape:
+            answer = self._model(x, training=True)
+            # Keras divides by the number of replicas, whose losses it expects to be summed.
+            loss = training.loss(self._model, x, y, answer=answer, weight=weight, training=True) * self._replicas
+            shared = loss * tf.cast(share, loss.dtype)
+        training.count(self._model, loss, batch=(x, y, weight), answer=answer)
+        gradients = tape.gradient(shared, [keras_api.tf_variable(v) for v in self.variables])
+        self.learned = [i for i, gradient in enumerate(gradients) if gradient is not None]
+        # Dense, since norms of a sparse one would count every mention of a row for itself.
+        return [tf.cast(shared, tf.float32), *(tf.convert_to_tensor(gradients[i]) for i in self.learned)]
+
+
+class EvaluationStep:
+    """Counts one batch in the losses and metrics of a compiled model."""
+
+    def __init__(self, model: Any, *, strategy: Any) -> None:
+        self._model, self._strategy = model, strategy
+        self._replicas = 1 if strategy is None else strategy.num_replicas_in_sync
+        self._run = tf.function(self._step, autograph=False, reduce_retracing=True)
+
+    def __call__(self, part: Part) -> dict[str, tf.Tensor]:
+        logs: dict[str, tf.Tensor] = self._run(part)
+        return logs
+
+    def _step(self, part: Part) -> dict[str, tf.Tensor]:
+        if self._strategy is None:
+            self._of_part(part.batch)
+        else:
+            self._strategy.run(self._replica, args=(part,))
+        return training.metric_results(self._model)
+
+    def _replica(self, part: Part) -> None:
+        tf.cond(part.own > 0, lambda: self._of_part(part.batch), lambda: tf.constant(False))
+
+    def _of_part(self, batch: tuple[Any, ...]) -> tf.Tensor:
+        x, y, weight = unpacked(batch)
+        answer = self._model(x, training=False)
+        loss = training.loss(self._model, x, y, answer=answer, weight=weight, training=False) * self._replicas
+        training.count(self._model, loss, batch=(x, y, weight), answer=answer)
+        return tf.constant(True)
+
+
+def unpacked(batch: tuple[Any, ...]) -> tuple[Any, Any, Any]:
+    """Inputs, labels and weights of rows, of which the last may be missing."""
+    x, y, weight = (*batch, None, None)[:3]
+    return x, y, weight
