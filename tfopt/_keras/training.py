@@ -20,9 +20,11 @@ def loss(model: Any, x: Any, y: Any, *, answer: Any, weight: Any, training: bool
 def count(model: Any, value: tf.Tensor, *, batch: tuple[Any, Any, Any], answer: Any) -> None:
     """Counts a batch, of inputs, labels and weights of rows, and its loss in the metrics of a model."""
     x, y, weight = batch
-    if generation_of(model) == "keras":  # tf_keras counted the loss when it computed it
-        rows = tf.shape(tf.nest.flatten(x)[0])[0]
-        next(m for m in model.metrics if m.name == "loss").update_state(value, sample_weight=rows)
+    if generation_of(model) == "tf_keras":  # which counted the loss when it computed it
+        model.compiled_metrics.update_state(y, answer, sample_weight=weight)
+        return
+    rows = tf.shape(tf.nest.flatten(x)[0])[0]
+    next(m for m in model.metrics if m.name == "loss").update_state(value, sample_weight=rows)
     model.compute_metrics(x, y, answer, weight)
 
 

@@ -1,0 +1,196 @@
+"""The training loop: what `model.fit` would do, and one step for a batch however it is divided."""
+
+import dataclasses
+import typing
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tests.conftest import TINY
+from tfopt._keras import keras_api
+from tfopt.errors import InputError, WorkFailedError
+from tfopt.models import bert
+from tfopt.schedules import Clipping
+from tfopt.train import TrainConfig, fit
+from tfopt.train.loop import Evaluation
+from tfopt.train.strategy import scope
+
+ROWS, BATCH = 42, 8  # a last batch of two rows, fewer than two replicas have parts
+CONFIG = TrainConfig(epochs=3, batch_size=BATCH, learning_rate=3e-3, warmup=0.0, schedule="constant")
+STEPS = 3 * 6
+
+
+def records(rows=ROWS):
+    rng = np.random.default_rng(0)
+    ids = rng.integers(3, 300, (rows, 12)).astype(np.int32)
+    mask = np.ones_like(ids)
+    mask[::3, 7:] = 0
+    return tf.data.Dataset.from_tensor_slices(
+        ({"input_ids": ids * mask, "attention_mask": mask}, (ids[:, 0] % 3).astype(np.int64))
+    )
+
+
+def made(generation, strategy=None):
+    keras = keras_api.keras_module(generation)
+    keras.utils.set_random_seed(1)
+    with scope(strategy):
+        return bert(TINY, 3, generation=generation)
+
+
+def compiled(model, optimizer, **settings):
+    keras = keras_api.keras_module(keras_api.generation_of(model))
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(optimizer, loss, metrics=[keras.metrics.SparseCategoricalAccuracy(name="accuracy")], **settings)
+
+
+def trained(generation, config=CONFIG, strategy=None, **settings):
+    model = made(generation, strategy)
+    data = records().batch(BATCH)
+    history = fit(
+        model, lambda number, skip: data.skip(skip), config=config, steps=STEPS, strategy=strategy,
+        compile_with=lambda optimizer, **given: compiled(model, optimizer, **given), **settings,
+    )  # fmt: skip
+    return model, history
+
+
+def check_equal(one, other, tolerance=1e-5):
+    for a, b in zip(keras_api.weights(one), keras_api.weights(other), strict=True):
+        ours, theirs = keras_api.to_numpy(a.variable), keras_api.to_numpy(b.variable)
+        np.testing.assert_allclose(ours, theirs, atol=tolerance, err_msg=a.path)
+
+
+def test_it_is_what_fit_does(generation):
+    """By SGD: the Adam of Keras 3.15.1 squares the gradient of each mention of a token, not that of the token."""
+    keras = keras_api.keras_module(generation)
+    validation = records(20).batch(8)
+    model, history = trained(
+        generation, dataclasses.replace(CONFIG, clip_norm=0.0, optimizer="sgd", learning_rate=0.1),
+        validation=validation,
+    )  # fmt: skip
+    plain = made(generation)
+    optimizer = keras.optimizers.SGD(0.1, momentum=0.9, nesterov=True, weight_decay=0.01)
+    optimizer.exclude_from_weight_decay(var_list=[w for w in plain.trainable_variables if len(w.shape) < 2])
+    compiled(plain, optimizer)
+    expected = plain.fit(
+        records().batch(BATCH), epochs=3, validation_data=validation, verbose=0, shuffle=False
+    ).history  # fmt: skip
+    check_equal(model, plain)
+    assert set(history) == set(expected) == {"loss", "accuracy", "val_loss", "val_accuracy"}
+    for name, values in expected.items():
+        np.testing.assert_allclose(history[name], values, rtol=1e-4, err_msg=name)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_step_is_the_same_however_the_batch_is_divided(generation, strategy, accumulate):
+    config = dataclasses.replace(CONFIG, accumulate=accumulate, clip_norm=0.1)
+    validation = records(9).batch(4)  # and one row alone
+    model, history = trained(generation, config, strategy, validation=validation)
+    alone, expected = trained(generation, dataclasses.replace(config, accumulate=1), validation=validation)
+    check_equal(model, alone)
+    for name in ("loss", "val_loss", "val_accuracy"):
+        np.testing.assert_allclose(history[name], expected[name], rtol=1e-3, err_msg=name)
+
+
+@pytest.mark.parametrize("kind", typing.get_args(Clipping))
+def test_gradients_are_bounded_as_keras_does(generation, kind):
+    keras = keras_api.keras_module(generation)
+    x, y = np.random.default_rng(0).normal(size=(2, 16, 6)).astype(np.float32)
+    models = []
+    for _ in range(2):
+        keras.utils.set_random_seed(0)
+        models.append(keras.Sequential([keras.layers.Input((6,)), keras.layers.Dense(8), keras.layers.Dense(6)]))
+    ours, plain = models
+    names = {"global_norm": "global_clipnorm", "norm": "clipnorm", "value": "clipvalue"}
+    optimizer = keras.optimizers.SGD(0.1, momentum=0.9, nesterov=True, **{names[kind]: 0.05})
+    plain.compile(optimizer, "mse")
+    data = tf.data.Dataset.from_tensor_slices((x, y)).batch(4)
+    plain.fit(data, epochs=2, verbose=0)
+    config = dataclasses.replace(
+        CONFIG, epochs=2, batch_size=4, optimizer="sgd", learning_rate=0.1, weight_decay=0.0, clip=kind,
+        clip_norm=0.05,
+    )  # fmt: skip
+    fit(
+        ours, lambda number, skip: data, config=config, steps=8,
+        compile_with=lambda optimizer, **_: ours.compile(optimizer, "mse"),
+    )  # fmt: skip
+    check_equal(ours, plain, 1e-6)
+
+
+def test_parts_need_the_memory_of_one(generation):
+    """No part is begun before the one before it is done: one row at a time, though the batch has eight."""
+    seen = []
+
+    def note(x):
+        seen.append(len(x))
+        return x
+
+    keras = keras_api.keras_module(generation)
+    model = keras.Sequential([keras.layers.Input((4,)), keras.layers.Dense(2)])
+    x = np.ones((8, 4), np.float32)
+    data = tf.data.Dataset.from_tensor_slices((x, np.zeros((8, 2), np.float32))).batch(8)
+    layer = model.layers[0]
+    call = layer.call
+    layer.call = lambda x, **_: tf.ensure_shape(tf.py_function(note, [call(x)], tf.float32), (None, 2))
+    config = dataclasses.replace(CONFIG, epochs=1, accumulate=4)
+    fit(
+        model, lambda number, skip: data, config=config, steps=1,
+        compile_with=lambda optimizer, **_: model.compile(optimizer, "mse"),
+    )  # fmt: skip
+    assert seen == [2, 2, 2, 2]
+
+
+def test_evaluation_is_that_of_keras(generation, strategy):
+    model = made(generation, strategy)
+    with scope(strategy):
+        compiled(model, "sgd")
+    plain = made(generation)
+    compiled(plain, "sgd")
+    for rows in (17, 16):
+        data = records(rows).batch(8)
+        found = Evaluation(model, data, strategy)()
+        expected = plain.evaluate(data, return_dict=True, verbose=0)
+        assert found == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_loss_that_is_not_finite_names_the_gradients_and_keeps_the_weights(generation, strategy):
+    """The bad batch is the second; the model is as it was after the first."""
+    keras = keras_api.keras_module(generation)
+    x = np.random.default_rng(0).normal(size=(24, 4)).astype(np.float32)
+
+    def run(x, batches):
+        keras.utils.set_random_seed(0)
+        with scope(strategy):
+            model = keras.Sequential([
+                keras.layers.Input((4,)), keras.layers.Dense(3, name="one"), keras.layers.Dense(2, name="two")
+            ])  # fmt: skip
+        data = tf.data.Dataset.from_tensor_slices((x, np.zeros((len(x), 2), np.float32))).batch(8).take(batches)
+        try:
+            fit(
+                model, lambda number, skip: data, config=dataclasses.replace(CONFIG, epochs=1), steps=3,
+                compile_with=lambda optimizer, **_: model.compile(optimizer, "mse"), strategy=strategy,
+            )  # fmt: skip
+        except WorkFailedError as error:
+            return model, str(error)
+        return model, ""
+
+    bad = x.copy()
+    bad[9, 1] = np.nan
+    model, said = run(bad, 3)
+    assert "train: the loss was nan in batch 2 of epoch 1; not finite are the gradients of 'one/kernel'" in said
+    assert "and 1 more. The model has the weights of before" in said
+    check_equal(model, run(x, 1)[0])
+
+
+@pytest.mark.parametrize(("wrong", "says"), [
+    ({"accumulate": 0}, "accumulate must be 1 or more, got 0"), ({"clip": "norms"}, "did you mean 'norm'"),
+])  # fmt: skip
+def test_bad_settings(wrong, says):
+    with pytest.raises(InputError, match=says):
+        TrainConfig(**wrong)
+
+
+def test_batches_that_cannot_be_divided(generation, strategy):
+    replicas = 1 if strategy is None else strategy.num_replicas_in_sync
+    with pytest.raises(InputError, match=f"batch_size 8 cannot be divided by {replicas} replicas and 3 .*; take "):
+        trained(generation, dataclasses.replace(CONFIG, accumulate=3), strategy)
