@@ -21,15 +21,15 @@ Kind = Literal["range", "scores", "softmax", "sigmoid", "tanh"]
 class ActivationPoint:
     """One activation with a fixed range: what was observed of it.
 
-    The variable holds lowest value, highest value and number of observations. Each replica keeps its own; the
-    mean over replicas is what is read from outside.
+    The variable holds lowest value, highest value and number of observations. Each replica has one, and all see
+    what the whole batch has.
     """
 
     def __init__(self, layer: Any, key: str, learned: bool, widest: bool) -> None:
         self._widest = widest  # 16 bits have room for every value seen, fewer do better without rare ones
         self.seen = tf.Variable(
             tf.zeros([3]), trainable=False, synchronization=tf.VariableSynchronization.ON_READ,
-            aggregation=tf.VariableAggregation.MEAN, name="range",
+            aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA, name="range",
         )  # fmt: skip
         self.layer = layer
         self.gain = None
@@ -41,7 +41,7 @@ class ActivationPoint:
         x = tf.cast(tf.stop_gradient(x), tf.float32)
         high = tf.reduce_max(x)
         low = tf.reduce_min(tf.reduce_max(x, -1)) - _SOFTMAX_DEPTH if kind == "scores" else tf.reduce_min(x)
-        now = tf.stack([tf.minimum(tf.maximum(low, tf.reduce_min(x)), 0.0), tf.maximum(high, 0.0)])
+        now = _of_all(tf.stack([tf.minimum(tf.maximum(low, tf.reduce_min(x)), 0.0), tf.maximum(high, 0.0)]))
         old = tf.convert_to_tensor(self.seen)
         count = old[2] + 1.0
         rate = tf.maximum(1.0 - momentum, 1.0 / count)  # a plain mean until the moving average has warmed up
@@ -57,17 +57,20 @@ class ActivationPoint:
             return seen[0] * gains[0], seen[1] * gains[1]
         return seen[0], seen[1]
 
-    def _over_replicas(self) -> np.ndarray:
-        strategy = getattr(self.seen, "distribute_strategy", None)
-        if strategy is None or not self._widest:
-            return np.asarray(self.seen.read_value())
-        each = np.array([v.numpy() for v in strategy.experimental_local_results(self.seen)])
-        return np.array([each[:, 0].min(), each[:, 1].max(), each[:, 2].mean()])
-
     def value(self) -> tuple[float, float, int]:
-        seen = self._over_replicas()
+        seen = np.asarray(self.seen.read_value())
         gains = np.ones(2) if self.gain is None else np.exp(keras_api.to_numpy(self.gain))
         return float(seen[0] * gains[0]), float(seen[1] * gains[1]), round(float(seen[2]))
+
+
+def _of_all(now: tf.Tensor) -> tf.Tensor:
+    """The lowest and the highest value of all replicas; what can be asked for quickly is a sum."""
+    context = tf.distribute.get_replica_context()
+    if context is None or context.num_replicas_in_sync == 1:
+        return now
+    own = tf.one_hot(context.replica_id_in_sync_group, context.num_replicas_in_sync)
+    every = context.all_reduce(tf.distribute.ReduceOp.SUM, own[:, None] * now)
+    return tf.stack([tf.reduce_min(every[:, 0]), tf.reduce_max(every[:, 1])])
 
 
 def usable(low: float, high: float, symmetric: bool) -> tuple[float, float]:

@@ -30,6 +30,7 @@ from tfopt.recipe.sections import (
     TrainSection,
 )
 from tfopt.recipe.techniques import VariantSection
+from tfopt.schedules import StrategyName
 
 BASELINE = "baseline"
 _FOLDERS = ("data", "plots")  # of a run, beside one per variant and artifact
@@ -62,6 +63,7 @@ class Recipe(Section):
     generation: Literal["tf_keras", "keras"] = "tf_keras"
     seed: Annotated[int, Field(ge=0)] = 0
     replicas: Count = 1
+    strategy: StrategyName = "auto"
     lengths: list[Count] | None = None
     data: DataSection = DataSection()
     model: ModelSection = ModelSection()

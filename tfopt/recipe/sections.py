@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from tfopt._base.formats import WRITTEN, format_named
 from tfopt.numerics.agreement import ACCEPTABLE
 from tfopt.quantization import NAMED
-from tfopt.schedules import OptimizerName, RateSchedule
+from tfopt.schedules import Clipping, OptimizerName, RateSchedule
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
@@ -108,6 +108,8 @@ class TrainSection(Section):
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.06
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     clip_norm: Annotated[float, Field(ge=0)] = 1.0
+    clip: Clipping = "global_norm"
+    accumulate: Count = 1
     jit_compile: bool = False
     checkpoint_every: Annotated[int, Field(ge=0)] = 200
     minutes: Annotated[float, Field(gt=0)] | None = None

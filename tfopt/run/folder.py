@@ -44,7 +44,7 @@ class RunFolder:
         self, path: str | os.PathLike[str], recipe: Recipe, inputs: list[Path], resume: bool, overwrite: bool
     ) -> None:
         self.path, self.recipe = Path(path), recipe
-        self._fingerprint = _fingerprint(recipe, inputs)
+        self._fingerprint = fingerprint(recipe, inputs)
         self._steps: dict[str, DoneStep] = {}
         self._stale: list[str] = []
         self._working = False  # from the first step that has to be done
@@ -112,13 +112,14 @@ class RunFolder:
                 remove(other)
         return folder
 
-    def do(self, name: str, outputs: list[str], work: Callable[[], Any]) -> Any:
+    def do(self, name: str, outputs: list[str], work: Callable[[], Any], *, together: bool = False) -> Any:
         """Runs `work` unless this step is done and its outputs are as it left them.
 
         Args:
             name: of the step.
             outputs: files and folders it writes, relative to the run's folder.
             work: does it; what it returns must be JSON and is returned again when the run is resumed.
+            together: whether all workers do it, where there are several.
         """
         done = self._steps.get(name)
         if done is not None and not self._changed and self._intact(done):
@@ -207,7 +208,8 @@ def _owner(path: Path) -> str:
         return "its number is not known"
 
 
-def _fingerprint(recipe: Recipe, inputs: list[Path]) -> str:
+def fingerprint(recipe: Recipe, inputs: list[Path]) -> str:
+    """Of what a run does and reads."""
     digest = hashlib.sha256(recipe.to_toml().encode())
     for path in inputs:
         digest.update(tree_digest(path).encode())

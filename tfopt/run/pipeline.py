@@ -38,11 +38,12 @@ from tfopt.report.html import page
 from tfopt.report.plots import plots
 from tfopt.run.folder import CHECKPOINTS, LESSONS, RunFolder
 from tfopt.run.named import told
+from tfopt.run.workers import folder_for
 from tfopt.tasks import task_of
 from tfopt.train import TrainConfig, fit, make_strategy
 from tfopt.train.checkpoints import Checkpoints
 from tfopt.train.fit import seed_everything, total_steps
-from tfopt.train.strategy import scope
+from tfopt.train.strategy import is_chief, scope, works_with_others
 
 Log = Callable[[str], None]
 _DATA = "data"
@@ -82,10 +83,11 @@ def run(
     """
     recipe = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)
     out = Path(out or Path("saved_models", recipe.name))
+    strategy = make_strategy(recipe.replicas, recipe.strategy)
     inputs = task_of(recipe, out / _DATA).check_inputs()
-    folder = RunFolder(out, recipe, inputs, resume=resume, overwrite=overwrite)
+    folder = folder_for(strategy, out, recipe, inputs, resume=resume, overwrite=overwrite)
     with contextlib.closing(folder):
-        return _Run(recipe, folder, log).all()
+        return _Run(recipe, folder, log, strategy=strategy).all()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,7 +124,7 @@ def build(recipe: Recipe, out: Path, *, of: Collection[str] | None = None, log: 
         out, recipe, task_of(recipe, out / _DATA).check_inputs(), resume=out.exists(), overwrite=False
     )
     with contextlib.closing(folder):
-        work = _Run(recipe, folder, log)
+        work = _Run(recipe, folder, log, strategy=make_strategy(recipe.replicas))
         data, exported = work.artifacts(of, go_on=True)
         refused = {name: facts["refused"] for name, facts in exported.items() if "refused" in facts}
         return Built(
@@ -131,13 +133,13 @@ def build(recipe: Recipe, out: Path, *, of: Collection[str] | None = None, log: 
 
 
 class _Run:
-    def __init__(self, recipe: Recipe, folder: RunFolder, log: Log) -> None:
+    def __init__(self, recipe: Recipe, folder: RunFolder, log: Log, *, strategy: Any) -> None:
         self.recipe, self.folder, self.log = recipe, folder, log
         self.path = folder.path
         self._loaded: tuple[str, Any] | None = None
         self.curves: dict[str, Any] = {}
         self.task = task_of(recipe, folder.path / _DATA)
-        self._strategy = make_strategy(recipe.replicas)
+        self._strategy, self._writes = strategy, is_chief(strategy)
 
     def artifacts(
         self, of: Collection[str] | None = None, go_on: bool = False
@@ -151,12 +153,15 @@ class _Run:
         r = self.recipe
         data = self._step("data", [_DATA], lambda: self.task.pack(self.log))
         self.curves[BASELINE] = self._step(
-            "train baseline", [_keras_file(BASELINE)], lambda: self._train_baseline(data)
+            "train baseline", [_keras_file(BASELINE)], lambda: self._train_baseline(data), together=True
         )
         for variant in r.variants:
             train = functools.partial(self._train_variant, variant, data)
-            self.curves[variant.name] = self._step(f"train {variant.name}", [_keras_file(variant.name)], train)
-        remove(self.path / LESSONS)
+            self.curves[variant.name] = self._step(
+                f"train {variant.name}", [_keras_file(variant.name)], train, together=True
+            )
+        if self._writes:
+            remove(self.path / LESSONS)
         exported = {}
         for planned in r.artifacts():
             if of is None or planned.owner in of:
@@ -171,21 +176,23 @@ class _Run:
         measured = self._step("measure", [], lambda: self._measure(targets, exported))
         self._step("report", ["report.json", "report.html", "plots"], lambda: self._report(measured, data))
         report = Report.load(self.path / "report.json")
-        self.folder.write_manifest(report.machine)
+        if self._writes:
+            self.folder.write_manifest(report.machine)
         return report
 
-    def _step(self, name: str, outputs: list[str], work: Callable[[], Any]) -> Any:
+    def _step(self, name: str, outputs: list[str], work: Callable[[], Any], *, together: bool = False) -> Any:
         def announced() -> Any:
             self.log(f"[{name}]")
             return work()
 
-        return self.folder.do(name, outputs, announced)
+        return self.folder.do(name, outputs, announced, together=together)
 
     # train and compress
 
     def _train_baseline(self, data: dict[str, Any]) -> dict[str, Any]:
         seed_everything(self.recipe.generation, self.recipe.seed)
-        remove(self.path / LESSONS)  # of what the baseline was before
+        if self._writes:
+            remove(self.path / LESSONS)  # of what the baseline was before
         with scope(self._strategy):
             model, kept = self.task.build(data), self.task.kept_tokens()
             model = model if kept is None else cut_rows(model, kept)
@@ -195,8 +202,7 @@ class _Run:
             if self.recipe.train.epochs
             else {}
         )
-        keras_api.save_model(model, self.path / _keras_file(BASELINE))
-        remove(self.path / CHECKPOINTS)
+        self._keep(model, BASELINE)
         return history
 
     def _keep_for_texts(self, model: Any, data: dict[str, Any]) -> None:
@@ -235,9 +241,13 @@ class _Run:
                 model, config, data, callbacks=callbacks, title=variant.name, lessons=lessons, cache=cache,
                 state=state,
             )  # fmt: skip
-        keras_api.save_model(finish_all(model), self.path / _keras_file(variant.name))
-        remove(self.path / CHECKPOINTS)
+        self._keep(finish_all(model), variant.name)
         return history
+
+    def _keep(self, model: Any, owner: str) -> None:
+        if self._writes:
+            keras_api.save_model(model, self.path / _keras_file(owner))
+            remove(self.path / CHECKPOINTS)
 
     def _fit(
         self,
@@ -256,9 +266,9 @@ class _Run:
         checkpoints = None
         if config.checkpoint_every:
             place = self.path / CHECKPOINTS / title
-            checkpoints = Checkpoints(place, every=config.checkpoint_every, extra=state or [])
+            checkpoints = Checkpoints(place, every=config.checkpoint_every, extra=state or [], writes=self._writes)
         kept = None
-        if cache and lessons is not None:
+        if cache and lessons is not None and not works_with_others(self._strategy):
             kept = self.folder.lessons(f"{lessons.asked}-{config.batch_size}")
         return fit(
             model, functools.partial(self._batches, config.batch_size, lessons, kept), config=config,

@@ -61,17 +61,26 @@ class Checkpoints(keras_api.Callback):
         every: optimizer steps from one to the next.
         keep: how many are kept.
         extra: further variables of the training, such as those of a simulation.
+        writes: whether this process writes; of several workers the chief alone does, and all read.
 
     Raises:
         InputError: a number below 1.
     """
 
-    def __init__(self, folder: str | Path, *, every: int = 50, keep: int = 2, extra: Sequence[Any] = ()) -> None:
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        every: int = 50,
+        keep: int = 2,
+        extra: Sequence[Any] = (),
+        writes: bool = True,
+    ) -> None:
         if every < 1 or keep < 1:
             raise InputError(f"every and keep must be 1 or more, got {every} and {keep}")
         self._folder, self._every, self._keep = Path(folder), every, keep
-        self._extra = list(extra)
-        self._epoch = self._before = 0
+        self._extra, self._writes = list(extra), writes
+        self._epoch = self._before = self._batch = 0
         self._last = 0  # the step of the newest checkpoint
         self._origin = ""
         self._pool: concurrent.futures.ThreadPoolExecutor | None = None
@@ -88,7 +97,7 @@ class Checkpoints(keras_api.Callback):
             weights that the model has now.
         """
         variables = _named(model, self._extra)
-        if self._folder.is_dir():
+        if self._writes and self._folder.is_dir():
             remove_leftovers(self._folder)
         self._origin = _digest(model)
         for folder in reversed(self._folders()):
@@ -113,15 +122,25 @@ class Checkpoints(keras_api.Callback):
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         if epoch != self._epoch:
             self._epoch, self._before = epoch, 0
+        self._batch = 0
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        step = keras_api.learning_step(self.model)
-        if step - self._last < self._every:
+        self._batch = batch + 1
+        if keras_api.learning_step(self.model) - self._last >= self._every:
+            self._submit()
+
+    def keep(self) -> None:
+        """Writes a checkpoint of the present state, and waits for it."""
+        self._submit()
+        self.close()
+
+    def _submit(self) -> None:
+        self._last = step = keras_api.learning_step(self.model)
+        if not self._writes:
             return
-        self._last = step
         values = {n: keras_api.snapshot(v) for n, v in _named(self.model, self._extra).items()}
         with self._guard:
-            self._newest = Position(self._epoch, self._before + batch + 1, step), values
+            self._newest = Position(self._epoch, self._before + self._batch, step), values
             if not self._busy:
                 self._busy = True
                 self._pool = self._pool or concurrent.futures.ThreadPoolExecutor(1)

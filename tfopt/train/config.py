@@ -23,8 +23,8 @@ class TrainConfig:
         clip_norm: largest norm of the whole gradient, or 0 for no clipping.
         clip: what `clip_norm` bounds, if not that: "norm", that of each variable's gradient, or "value", single
             values.
-        accumulate: parts in which a replica computes its rows of a batch, one after the other: memory of one, and the
-            step of the whole batch.
+        accumulate: parts in which a replica computes its rows of a batch, one after the other: memory of one, and
+            the step of the whole batch.
         seed: of initial weights, order and dropout.
         jit_compile: compile the training step with XLA.
         checkpoint_every: optimizer steps from one checkpoint to the next, or 0 for none.

@@ -3,7 +3,6 @@
 import contextlib
 import logging
 import math
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,6 +13,7 @@ from tfopt.errors import InputError
 from tfopt.schedules import Rate
 from tfopt.train.checkpoints import Checkpoints, Position
 from tfopt.train.config import TrainConfig
+from tfopt.train.ending import Ending
 from tfopt.train.finite import FiniteWeights
 from tfopt.train.loop import Evaluation, Loop
 from tfopt.train.optimizers import make_optimizer
@@ -90,13 +90,13 @@ def fit(
             if hasattr(callback, "go_on"):
                 callback.go_on()
     finite = FiniteWeights(title)
-    with Progress(title, steps, done=start.step) as progress, contextlib.ExitStack() as stack:
+    ending = Ending(config.minutes, title, holds_signals=checkpoints is not None)
+    with Progress(title, steps, done=start.step) as progress, ending, contextlib.ExitStack() as stack:
         if checkpoints is not None:
             stack.callback(checkpoints.close)
         # Compression callbacks come before others, so that whatever follows sees the model as it will be.
         kept = [checkpoints] if checkpoints is not None else []
-        deadline = _Deadline(config.minutes, title)
-        everything = [*rates, finite, *callbacks, _Passes(number), *kept, progress, deadline]
+        everything = [*rates, finite, *callbacks, _Passes(number), *kept, progress]
         with scope(strategy):
             step = TrainStep(
                 model, strategy=strategy, part_rows=_part_rows(config, strategy),
@@ -104,14 +104,9 @@ def fit(
             )  # fmt: skip
             evaluation = None if validation is None else Evaluation(model, validation, strategy)
             loop = Loop(
-                model,
-                step,
-                strategy=strategy,
-                callbacks=everything,
-                finite=finite,
-                epochs=config.epochs,
-                title=title,
-            )
+                model, step, strategy=strategy, callbacks=everything, finite=finite, ending=ending,
+                keep=None if checkpoints is None else checkpoints.keep, epochs=config.epochs, title=title,
+            )  # fmt: skip
             with loop.training():
                 for batches, epochs in _parts(data, number, start, epochs=config.epochs):
                     loop.passes(batches, epochs, evaluation)
@@ -152,21 +147,6 @@ class _Passes(keras_api.Callback):
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         self._number.assign(epoch + 1)
-
-
-class _Deadline(keras_api.Callback):
-    """Ends a training when its minutes are over."""
-
-    def __init__(self, minutes: float | None, title: str) -> None:
-        self._minutes, self._title = minutes, title
-        self._end = math.inf if minutes is None else time.monotonic() + 60 * minutes
-        self._supports_tf_logs = True
-        self.over = False
-
-    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        if not self.over and time.monotonic() > self._end:
-            self.over = self.model.stop_training = True
-            _log.warning("%s ends early: its %g minutes are over", self._title, self._minutes)
 
 
 def _optimizer(model: Any, config: TrainConfig, steps: int) -> tuple[Any, list[Any]]:

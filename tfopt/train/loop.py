@@ -1,7 +1,7 @@
 """Passes over data, around steps: callbacks, metrics and validation as in `model.fit`, for any strategy."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from tfopt._keras import keras_api
 from tfopt.errors import WorkFailedError
+from tfopt.train.ending import Ending
 from tfopt.train.finite import FiniteWeights
 from tfopt.train.parts import divided
 from tfopt.train.step import EvaluationStep, Taken, TrainStep
@@ -23,6 +24,8 @@ class Loop:
         strategy: of the model, or None.
         callbacks: of Keras, in their order.
         finite: keeps the last good weights, which the model gets back after a bad step; also among the callbacks.
+        ending: whether this process wants an early end.
+        keep: writes a checkpoint at once, or None.
         epochs: passes in all.
         title: of the training, for messages.
     """
@@ -35,11 +38,13 @@ class Loop:
         strategy: Any,
         callbacks: Sequence[Any],
         finite: FiniteWeights,
+        ending: Ending,
+        keep: Callable[[], None] | None,
         epochs: int,
         title: str,
     ) -> None:
         self._model, self._step, self._strategy = model, step, strategy
-        self._finite, self._title = finite, title
+        self._finite, self._ending, self._keep, self._title = finite, ending, keep, title
         keras = keras_api.keras_module(keras_api.generation_of(model))
         self._callbacks = keras.callbacks.CallbackList(
             list(callbacks), add_history=False, model=model, epochs=epochs, steps=None, verbose=0
@@ -51,12 +56,21 @@ class Loop:
         """Around all passes of a training."""
         self._model.stop_training = False
         self._callbacks.on_train_begin()
-        yield
+        try:
+            yield
+        except tf.errors.OpError as error:
+            if not works_with_others(self._strategy) or isinstance(error, tf.errors.InvalidArgumentError):
+                raise
+            raise WorkFailedError(
+                f"{self._title}: another worker is gone ({error.message[:200]}); start all workers again, with "
+                "--resume to go on from the last checkpoint"
+            ) from error
         self._callbacks.on_train_end()
 
     def passes(self, data: tf.data.Dataset, epochs: range, evaluate: "Evaluation | None" = None) -> None:
-        """Passes over one dataset, until they are over or a callback says so."""
+        """Passes over one dataset, until they are over or something wants the end."""
         parts = divided(data, self._strategy)
+        self._step.expect(parts.element_spec)
         for epoch in epochs:
             if self._model.stop_training:
                 return
@@ -73,13 +87,26 @@ class Loop:
         logs: dict[str, float] = {}
         for number, part in enumerate(parts):
             self._callbacks.on_train_batch_begin(number)
-            taken = self._step(part)
+            taken = self._step(part, ends=self._ending.wanted)
             self._check(taken, f"in batch {number + 1} of epoch {epoch + 1}")
             logs = as_numbers(taken.logs)
             self._callbacks.on_train_batch_end(number, logs)
+            over, interrupted = np.asarray(taken.ends) > 0
+            if interrupted:
+                self._interrupt()
+            if over:
+                self._model.stop_training = True
             if self._model.stop_training:
                 break
         return logs
+
+    def _interrupt(self) -> None:
+        """Keeps what was reached, and does what the program does at the signal; some programs go on."""
+        if self._keep is not None:
+            self._keep()
+        told = self._ending.pass_on()
+        if works_with_others(self._strategy) and not told:
+            raise WorkFailedError(f"{self._title}: another worker was interrupted")
 
     def _check(self, taken: Taken, where: str) -> None:
         """Ends the training after a step whose loss or gradient was not finite, with the weights of before."""
@@ -104,6 +131,7 @@ class Evaluation:
     def __init__(self, model: Any, data: tf.data.Dataset, strategy: Any) -> None:
         self._model, self._parts = model, divided(data, strategy)
         self._step = EvaluationStep(model, strategy=strategy)
+        self._step.expect(self._parts.element_spec)
 
     def __call__(self) -> dict[str, float]:
         self._model.reset_metrics()

@@ -19,40 +19,40 @@ class Part(NamedTuple):
     rows: tf.Tensor
 
 
-def divided(data: tf.data.Dataset, strategy: Any) -> Any:
-    """What a training iterates over: a `Part` for each batch and replica.
+def divided(data: tf.data.Dataset, strategy: Any) -> tf.data.Dataset:
+    """Batches in parts: for each batch a tuple with the `Part` of every replica of this worker.
 
     Every worker reads the same batches in the same order and takes its rows of them, so that a step is the same on
-    any number of replicas; the sharding of TensorFlow gives each worker other batches.
+    any number of replicas; the sharding of TensorFlow gives each worker other batches. To end the iterator of one
+    of its distributed datasets takes seconds where cores are few.
 
     Args:
         data: batches over all replicas together; the last of a pass may have fewer rows.
         strategy: a distribution strategy, or None.
     """
-    if strategy is None:
-        return data.map(lambda *batch: Part(batch, _rows(batch), _rows(batch))).prefetch(tf.data.AUTOTUNE)
+    replicas, own = 1, [0]
+    if strategy is not None:
+        replicas, own = strategy.num_replicas_in_sync, []
 
-    def of_worker(context: tf.distribute.InputContext) -> tf.data.Dataset:
-        replicas = context.num_replicas_in_sync
-        local = replicas // context.num_input_pipelines
-        first = context.input_pipeline_id * local
+        def note(context: Any) -> int:
+            own.append(context.replica_id_in_sync_group)
+            return own[-1]
 
-        def of_replicas(*batch: Any) -> tf.data.Dataset:
-            rows = _rows(batch)
-
-            def of_replica(number: tf.Tensor) -> Part:
-                number = tf.cast(number, tf.int32)
-                start, end = rows * number // replicas, rows * (number + 1) // replicas
-                first = tf.minimum(start, rows - 1)
-                cut = tf.nest.map_structure(lambda value: value[first : tf.maximum(end, first + 1)], batch)
-                return Part(cut, end - start, rows)
-
-            return tf.data.Dataset.range(first, first + local).map(of_replica)
-
-        return data.flat_map(of_replicas).prefetch(tf.data.AUTOTUNE)
-
-    return strategy.distribute_datasets_from_function(of_worker)
+        strategy.experimental_distribute_values_from_function(note)
+    return data.map(lambda *batch: tuple(_part(batch, i, replicas) for i in own)).prefetch(tf.data.AUTOTUNE)
 
 
-def _rows(batch: Any) -> tf.Tensor:
-    return tf.shape(tf.nest.flatten(batch)[0])[0]
+def part_of_replica(parts: tuple[Part, ...]) -> Part:
+    """The part of the replica that this is traced for."""
+    number = tf.get_static_value(tf.distribute.get_replica_context().replica_id_in_sync_group)
+    return parts[number % len(parts)]
+
+
+def _part(batch: Any, number: int, replicas: int) -> Part:
+    rows = tf.shape(tf.nest.flatten(batch)[0])[0]
+    if replicas == 1:
+        return Part(batch, rows, rows)
+    start, end = rows * number // replicas, rows * (number + 1) // replicas
+    first = tf.minimum(start, rows - 1)
+    cut = tf.nest.map_structure(lambda value: value[first : tf.maximum(end, first + 1)], batch)
+    return Part(cut, end - start, rows)

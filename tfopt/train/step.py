@@ -12,7 +12,7 @@ import tensorflow as tf
 from tfopt._keras import keras_api, training
 from tfopt.schedules import Clipping
 from tfopt.train.clipping import clipped
-from tfopt.train.parts import Part
+from tfopt.train.parts import Part, part_of_replica
 
 
 class Taken(NamedTuple):
@@ -21,11 +21,13 @@ class Taken(NamedTuple):
     Attributes:
         loss: of this batch, before the step, scalar.
         norms: of the gradient of each variable, before clipping, of shape (variables,).
+        ends: how many workers want the training to end, and how many were told to by a signal, of shape (2,).
         logs: the metrics of the pass so far.
     """
 
     loss: tf.Tensor
     norms: tf.Tensor
+    ends: tf.Tensor
     logs: dict[str, tf.Tensor]
 
 
@@ -57,42 +59,49 @@ class TrainStep:
         self._gradients = tf.function(self._gradients_of, jit_compile=True) if jit_compile else self._gradients_of
         if strategy is not None:
             training.expect_summed_gradients(model.optimizer)
-        self._step = tf.function(self._step_of, autograph=False, reduce_retracing=True)
+        self._step: Any = None
 
-    def __call__(self, part: Part) -> Taken:
-        taken: Taken = self._step(part)
+    def expect(self, spec: Any) -> None:
+        """Prepares for what a dataset of parts gives."""
+        if self._step is None or self._step.input_signature[0] != spec:
+            self._step = tf.function(self._step_of, autograph=False, input_signature=[spec, tf.TensorSpec([2])])
+
+    def __call__(self, parts: tuple[Part, ...], *, ends: tuple[bool, bool] = (False, False)) -> Taken:
+        """Takes a step on a batch; `ends` is as in `Taken`, of this process."""
+        taken: Taken = self._step(parts, tf.constant(ends, tf.float32))
         return taken
 
-    def _step_of(self, part: Part) -> Taken:
-        shares = self._run(self._first, part, 0) if self._part_rows is None else self._in_turn(part)
-        loss, norms = self._run(self._apply, *shares)
+    def _step_of(self, parts: tuple[Part, ...], ends: tf.Tensor) -> Taken:
+        shares = self._run(self._first, parts, 0) if self._part_rows is None else self._in_turn(parts)
+        found = self._run(self._apply, ends, *shares)
         if self._strategy is not None:
-            loss, norms = (self._strategy.experimental_local_results(value)[0] for value in (loss, norms))
-        return Taken(loss, norms, training.metric_results(self._model))
+            found = [self._strategy.experimental_local_results(value)[0] for value in found]
+        loss, norms, ends = found
+        return Taken(loss, norms, ends, training.metric_results(self._model))
 
     def _run(self, function: Any, *args: Any) -> Any:
         return function(*args) if self._strategy is None else self._strategy.run(function, args=args)
 
-    def _in_turn(self, part: Part) -> list[Any]:
+    def _in_turn(self, parts: tuple[Part, ...]) -> list[Any]:
         """Loss and gradients of all that a replica has, of one part after the other."""
         # The loop is around the replicas: what all share, as random seeds, does not change in a loop of one.
-        rows = self._run(lambda part: -(-part.rows // self._replicas), part)
-        rows = rows if self._strategy is None else self._strategy.experimental_local_results(rows)[0]
+        rows = -(-parts[0].rows // self._replicas)
 
         def add_one(start: tf.Tensor, sums: list[Any]) -> tuple[tf.Tensor, list[Any]]:
-            return start + self._part_rows, self._run(self._next, part, start, sums)
+            return start + self._part_rows, self._run(self._next, parts, start, sums)
 
-        sums = self._run(self._first, part, 0)
+        sums = self._run(self._first, parts, 0)
         _, sums = tf.while_loop(
             lambda start, _: start < rows, add_one, (tf.constant(self._part_rows), sums), parallel_iterations=1
         )
         return sums
 
-    def _next(self, part: Part, start: Any, sums: list[tf.Tensor]) -> list[tf.Tensor]:
-        return [total + value for total, value in zip(sums, self._first(part, start), strict=True)]
+    def _next(self, parts: tuple[Part, ...], start: Any, sums: list[tf.Tensor]) -> list[tf.Tensor]:
+        return [total + value for total, value in zip(sums, self._first(parts, start), strict=True)]
 
-    def _first(self, part: Part, start: Any) -> list[tf.Tensor]:
+    def _first(self, parts: tuple[Part, ...], start: Any) -> list[tf.Tensor]:
         """The share of the batch's loss and gradients that the rows from `start` on have."""
+        part = part_of_replica(parts)
         batch, rows = part.batch, part.own
         if self._part_rows is not None:
             end, first = tf.minimum(start + self._part_rows, rows), tf.maximum(tf.minimum(start, rows - 1), 0)
@@ -102,16 +111,16 @@ class TrainStep:
             return self._gradients(batch, 1.0)
         return self._gradients(batch, tf.cast(rows, tf.float32) / tf.cast(part.rows, tf.float32))
 
-    def _apply(self, loss: tf.Tensor, *gradients: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def _apply(self, ends: tf.Tensor, loss: tf.Tensor, *gradients: tf.Tensor) -> tuple[tf.Tensor, ...]:
         """Sums over replicas, and takes the step."""
         summed = list(gradients)
         if self._strategy is not None:
             context = tf.distribute.get_replica_context()
-            loss, *summed = context.all_reduce(tf.distribute.ReduceOp.SUM, [loss, *summed])
+            ends, loss, *summed = context.all_reduce(tf.distribute.ReduceOp.SUM, [ends, loss, *summed])
         summed, norms = clipped(summed, *self._clipping)
         variables = [self.variables[i] for i in self.learned]
         training.apply_summed(self._model.optimizer, list(zip(summed, variables, strict=True)))
-        return loss, norms
+        return loss, norms, ends
 
     def _gradients_of(self, batch: tuple[Any, ...], share: Any) -> list[tf.Tensor]:
         x, y, weight = unpacked(batch)
@@ -133,20 +142,25 @@ class EvaluationStep:
     def __init__(self, model: Any, *, strategy: Any) -> None:
         self._model, self._strategy = model, strategy
         self._replicas = 1 if strategy is None else strategy.num_replicas_in_sync
-        self._run = tf.function(self._step, autograph=False, reduce_retracing=True)
+        self._step: Any = None
 
-    def __call__(self, part: Part) -> dict[str, tf.Tensor]:
-        logs: dict[str, tf.Tensor] = self._run(part)
+    def expect(self, spec: Any) -> None:
+        """Prepares for what a dataset of parts gives."""
+        self._step = tf.function(self._step_of, autograph=False, input_signature=[spec])
+
+    def __call__(self, parts: tuple[Part, ...]) -> dict[str, tf.Tensor]:
+        logs: dict[str, tf.Tensor] = self._step(parts)
         return logs
 
-    def _step(self, part: Part) -> dict[str, tf.Tensor]:
+    def _step_of(self, parts: tuple[Part, ...]) -> dict[str, tf.Tensor]:
         if self._strategy is None:
-            self._of_part(part.batch)
+            self._of_part(parts[0].batch)
         else:
-            self._strategy.run(self._replica, args=(part,))
+            self._strategy.run(self._replica, args=(parts,))
         return training.metric_results(self._model)
 
-    def _replica(self, part: Part) -> None:
+    def _replica(self, parts: tuple[Part, ...]) -> None:
+        part = part_of_replica(parts)
         tf.cond(part.own > 0, lambda: self._of_part(part.batch), lambda: tf.constant(False))
 
     def _of_part(self, batch: tuple[Any, ...]) -> tf.Tensor:

@@ -1,27 +1,54 @@
-"""Distribution strategies by number of replicas."""
+"""Distribution strategies: several devices of this process, or several processes."""
 
 import contextlib
+import typing
+from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
 
 from tfopt.errors import InputError
+from tfopt.schedules import StrategyName, check_choice
+from tfopt.train.cluster import cluster_of
 
 
-def make_strategy(replicas: int) -> Any:
-    """A MirroredStrategy over `replicas` devices, or None for one replica.
+def make_strategy(replicas: int = 1, kind: StrategyName = "auto") -> Any:
+    """A distribution strategy of TensorFlow, or None for one replica in one process.
 
-    GPUs are used where there are enough; else the CPU is split into logical devices, which must happen
-    before TensorFlow runs its first operation.
+    It must be made before TensorFlow runs its first operation where it splits the CPU or joins other processes.
+
+    Args:
+        replicas: devices of this process; GPUs where there are enough, else logical devices of the CPU.
+        kind: "none"; "mirrored", over `replicas`, or all GPUs for 1; "multi_worker", over the processes that
+            `TF_CONFIG` lists, each with one replica; "tpu"; "auto" takes "multi_worker" where `TF_CONFIG` lists
+            several workers, else "mirrored" for several replicas.
 
     Raises:
-        InputError: fewer than one replica, or too late to split the CPU.
+        InputError: fewer than one replica, a strategy that cannot be had here, or one that is asked for too late.
     """
+    check_choice("strategy", kind, typing.get_args(StrategyName))
     if replicas < 1:
         raise InputError(f"replicas must be 1 or more, got {replicas}")
+    cluster = cluster_of() if kind in ("auto", "multi_worker") else None
+    if kind == "auto":
+        kind = "multi_worker" if cluster else "mirrored" if replicas > 1 else "none"
+    if kind == "none" and replicas > 1:
+        raise InputError(f"{replicas} replicas need a strategy: take 'mirrored', or 1 replica")
+    if kind == "multi_worker" and replicas > 1:
+        raise InputError("each worker has one replica: leave replicas at 1, and start more workers")
+    makers: dict[str, Callable[[int], Any]] = {
+        "none": lambda replicas: None, "mirrored": _mirrored, "multi_worker": _multi_worker, "tpu": _tpu
+    }  # fmt: skip
+    return makers[kind](replicas)
+
+
+def _mirrored(replicas: int) -> Any:
+    gpus = len(tf.config.list_physical_devices("GPU"))
     if replicas == 1:
-        return None
-    if len(tf.config.list_physical_devices("GPU")) >= replicas:
+        if gpus < 2:
+            raise InputError(f"strategy 'mirrored' needs 2 replicas or more, or several GPUs; {gpus} were found")
+        replicas = gpus
+    if gpus >= replicas:
         return tf.distribute.MirroredStrategy([f"GPU:{i}" for i in range(replicas)])
     cpu = tf.config.list_physical_devices("CPU")[0]
     have = tf.config.get_logical_device_configuration(cpu)
@@ -39,6 +66,45 @@ def make_strategy(replicas: int) -> Any:
     return tf.distribute.MirroredStrategy(
         [f"CPU:{i}" for i in range(replicas)], cross_device_ops=tf.distribute.ReductionToOneDevice()
     )
+
+
+def _multi_worker(replicas: int) -> Any:
+    if cluster_of() is None:
+        raise InputError(
+            "strategy 'multi_worker' needs TF_CONFIG with two workers or more, which is not set: start the workers "
+            "with `tfopt launch --workers 2 -- run RECIPE`, or set it on each machine"
+        )
+    try:
+        return tf.distribute.MultiWorkerMirroredStrategy()
+    except RuntimeError as error:
+        raise InputError(
+            "cannot join other workers after TensorFlow has started; make the strategy first"
+        ) from error
+
+
+def _tpu(replicas: int) -> Any:
+    try:
+        resolver = tf.distribute.cluster_resolver.TPUClusterResolver()
+        tf.config.experimental_connect_to_cluster(resolver)
+        tf.tpu.experimental.initialize_tpu_system(resolver)
+    except (ValueError, tf.errors.OpError) as error:
+        raise InputError(f"strategy 'tpu' needs a TPU, and none was found ({error})") from error
+    return tf.distribute.TPUStrategy(resolver)
+
+
+def is_chief(strategy: Any) -> bool:
+    """Whether this process writes what a training leaves; of several workers one does."""
+    if not works_with_others(strategy):
+        return True
+    resolver = strategy.cluster_resolver
+    return resolver.task_type == "chief" or (
+        resolver.task_id == 0 and "chief" not in resolver.cluster_spec().jobs
+    )  # fmt: skip
+
+
+def works_with_others(strategy: Any) -> bool:
+    """Whether other processes take part in every step."""
+    return isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
 
 
 def scope(strategy: Any) -> contextlib.AbstractContextManager[Any]:
