@@ -22,7 +22,7 @@ from tfopt.errors import InputError, TfoptError
 DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 75
 # Commands in the order in which they are used, in groups, as `--help` shows them.
 GROUPS = {
-    "Make a model smaller and faster": ("optimize", "demo", "run", "search"),
+    "Make a model smaller and faster": ("optimize", "demo", "run", "launch", "search"),
     "Look, export and measure": ("inspect", "export", "bench", "verify"),
     "Answer texts": ("predict", "generate", "chat"),
     "Data and archives": ("data", "pack", "unpack"),
@@ -53,7 +53,7 @@ app = typer.Typer(
 )
 app.add_typer(data.app, name="data")
 for command in (
-    optimize.optimize, optimize.demo, run.run, search.search, model.inspect, model.export, model.bench,
+    optimize.optimize, optimize.demo, run.run, run.launch, search.search, model.inspect, model.export, model.bench,
     run.verify, predict.predict, generate.generate, chat.chat, archive.pack, archive.unpack,
 ):  # fmt: skip
     app.command()(command)

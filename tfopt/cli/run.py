@@ -10,6 +10,7 @@ from tfopt._base import children
 from tfopt._base.files import existing
 from tfopt.cli import archive
 from tfopt.cli.output import Imports, Json, print_json, progress, show, show_report
+from tfopt.errors import InputError
 
 Out = Annotated[Path | None, typer.Option("--out", help="Folder for everything that is written.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")]
@@ -23,6 +24,8 @@ def run(
     ] = None,
     train: Annotated[Path | None, typer.Option(help="Training texts (.tsv, .csv, .jsonl).")] = None,
     validation: Annotated[Path | None, typer.Option(help="Held-out texts.")] = None,
+    strategy: Annotated[str | None, typer.Option(help="How devices share the training, as in the recipe.")] = None,
+    replicas: Annotated[int | None, typer.Option(help="Devices that train together.")] = None,
     imports: Imports = None, out: Out = None, resume: Resume = False, overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:  # fmt: skip
@@ -30,6 +33,7 @@ def run(
     is_file = model is not None and model.is_file() and model.suffix != ".gguf"
     changes = {
         "model.file" if is_file else "model.folder": model, "data.train": train, "data.validation": validation,
+        "strategy": strategy, "replicas": replicas,
     }  # fmt: skip
     texts = {key: str(value) for key, value in changes.items() if value is not None}
     if model is not None:
@@ -63,6 +67,20 @@ def _run(
         return
     show_report(report)
     typer.echo(f"\nreport: {target / 'report.html'}")
+
+
+def launch(
+    arguments: Annotated[list[str], typer.Argument(help="The command for each worker: run RECIPE ...")],
+    workers: Annotated[int, typer.Option(help="Processes that train together.")] = 2,
+) -> None:
+    """Starts local processes that train together: tfopt launch --workers 2 -- run RECIPE."""
+    if arguments[0] != "run":
+        raise InputError(f"workers run recipes: tfopt launch -- run RECIPE, got {arguments[0]!r}")
+    from tfopt.run.launch import launch as start
+
+    code = start(arguments, workers, show=typer.echo)
+    if code:
+        raise typer.Exit(code)
 
 
 def verify(

@@ -20,9 +20,11 @@ class Material(Protocol):
 
     Attributes:
         steps: optimizer steps of its training.
+        passes: of batches, or parts of them, through the model in its training.
     """
 
     steps: int
+    passes: int
 
     def batches(self) -> Any:
         """Batches of (inputs, labels) of the training data."""
@@ -119,7 +121,7 @@ class QuantizeSection(TechniqueSection):
         return self
 
     def settings(self, material: Material) -> dict[str, Any]:
-        return self._of(material.steps)
+        return self._of(material.passes)
 
     def _of(self, steps: int) -> dict[str, Any]:
         values = self.model_dump(exclude={"warmup", "freeze"})

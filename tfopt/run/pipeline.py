@@ -16,6 +16,7 @@ import tensorflow as tf
 
 from tfopt._base.files import remove, replacing, write_bytes, write_text
 from tfopt._keras import keras_api
+from tfopt._keras.copying import copy_of
 from tfopt._keras.loading import load_model
 from tfopt.compress.base import Lessons
 from tfopt.compress.finish import finish_all
@@ -27,7 +28,6 @@ from tfopt.export.texts import keep_for_texts
 from tfopt.measure.child import measure_in_child
 from tfopt.measure.findings import findings
 from tfopt.measure.results import Measurement
-from tfopt.models.encoder import INPUTS
 from tfopt.quantization import NAMED
 from tfopt.quantization.sensitivity import choose_bits
 from tfopt.recipe import BASELINE, PlannedArtifact, Recipe
@@ -37,6 +37,7 @@ from tfopt.report import Report, Step, machine_info
 from tfopt.report.html import page
 from tfopt.report.plots import plots
 from tfopt.run.folder import CHECKPOINTS, LESSONS, RunFolder
+from tfopt.run.material import Material, without
 from tfopt.run.named import told
 from tfopt.run.workers import folder_for
 from tfopt.tasks import task_of
@@ -48,7 +49,6 @@ from tfopt.train.strategy import is_chief, scope, works_with_others
 Log = Callable[[str], None]
 _DATA = "data"
 _VALIDATION_BATCH = 64
-_IMPORTANCE_BATCH, _IMPORTANCE_BATCHES = 32, 32
 
 
 def to_stderr(line: str) -> None:
@@ -215,7 +215,7 @@ class _Run:
         seed_everything(self.recipe.generation, self.recipe.seed + 1)
         config, epochs = variant.train, variant.train.epochs
         steps = total_steps(data["train_records"], self._train_config(config)) if epochs else 0
-        material = _Material(steps, self.task, self.path / _keras_file(BASELINE))
+        material = Material(steps, config.accumulate, task=self.task, baseline=self.path / _keras_file(BASELINE))
         with scope(self._strategy):
             model = load_model(self.path / _keras_file(variant.start))
         callbacks: list[Any] = []
@@ -224,7 +224,7 @@ class _Run:
         lessons = None
         for technique, section in variant.techniques():
             module = technique.load()
-            settings = _without(section, helpers).settings(material)
+            settings = without(section, helpers).settings(material)
             if technique.stage(getattr(section, "when", None), epochs) == "at once":
                 model = module.at_once(model, module.Config(**settings))
                 continue
@@ -246,6 +246,8 @@ class _Run:
 
     def _keep(self, model: Any, owner: str) -> None:
         if self._writes:
+            # Without what it is compiled with: to read metrics asks all workers, and the others wait for the chief.
+            model = (works_with_others(self._strategy) and copy_of(model)) or model
             keras_api.save_model(model, self.path / _keras_file(owner))
             remove(self.path / CHECKPOINTS)
 
@@ -379,30 +381,6 @@ class _Run:
         chosen = [self.task.lengths(export) for export in self.recipe.exports]
         lengths = next((found for found in chosen if found), None)
         return values if lengths is None else {**values, "lengths": lengths}
-
-
-class _Material:
-    """What the techniques of a variant take from the run; see `recipe.techniques.Material`."""
-
-    def __init__(self, steps: int, task: Any, baseline: Path) -> None:
-        self.steps, self._task, self._baseline = steps, task, baseline
-
-    def batches(self) -> Any:
-        return self._task.batches(_IMPORTANCE_BATCH, "train").take(_IMPORTANCE_BATCHES)
-
-    def samples(self) -> dict[str, Any]:
-        samples = self._task.calibration()
-        return {name: samples[name] for name in INPUTS if name in samples}
-
-    def teacher(self) -> Any:
-        return load_model(self._baseline)
-
-
-def _without(section: Any, layers: list[str]) -> Any:
-    """A technique's section that leaves layers out which do not stay."""
-    if not layers or "exclude" not in type(section).model_fields:
-        return section
-    return section.model_copy(update={"exclude": [*(section.exclude or []), *layers]})
 
 
 def _keras_file(owner: str) -> str:

@@ -28,7 +28,8 @@ class Workers:
 
         def summed(value: tf.Tensor) -> tf.Tensor:
             context = tf.distribute.get_replica_context()
-            found: tf.Tensor = context.all_reduce(tf.distribute.ReduceOp.SUM, value)
+            # A copy: what a function is given has no device, and a sum needs one.
+            found: tf.Tensor = context.all_reduce(tf.distribute.ReduceOp.SUM, tf.identity(value))
             return found
 
         self._all = tf.function(lambda value: strategy.run(summed, args=(value,)), autograph=False)

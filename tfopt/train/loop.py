@@ -13,6 +13,7 @@ from tfopt.train.ending import Ending
 from tfopt.train.finite import FiniteWeights
 from tfopt.train.parts import divided
 from tfopt.train.step import EvaluationStep, Taken, TrainStep
+from tfopt.train.strategy import works_with_others
 
 
 class Loop:

@@ -116,6 +116,7 @@ class TrainStep:
         summed = list(gradients)
         if self._strategy is not None:
             context = tf.distribute.get_replica_context()
+            ends = tf.identity(ends)  # what a function is given has no device, and a sum needs one
             ends, loss, *summed = context.all_reduce(tf.distribute.ReduceOp.SUM, [ends, loss, *summed])
         summed, norms = clipped(summed, *self._clipping)
         variables = [self.variables[i] for i in self.learned]

@@ -7,9 +7,9 @@ from typing import Any
 
 import tensorflow as tf
 
+from tfopt._base.cluster import cluster_of
 from tfopt.errors import InputError
 from tfopt.schedules import StrategyName, check_choice
-from tfopt.train.cluster import cluster_of
 
 
 def make_strategy(replicas: int = 1, kind: StrategyName = "auto") -> Any:
