@@ -1,11 +1,17 @@
 """Every technique gives the same weights on one replica, on two, and on two workers, for the same batches."""
 
+import os
+import socket
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.conftest import TINY
+from tests.conftest import REPOSITORY, TINY
 from tests.test_contract import EACH, OTHER_WAYS
+from tfopt._base.cluster import Cluster
 from tfopt._keras import keras_api
 from tfopt.compress.finish import finish_all
 from tfopt.compress.techniques import TECHNIQUES
@@ -77,6 +83,67 @@ def alone():
     return of
 
 
+@pytest.fixture(scope="module")
+def by_workers(tmp_path_factory):
+    """Case -> what each of two workers has after it; all cases are trained one after the other."""
+    found = {}
+
+    def of(generation):
+        if generation not in found:
+            folder = tmp_path_factory.mktemp("workers")
+            processes = workers_of(["tests.test_replicas", generation, str(folder)], folder)
+            for number, process in enumerate(processes):
+                assert process.wait(600) == 0, (folder / f"{number}.txt").read_text()[-3000:]
+            found[generation] = {
+                case: [dict(np.load(folder / f"{number}-{index}.npz")) for number in (0, 1)]
+                for index, case in enumerate(CASES)
+            }  # fmt: skip
+        return found[generation]
+
+    return of
+
+
+def workers_of(module, folder):
+    """Two processes that train together; what they say goes to files."""
+    with socket.socket() as one, socket.socket() as other:
+        for probe in (one, other):
+            probe.bind(("127.0.0.1", 0))
+        addresses = [f"127.0.0.1:{probe.getsockname()[1]}" for probe in (one, other)]
+    cluster = Cluster(tuple(addresses), 0)
+    started = []
+    for number in (0, 1):
+        with (folder / f"{number}.txt").open("w") as words:
+            environment = {**os.environ, "TF_CONFIG": cluster.for_worker(number), "PYTHONPATH": str(REPOSITORY)}
+            environment.pop("PYTEST_XDIST_WORKER", None)
+            started.append(
+                subprocess.Popen(
+                    [sys.executable, "-m", *module], cwd=REPOSITORY, env=environment, stdout=words, stderr=words
+                )
+            )
+    return started
+
+
+def train_all(generation, folder):
+    """What a worker does."""
+    strategy = make_strategy()
+    assert strategy.num_replicas_in_sync == 2
+    for index, case in enumerate(CASES):
+        number = strategy.cluster_resolver.task_id
+        np.savez(f"{folder}/{number}-{index}.npz", **trained(case, generation, strategy))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_two_workers(case, generation, alone, by_workers):
+    one, other = by_workers(generation)[case]
+    for path, value in one.items():
+        np.testing.assert_array_equal(other[path], value, err_msg=path)
+    check_same(one, alone(case, generation))
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_two_replicas(case, generation, alone):
     check_same(trained(case, generation, make_strategy(2)), alone(case, generation))
+
+
+if __name__ == "__main__":
+    train_all(*sys.argv[1:])

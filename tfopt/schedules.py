@@ -13,7 +13,7 @@ from typing import Any, Literal, Protocol
 from tfopt.errors import InputError
 
 Clipping = Literal["global_norm", "norm", "value"]
-StrategyName = Literal["auto", "none", "mirrored", "multi_worker", "tpu"]
+StrategyName = Literal["auto", "none", "mirrored", "multi_worker", "parameter_server", "tpu"]
 OptimizerName = Literal["adamw", "adafactor", "sgd", "lion", "lamb", "muon"]
 RateSchedule = Literal["cosine", "linear", "polynomial", "exponential", "inverse_sqrt", "constant"]
 

@@ -42,7 +42,7 @@ def cluster_of(environment: Mapping[str, str] = os.environ) -> Cluster | None:
     """The cluster that `TF_CONFIG` describes, or None without one or with a single worker.
 
     Raises:
-        InputError: a value that describes no worker of a cluster, or a port that another process has.
+        InputError: a value that describes no worker of a cluster.
     """
     text = environment.get(VARIABLE, "")
     if not text.strip():
@@ -64,9 +64,7 @@ def cluster_of(environment: Mapping[str, str] = os.environ) -> Cluster | None:
         raise _wrong(f"has the task {kind} {index}, but {len(cluster[kind])} of that type")
     if len(workers) < 2:
         return None
-    position = index + (len(chiefs) if kind == "worker" else 0)
-    _check_free(workers[position])
-    return Cluster(workers, position)
+    return Cluster(workers, index + (len(chiefs) if kind == "worker" else 0))
 
 
 def _wrong(what: str) -> InputError:
@@ -91,8 +89,12 @@ def _addresses(cluster: dict[str, Any], kind: str) -> list[str]:
     return found
 
 
-def _check_free(address: str) -> None:
-    """TensorFlow ends the process where it cannot listen."""
+def check_free(address: str) -> None:
+    """Checks that this process can listen there; TensorFlow would end it.
+
+    Raises:
+        InputError: another process has the port.
+    """
     port = int(address.rpartition(":")[2])
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from tfopt._base import children
+from tfopt._base.cluster import cluster_of
 from tfopt._base.files import existing
 from tfopt.cli import archive
 from tfopt.cli.output import Imports, Json, print_json, progress, show, show_report
@@ -52,7 +53,10 @@ def _run(
     overwrite: bool,
     as_json: bool,
 ) -> None:
-    children.warm_up()
+    cluster = cluster_of()
+    follows = cluster is not None and not cluster.is_chief
+    if not follows:
+        children.warm_up()
     from tfopt.recipe import Recipe
 
     chosen = Recipe.load(recipe).with_changes(changes)
@@ -62,6 +66,8 @@ def _run(
 
     register_classes(imports)
     report = pipeline.run(chosen, target, resume=resume, overwrite=overwrite)
+    if follows:  # the chief shows it
+        return
     if as_json:
         print_json(report.to_dict())
         return

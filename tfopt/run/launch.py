@@ -40,7 +40,7 @@ def launch(arguments: Sequence[str], workers: int, *, show: Callable[[str], None
     """
     if workers < 2:
         raise InputError(f"workers must be 2 or more, got {workers}; one needs no launcher")
-    cluster = Cluster(_free_addresses(workers), 0)
+    cluster = Cluster(free_addresses(workers), 0)
     crew: list[_Worker] = []
     try:
         crew += [_Worker(arguments, cluster, number, show=show) for number in range(workers)]
@@ -69,11 +69,12 @@ class _Worker:
             with contextlib.suppress(OSError):  # it has ended
                 os.sched_setaffinity(self.process.pid, own)
         assert self.process.stdout is not None
-        self._thread = threading.Thread(target=self._follow, args=(self.process.stdout,), daemon=True)
+        self._stream: IO[str] = self.process.stdout
+        self._thread = threading.Thread(target=self._follow, daemon=True)
         self._thread.start()
 
-    def _follow(self, stream: IO[str]) -> None:
-        for line in stream:
+    def _follow(self) -> None:
+        for line in self._stream:
             self.last_words.append(line.rstrip())
             self._show(f"[{self.number}] {line.rstrip()}")
 
@@ -87,6 +88,7 @@ class _Worker:
             self.process.kill()
             self.process.wait()
         self._thread.join(_GRACE_S)
+        self._stream.close()
 
 
 def _wait(crew: list[_Worker], show: Callable[[str], None]) -> int:
@@ -136,7 +138,7 @@ def _passed_on(crew: list[_Worker]) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _free_addresses(count: int) -> tuple[str, ...]:
+def free_addresses(count: int) -> tuple[str, ...]:
     """Addresses of the loopback interface that nobody listens on."""
     with contextlib.ExitStack() as stack:
         probes = [stack.enter_context(socket.socket()) for _ in range(count)]

@@ -15,6 +15,7 @@ from tfopt._base.manifests import STATE
 from tfopt.errors import WorkFailedError
 from tfopt.run.folder import RunFolder, fingerprint
 from tfopt.run.state import read_state
+from tfopt.train.loop import reason
 from tfopt.train.strategy import is_chief, works_with_others
 
 _BEGINS, _DONE = 1.0, 2.0
@@ -39,7 +40,7 @@ class Workers:
         try:
             return float(self._all(tf.constant(what if self.is_chief else 0.0)))
         except tf.errors.OpError as error:
-            raise WorkFailedError(f"another worker is gone ({error.message[:200]})") from error
+            raise WorkFailedError(f"another worker is gone ({reason(error)})") from error
 
 
 class ChiefFolder(RunFolder):

@@ -1,6 +1,7 @@
 """Passes over data, around steps: callbacks, metrics and validation as in `model.fit`, for any strategy."""
 
 import contextlib
+import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -63,7 +64,7 @@ class Loop:
             if not works_with_others(self._strategy) or isinstance(error, tf.errors.InvalidArgumentError):
                 raise
             raise WorkFailedError(
-                f"{self._title}: another worker is gone ({error.message[:200]}); start all workers again, with "
+                f"{self._title}: another worker is gone ({reason(error)}); start all workers again, with "
                 "--resume to go on from the last checkpoint"
             ) from error
         self._callbacks.on_train_end()
@@ -124,6 +125,11 @@ class Loop:
             f"{self._title}: the loss was {loss:g} {where}{of}. The model has the weights of before. Look at that "
             "batch, or lower the learning rate"
         )
+
+
+def reason(error: tf.errors.OpError) -> str:
+    """Why an operation failed, without the places in a graph that TensorFlow puts before it."""
+    return re.sub(r"\{\{.*?\}\}\s*", "", error.message).partition("\n")[0][:200]
 
 
 class Evaluation:

@@ -1,13 +1,14 @@
 """Distribution strategies: several devices of this process, or several processes."""
 
 import contextlib
+import os
 import typing
 from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
 
-from tfopt._base.cluster import cluster_of
+from tfopt._base.cluster import check_free, cluster_of
 from tfopt.errors import InputError
 from tfopt.schedules import StrategyName, check_choice
 
@@ -37,7 +38,8 @@ def make_strategy(replicas: int = 1, kind: StrategyName = "auto") -> Any:
     if kind == "multi_worker" and replicas > 1:
         raise InputError("each worker has one replica: leave replicas at 1, and start more workers")
     makers: dict[str, Callable[[int], Any]] = {
-        "none": lambda replicas: None, "mirrored": _mirrored, "multi_worker": _multi_worker, "tpu": _tpu
+        "none": lambda replicas: None, "mirrored": _mirrored, "multi_worker": _multi_worker,
+        "parameter_server": _parameter_server, "tpu": _tpu,
     }  # fmt: skip
     return makers[kind](replicas)
 
@@ -69,11 +71,13 @@ def _mirrored(replicas: int) -> Any:
 
 
 def _multi_worker(replicas: int) -> Any:
-    if cluster_of() is None:
+    cluster = cluster_of()
+    if cluster is None:
         raise InputError(
             "strategy 'multi_worker' needs TF_CONFIG with two workers or more, which is not set: start the workers "
             "with `tfopt launch --workers 2 -- run RECIPE`, or set it on each machine"
         )
+    check_free(cluster.workers[cluster.index])
     try:
         return tf.distribute.MultiWorkerMirroredStrategy()
     except RuntimeError as error:
@@ -82,13 +86,21 @@ def _multi_worker(replicas: int) -> Any:
         ) from error
 
 
+def _parameter_server(replicas: int) -> Any:
+    raise InputError(
+        "strategy 'parameter_server' is not supported: its workers add gradients of weights of different steps, "
+        "so that masks, ranges and checkpoints would be those of no step; take 'multi_worker'"
+    )
+
+
 def _tpu(replicas: int) -> Any:
     try:
-        resolver = tf.distribute.cluster_resolver.TPUClusterResolver()
+        # Without a name it would ask the cloud for minutes.
+        resolver = tf.distribute.cluster_resolver.TPUClusterResolver(os.environ.get("TPU_NAME", "local"))
         tf.config.experimental_connect_to_cluster(resolver)
         tf.tpu.experimental.initialize_tpu_system(resolver)
     except (ValueError, tf.errors.OpError) as error:
-        raise InputError(f"strategy 'tpu' needs a TPU, and none was found ({error})") from error
+        raise InputError(f"strategy 'tpu' needs a TPU, and none was found ({str(error)[:100]})") from error
     return tf.distribute.TPUStrategy(resolver)
 
 

@@ -1,0 +1,193 @@
+"""Several processes that train together: what describes them, a whole run, and workers that die."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from tests.conftest import REPOSITORY
+from tfopt._base.cluster import Cluster, cluster_of
+from tfopt._keras import keras_api
+from tfopt._keras.loading import load_model
+from tfopt.errors import InputError
+from tfopt.run.launch import launch
+from tfopt.run.pipeline import run
+from tfopt.train import make_strategy
+
+RECIPE = """
+schema = 1
+name = "tiny"
+generation = "{generation}"
+lengths = [16]
+[data]
+train = "{train}"
+validation = "{validation}"
+max_length = 16
+vocab_size = 320
+[model]
+hidden_size = 32
+num_hidden_layers = 1
+num_attention_heads = 2
+intermediate_size = 64
+dropout = 0.0
+[train]
+epochs = {epochs}
+batch_size = 16
+learning_rate = 3e-3
+checkpoint_every = 10
+[[variants]]
+name = "half"
+[variants.train]
+epochs = 1
+batch_size = 16
+learning_rate = 1e-3
+[variants.prune]
+sparsity = 0.5
+frequency = 4
+[measure]
+rounds = 3
+seconds = 0.02
+memory = false
+"""
+
+
+def config(workers=("127.0.0.1:20001", "127.0.0.1:20002"), kind="worker", index=0, **further):
+    return json.dumps({"cluster": {"worker": list(workers), **further}, "task": {"type": kind, "index": index}})
+
+
+def test_a_cluster_is_what_tensorflow_reads():
+    assert cluster_of({}) is None and cluster_of({"TF_CONFIG": ""}) is None
+    assert cluster_of({"TF_CONFIG": config(workers=["127.0.0.1:20001"])}) is None
+    found = cluster_of({"TF_CONFIG": config(index=1)})
+    assert found == Cluster(("127.0.0.1:20001", "127.0.0.1:20002"), 1) and not found.is_chief
+    found = cluster_of({"TF_CONFIG": config(chief=["127.0.0.1:20003"], kind="chief")})
+    assert found.is_chief and len(found.workers) == 3
+    assert cluster_of({"TF_CONFIG": found.for_worker(2)}).index == 2
+
+
+@pytest.mark.parametrize(("text", "says"), [
+    ("{", "is no JSON"), ("[]", "has no 'cluster'"), ('{"cluster": {}}', "has no 'task'"),
+    (config(index=2), "has the task worker 2, but 2 of that type"), (config(index=-1), "has the task worker -1"),
+    (config(index=True), "which is none of its cluster"), (config(kind="ps"), "which is none of its cluster"),
+    (config(ps=["a:1"]), "has tasks of type ps"), (config(workers=["a", "b:1"]), "has the address 'a'"),
+    (config(workers=["a:0", "b:1"]), "has the address 'a:0'"), (config(workers=[1, 2]), "has the address 1"),
+    (config(workers=["a:99999", "b:1"]), "which is no host:port"),
+])  # fmt: skip
+def test_a_malformed_cluster_is_told_before_anything_starts(text, says, monkeypatch):
+    monkeypatch.setenv("TF_CONFIG", text)
+    with pytest.raises(InputError, match=re.escape(says) + ".*it is JSON such as"):
+        make_strategy()
+
+
+def test_a_port_that_is_in_use(monkeypatch):
+    with socket.socket() as taken:
+        taken.bind(("", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        monkeypatch.setenv("TF_CONFIG", config(workers=[f"127.0.0.1:{port}", "127.0.0.1:20002"]))
+        with pytest.raises(
+            InputError, match=f"port {port} of this worker .* cannot be listened on: Address already"
+        ):
+            make_strategy()
+
+
+@pytest.mark.parametrize(("arguments", "says"), [
+    ((0,), "replicas must be 1 or more, got 0"), ((1, "mirored"), "did you mean 'mirrored'"),
+    ((2, "none"), "2 replicas need a strategy"), ((2, "multi_worker"), "each worker has one replica"),
+    ((1, "multi_worker"), "needs TF_CONFIG with two workers or more"), ((1, "mirrored"), "needs 2 replicas or more"),
+    ((1, "tpu"), "needs a TPU, and none was found"), ((1, "parameter_server"), "weights of different steps"),
+])  # fmt: skip
+def test_strategies_that_cannot_be_had(arguments, says, monkeypatch):
+    monkeypatch.delenv("TF_CONFIG", raising=False)
+    with pytest.raises(InputError, match=says):
+        make_strategy(*arguments)
+
+
+def test_launching_one_worker_or_another_command(tfopt_main):
+    with pytest.raises(InputError, match="workers must be 2 or more, got 1"):
+        launch(["run", "x.toml"], 1, show=print)
+    code, _, err = tfopt_main("launch", "--", "search", "x.toml")
+    assert code == 2 and "workers run recipes" in err
+
+
+@pytest.fixture
+def recipe(labelled_tsv, tmp_path):
+    def make(generation, epochs):
+        train, validation = labelled_tsv
+        path = tmp_path / "tiny.toml"
+        path.write_text(RECIPE.format(generation=generation, train=train, validation=validation, epochs=epochs))
+        return path
+
+    return make
+
+
+def weights(folder, owner):
+    model = load_model(folder / owner / "model.keras")
+    return {w.path: keras_api.to_numpy(w.variable) for w in keras_api.weights(model)}
+
+
+def test_a_run_by_two_workers_that_are_stopped_and_killed_ends_as_one_by_one(recipe, tmp_path):
+    """Stopped by SIGTERM, then one worker killed, both in the middle of a training; then to the end."""
+    path = recipe("keras", 12)
+    run(path, tmp_path / "alone", log=lambda line: None)
+    command = [sys.executable, "-m", "tfopt", "launch", "--workers", "2", "--", "run", str(path)]
+    command += ["--out", str(tmp_path / "run")]
+
+    def start(*further):
+        environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+        with (tmp_path / "said.txt").open("w") as words:
+            return subprocess.Popen([*command, *further], stdout=words, stderr=words, env=environment)
+
+    def said():
+        return (tmp_path / "said.txt").read_text()
+
+    def steps():
+        return sorted(int(f.name[5:]) for f in (tmp_path / "run/checkpoints/baseline").glob("step-*"))
+
+    def wait_for(condition, process):
+        end = time.monotonic() + 180
+        while not condition():
+            assert process.poll() is None and time.monotonic() < end, said()[-3000:]
+            time.sleep(0.05)
+
+    launcher = start()
+    wait_for(steps, launcher)
+    launcher.send_signal(signal.SIGTERM)
+    assert launcher.wait(60) == 75, said()[-3000:]
+    assert "interrupted; the same command with --resume goes on" in said()
+    reached = steps()[-1]
+
+    launcher = start("--resume")
+    wait_for(lambda: steps()[-1] > reached, launcher)
+    listed = subprocess.run(["ps", "-eo", "pid,ppid,args"], capture_output=True, text=True, check=True).stdout
+    workers = [line.split() for line in listed.splitlines() if "tfopt run" in line]
+    killed = [int(pid) for pid, parent, *_ in workers if int(parent) == launcher.pid][-1]
+    os.kill(killed, signal.SIGKILL)
+    died = time.monotonic()
+    assert launcher.wait(30) == 1, said()[-3000:]
+    assert time.monotonic() - died < 30 and re.search(r"error: worker 1 was ended by SIGKILL", said())
+    assert "another worker is gone" in said()
+
+    launcher = start("--resume")
+    assert launcher.wait(300) == 0, said()[-3000:]
+    assert "[0] [train half]" in said() and "[1] [train half]" in said()
+    for owner in ("baseline", "half"):
+        expected, found = weights(tmp_path / "alone", owner), weights(tmp_path / "run", owner)
+        assert found.keys() == expected.keys()
+        for name, value in expected.items():
+            np.testing.assert_allclose(found[name], value, atol=2e-5, err_msg=name)
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_a_worker_that_cannot_start(tmp_path):
+    """The reason of the worker is what is told."""
+    lines = []
+    assert launch(["run", str(tmp_path / "none.toml")], 2, show=lines.append) == 2
+    assert any(re.match(r"\[[01]\] .*none.toml", line) for line in lines)
