@@ -171,16 +171,11 @@ def _passes_of(generation: str, workers: int, rounds: int) -> list[float]:
         if workers > 1:
             environment["TF_CONFIG"] = cluster.for_worker(number)
         command = [sys.executable, "-m", "benchmarks.training", "--worker", generation, "--rounds", str(rounds)]
-        started.append(
-            subprocess.Popen(
-                ["taskset", "-c", str(number), *command],
-                env=environment,
-                cwd=Path(__file__).parents[1],
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                text=True,
-            )  # fmt: skip
-        )
+        process = subprocess.Popen(
+            ["taskset", "-c", str(number), *command], env=environment, cwd=Path(__file__).parents[1],
+            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+        )  # fmt: skip
+        started.append(process)
     said = [process.communicate(timeout=600)[0] for process in started]
     seconds: list[float] = json.loads(said[0].splitlines()[-1])
     return seconds

@@ -1,5 +1,6 @@
 """Checkpoints while a model trains: a training that is killed goes on as if nothing had been."""
 
+import dataclasses
 import logging
 import os
 import shutil
@@ -66,8 +67,10 @@ def train(generation, folder, kill_at=0, technique="", replicas=1):
     def compile_with(optimizer, **settings):
         model.compile(optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True), **settings)
 
-    fit(model, batches, config=CONFIG, steps=STEPS, callbacks=callbacks, strategy=strategy,
-        checkpoints=checkpoints, compile_with=compile_with)  # fmt: skip
+    kept = {"ema": 0.9, "keep_best": True, "schedule": "plateau"} if technique == "kept" else {}
+    fit(model, batches, config=dataclasses.replace(CONFIG, **kept), steps=STEPS, callbacks=callbacks,
+        strategy=strategy, checkpoints=checkpoints, compile_with=compile_with,
+        validation=batches(9, 20) if kept else None)  # fmt: skip
     variables = [*keras_api.state_of(model), *state]
     return [keras_api.to_numpy(v) for v in variables] + [keras_api.learning_step(model)]
 
@@ -88,9 +91,11 @@ def same(one, other):
     return all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
 
 
-@pytest.mark.parametrize(("kill_at", "technique"), [(30, ""), (53, "prune"), (41, "quantize"), (62, "quantize")])
+@pytest.mark.parametrize(
+    ("kill_at", "technique"), [(30, ""), (53, "prune"), (41, "quantize"), (62, "quantize"), (54, "kept")]
+)
 def test_a_killed_training_goes_on_bit_for_bit(generation, tmp_path, kill_at, technique):
-    """In the middle of the second pass, and in the third; with masks that a schedule changes, and observed ranges."""
+    """In the middle of the second pass, and in the third; with masks that a schedule changes, observed ranges, averages."""
     with pytest.raises(ChildFailedError, match="signal 9"):
         run_in_child(train, generation, str(tmp_path / "c"), kill_at, technique, preload=WARM)
     kept = sorted(p.name for p in (tmp_path / "c").glob("step-*"))

@@ -88,7 +88,7 @@ def test_biases_are_not_decayed(name, generation):
         assert decayed == (len(variable.shape) > 1), variable.name
 
 
-@pytest.mark.parametrize("schedule", typing.get_args(RateSchedule))
+@pytest.mark.parametrize("schedule", [s for s in typing.get_args(RateSchedule) if s != "plateau"])
 def test_rates_of_steps(schedule, generation):
     seen = []
     config = dataclasses.replace(CONFIG, schedule=schedule, optimizer="sgd")
@@ -119,7 +119,7 @@ def test_schedules_begin_at_a_peak_and_fall():
         assert all(np.diff(values[10:]) <= 1e-12), schedule
     ends = {s: Rate(s, 2.0, 10, steps=110)(110) for s in typing.get_args(RateSchedule)}
     assert ends["linear"] == ends["polynomial"] == 0 and ends["cosine"] < 1e-9
-    assert ends["exponential"] == pytest.approx(0.02) and ends["constant"] == 2.0
+    assert ends["exponential"] == pytest.approx(0.02) and ends["constant"] == ends["plateau"] == 2.0
     assert ends["inverse_sqrt"] == pytest.approx(2.0 * (10 / 110) ** 0.5)
 
 

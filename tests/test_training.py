@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from tests.conftest import TINY
 from tfopt._keras import keras_api
+from tfopt.data.features import IGNORED, weighted_by_what_counts
 from tfopt.errors import InputError, WorkFailedError
 from tfopt.models import bert
 from tfopt.schedules import Clipping
@@ -90,6 +91,38 @@ def test_a_step_is_the_same_however_the_batch_is_divided(generation, strategy, a
     check_equal(model, alone)
     for name in ("loss", "val_loss", "val_accuracy"):
         np.testing.assert_allclose(history[name], expected[name], rtol=1e-3, err_msg=name)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_labels_that_are_ignored(generation, strategy, accumulate):
+    """As Keras leaves them out of a whole batch, wherever they are in its parts."""
+    keras = keras_api.keras_module(generation)
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(24, 5, 6)).astype(np.float32), rng.integers(0, 3, (24, 5))
+    y[rng.random(y.shape) < 0.5] = IGNORED
+    y[::8] = IGNORED
+    data = tf.data.Dataset.from_tensor_slices((x, y)).batch(8)
+    models = []
+    for place in (strategy, None):
+        keras.utils.set_random_seed(0)
+        with scope(place):
+            models.append(keras.Sequential([keras.layers.Input((5, 6)), keras.layers.Dense(3)]))
+    ours, plain = models
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=IGNORED)
+    plain.compile(keras.optimizers.SGD(0.1, momentum=0.9, nesterov=True), loss)
+    expected = plain.fit(data, epochs=3, verbose=0).history["loss"]
+    config = dataclasses.replace(
+        CONFIG, optimizer="sgd", learning_rate=0.1, weight_decay=0.0, clip_norm=0.0, accumulate=accumulate
+    )
+    weighted = weighted_by_what_counts(data)
+    found = fit(
+        ours, lambda number, skip: weighted, config=config, steps=9, strategy=strategy,
+        compile_with=lambda optimizer, **_: ours.compile(
+            optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        ),
+    )  # fmt: skip
+    check_equal(ours, plain)
+    np.testing.assert_allclose(found["loss"], expected, rtol=1e-4)
 
 
 @pytest.mark.parametrize("kind", typing.get_args(Clipping))

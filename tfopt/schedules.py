@@ -13,9 +13,10 @@ from typing import Any, Literal, Protocol
 from tfopt.errors import InputError
 
 Clipping = Literal["global_norm", "norm", "value"]
+Precision = Literal["float32", "mixed_bfloat16", "mixed_float16"]
 StrategyName = Literal["auto", "none", "mirrored", "multi_worker", "parameter_server", "tpu"]
 OptimizerName = Literal["adamw", "adafactor", "sgd", "lion", "lamb", "muon"]
-RateSchedule = Literal["cosine", "linear", "polynomial", "exponential", "inverse_sqrt", "constant"]
+RateSchedule = Literal["cosine", "linear", "polynomial", "exponential", "inverse_sqrt", "constant", "plateau"]
 
 
 class SparsitySchedule(Protocol):
@@ -198,7 +199,8 @@ class Rate:
 
     Attributes:
         schedule: "cosine", "linear" and "polynomial" end at 0, "exponential" at a hundredth of the peak;
-            "inverse_sqrt" falls with the root of the step, "constant" does not.
+            "inverse_sqrt" falls with the root of the step, "constant" does not; "plateau" is halved after each pass
+            whose validation loss is no lower than that of the best, by the training.
         peak: after the warm-up.
         warmup: steps in which the rate grows to the peak.
         steps: of the whole training.
@@ -229,5 +231,6 @@ class Rate:
                 "exponential": _END ** (1.0 - left),
                 "inverse_sqrt": math.sqrt(max(1, self.warmup) / max(1, step)) if step > self.warmup else 1.0,
                 "constant": 1.0,
+                "plateau": 1.0,
             }[self.schedule]
         )

@@ -24,6 +24,11 @@ def computes_narrow(model: Any) -> bool:
     return any(str(getattr(layer, "compute_dtype", "")) in _HALVES for layer in _layers(model))
 
 
+def computes_in_float16(model: Any) -> bool:
+    """Whether any layer computes in float16, in which small gradients vanish."""
+    return any(str(getattr(layer, "compute_dtype", "")) == "float16" for layer in _layers(model))
+
+
 def stores_narrow(model: Any) -> bool:
     """Whether any weight is stored in 16 bits."""
     return any(_dtype(weight) in _HALVES for weight in keras_api.weights(model))
@@ -85,8 +90,8 @@ def _set_policy(layer: Any, policy: Any) -> None:
 
 
 @contextlib.contextmanager
-def default_policy(keras: Any) -> Iterator[None]:
-    """While entered, layers that are made without a policy of their own get float32."""
+def default_policy(keras: Any, name: str = "float32") -> Iterator[None]:
+    """While entered, layers that are made without a policy of their own get this one."""
     which = keras.config if keras.__name__ == "keras" else keras.mixed_precision
     get, put = (
         (which.dtype_policy, which.set_dtype_policy)
@@ -94,7 +99,7 @@ def default_policy(keras: Any) -> Iterator[None]:
         else (which.global_policy, which.set_global_policy)
     )
     before = get()
-    put("float32")
+    put(name)
     try:
         yield
     finally:

@@ -138,3 +138,24 @@ def _values(found: dict[str, Any], feature: Feature, rows: tf.Tensor, *, width: 
         padding = feature.shift + IGNORED if feature.kind == "tags" else 0
         dense = chosen.to_tensor(padding, shape=tf.stack([tf.constant(-1, tf.int64), width]))
     return tf.cast(dense, tf.int32) - feature.shift
+
+
+def weighted_by_what_counts(batches: tf.data.Dataset) -> tf.data.Dataset:
+    """(inputs, labels, weights): labels that are ignored weigh 0, and the others more, by their share of the batch.
+
+    Keras leaves a class out by the share of what it is given at once, so that the losses of the parts of a batch
+    would not add up to that of the batch.
+
+    Args:
+        batches: of inputs and labels, a tensor or several by name, with `IGNORED` where nothing is known.
+    """
+
+    def weights_of(labels: tf.Tensor) -> tf.Tensor:
+        counts = tf.cast(labels != IGNORED, tf.float32)
+        return counts * tf.cast(tf.size(labels), tf.float32) / tf.maximum(tf.reduce_sum(counts), 1.0)
+
+    def weigh(inputs: Any, labels: Any) -> tuple[Any, Any, Any]:
+        known = tf.nest.map_structure(lambda value: tf.where(value == IGNORED, tf.zeros_like(value), value), labels)
+        return inputs, known, tf.nest.map_structure(weights_of, labels)
+
+    return batches.map(weigh)

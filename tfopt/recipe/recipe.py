@@ -30,7 +30,7 @@ from tfopt.recipe.sections import (
     TrainSection,
 )
 from tfopt.recipe.techniques import VariantSection
-from tfopt.schedules import StrategyName
+from tfopt.schedules import Precision, StrategyName
 
 BASELINE = "baseline"
 _FOLDERS = ("data", "plots")  # of a run, beside one per variant and artifact
@@ -64,6 +64,7 @@ class Recipe(Section):
     seed: Annotated[int, Field(ge=0)] = 0
     replicas: Count = 1
     strategy: StrategyName = "auto"
+    precision: Precision = "float32"
     lengths: list[Count] | None = None
     data: DataSection = DataSection()
     model: ModelSection = ModelSection()

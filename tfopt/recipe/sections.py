@@ -111,6 +111,9 @@ class TrainSection(Section):
     clip: Clipping = "global_norm"
     accumulate: Count = 1
     jit_compile: bool = False
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    keep_best: bool = False
+    patience: Count | None = None
     checkpoint_every: Annotated[int, Field(ge=0)] = 200
     minutes: Annotated[float, Field(gt=0)] | None = None
 

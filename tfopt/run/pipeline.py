@@ -18,6 +18,7 @@ from tfopt._base.files import remove, replacing, write_bytes, write_text
 from tfopt._keras import keras_api
 from tfopt._keras.copying import copy_of
 from tfopt._keras.loading import load_model
+from tfopt._keras.precision import default_policy, widen
 from tfopt.compress.base import Lessons
 from tfopt.compress.finish import finish_all
 from tfopt.compress.vocabulary import cut_rows
@@ -85,7 +86,7 @@ def run(
     out = Path(out or Path("saved_models", recipe.name))
     strategy = make_strategy(recipe.replicas, recipe.strategy)
     inputs = task_of(recipe, out / _DATA).check_inputs()
-    folder = folder_for(strategy, out, recipe, inputs, resume=resume, overwrite=overwrite)
+    folder = folder_for(strategy, out, recipe, inputs=inputs, resume=resume, overwrite=overwrite)
     with contextlib.closing(folder):
         return _Run(recipe, folder, log, strategy=strategy).all()
 
@@ -193,7 +194,8 @@ class _Run:
         seed_everything(self.recipe.generation, self.recipe.seed)
         if self._writes:
             remove(self.path / LESSONS)  # of what the baseline was before
-        with scope(self._strategy):
+        policy = default_policy(keras_api.keras_module(self.recipe.generation), self.recipe.precision)
+        with scope(self._strategy), policy:
             model, kept = self.task.build(data), self.task.kept_tokens()
             model = model if kept is None else cut_rows(model, kept)
         self._keep_for_texts(model, data)
@@ -275,7 +277,7 @@ class _Run:
         return fit(
             model, functools.partial(self._batches, config.batch_size, lessons, kept), config=config,
             steps=total_steps(data["train_records"], config), callbacks=callbacks,
-            validation=lessons.teach(validation) if lessons is not None else validation,
+            validation=lessons.teach(validation) if lessons is not None else self.task.counted(validation),
             strategy=self._strategy, title=title, checkpoints=checkpoints, compile_with=compile_with,
         )  # fmt: skip
 
@@ -289,7 +291,7 @@ class _Run:
         """Batches of one pass, or of what is left of it, with what a teacher makes of them."""
         if lessons is None or cache is None:
             found = self.task.batches(batch_size, "train", shuffle=True, epoch=epoch, skip=skip)
-            return found if lessons is None else lessons.teach(found)
+            return self.task.counted(found) if lessons is None else lessons.teach(found)
         whole = self.task.batches(batch_size, "train", shuffle=True, epoch=0)
         return lessons.teach(whole, cache, epoch=epoch).skip(skip)
 
@@ -331,6 +333,7 @@ class _Run:
     def _model(self, owner: str) -> Any:
         if self._loaded is None or self._loaded[0] != owner:
             self._loaded = (owner, load_model(self.path / _keras_file(owner)))
+            widen(self._loaded[1])  # artifacts are in float32
         return self._loaded[1]
 
     # measure and report

@@ -91,7 +91,7 @@ class FollowedFolder(RunFolder):
 
 
 def folder_for(
-    strategy: Any, path: Path, recipe: Any, inputs: list[Path], *, resume: bool, overwrite: bool
+    strategy: Any, path: Path, recipe: Any, *, inputs: list[Path], resume: bool, overwrite: bool
 ) -> RunFolder:
     """The folder of a run for this worker, or for the only one; arguments and errors are those of `RunFolder`."""
     if not works_with_others(strategy):

@@ -81,14 +81,15 @@ def two_layers(found: Factorable, rank: int) -> Callable[[Any], Any]:
     low, up = f"{layer.name}_low", f"{layer.name}_up"
     if found.weight == "embeddings":
         first = type(layer).from_config({**config, "output_dim": rank})
-        second = layers.Dense(config["output_dim"], use_bias=False, name=up)
+        second = layers.Dense(config["output_dim"], use_bias=False, name=up, dtype=layer.dtype_policy)
     elif _is(layer, *_CONVOLUTIONS):
         plain = {"filters": rank, "use_bias": False, "activation": None, "name": low}
         first = type(layer).from_config({**config, **plain})
         ones = {"kernel_size": 1, "strides": 1, "dilation_rate": 1, "padding": "valid"}
         second = type(layer).from_config({**config, **ones})
     else:
-        first, second = layers.Dense(rank, use_bias=False, name=low), type(layer).from_config(config)
+        first = layers.Dense(rank, use_bias=False, name=low, dtype=layer.dtype_policy)
+        second = type(layer).from_config(config)
     return lambda x: second(first(x))
 
 

@@ -99,6 +99,10 @@ class Task(abc.ABC):
     def batches(self, batch_size: int, split: str, **order: Any) -> tf.data.Dataset:
         """Batches of (inputs, labels) of one split; shuffle, epoch and skip are those of `data.batches.batches`."""
 
+    def counted(self, batches: tf.data.Dataset) -> tf.data.Dataset:
+        """The batches as the losses of `compile` take them, whose mean over rows is that of the batch."""
+        return batches
+
     @abc.abstractmethod
     def lengths(self, section: ExportSection) -> list[int] | None:
         """The sequence lengths to export."""

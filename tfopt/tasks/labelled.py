@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from tfopt._base.files import existing, replacing, write_text
 from tfopt._keras import keras_api
-from tfopt.data.features import IGNORED, feature_batches, write_features
+from tfopt.data.features import feature_batches, weighted_by_what_counts, write_features
 from tfopt.data.readers.texts import json_rows
 from tfopt.data.tokenizers import load_tokenizer, save_tokenizer, train_bpe
 from tfopt.errors import DataError
@@ -128,9 +128,12 @@ class LabelledTask(EncoderTask):
         """What the model is trained on: labels by the name of the output."""
         return {name: value for name, value in labels.items() if name != "example"}
 
+    def counted(self, batches: tf.data.Dataset) -> tf.data.Dataset:
+        return weighted_by_what_counts(batches)
+
     def compile(self, model: Any, optimizer: Any, jit_compile: bool) -> None:
         keras = keras_api.keras_module(keras_api.generation_of(model))
-        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=IGNORED)
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
         outputs = self.outputs()
         model.compile(
             optimizer=optimizer, loss=loss if outputs is None else dict.fromkeys(outputs, loss),

@@ -89,6 +89,10 @@ class Checkpoints(keras_api.Callback):
         self._busy = False  # whether the thread will look at what is newest again
         self._supports_tf_logs = True
 
+    def hold(self, variables: Sequence[Any]) -> None:
+        """Takes further variables of the training, before anything is restored or written."""
+        self._extra += variables
+
     def restore(self, model: Any) -> Position:
         """Gives a compiled model, and its optimizer, the state of the newest checkpoint that is whole.
 

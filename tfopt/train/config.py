@@ -27,6 +27,12 @@ class TrainConfig:
             the step of the whole batch.
         seed: of initial weights, order and dropout.
         jit_compile: compile the training step with XLA.
+        ema: decay of a moving average of the weights by a step, which the model is evaluated with and ends with, in
+            [0, 1); 0 for none.
+        keep_best: whether the model ends with the weights of the pass whose validation loss was lowest. Techniques
+            that go further with every pass, as a growing share of zeros, are applied to them at the end.
+        patience: passes whose validation loss is no lower than the lowest before, one after the other, after which
+            the training ends; None for no end.
         checkpoint_every: optimizer steps from one checkpoint to the next, or 0 for none.
         minutes: after which the training ends, wherever it is; what was trained until then counts. None for no end.
     """
@@ -44,6 +50,9 @@ class TrainConfig:
     accumulate: int = 1
     seed: int = 0
     jit_compile: bool = False
+    ema: float = 0.0
+    keep_best: bool = False
+    patience: int | None = None
     checkpoint_every: int = 0
     minutes: float | None = None
 
@@ -56,7 +65,10 @@ class TrainConfig:
         for name in ("learning_rate", "power", "minutes"):
             if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise InputError(f"{name} must be above 0, got {getattr(self, name)}")
-        if not 0 <= self.warmup < 1:
-            raise InputError(f"warmup must be in [0, 1), got {self.warmup}")
+        for name in ("warmup", "ema"):
+            if not 0 <= getattr(self, name) < 1:
+                raise InputError(f"{name} must be in [0, 1), got {getattr(self, name)}")
+        if self.patience is not None and self.patience < 1:
+            raise InputError(f"patience must be 1 or more, got {self.patience}")
         if self.weight_decay < 0 or self.clip_norm < 0 or self.checkpoint_every < 0:
             raise InputError("weight_decay, clip_norm and checkpoint_every must be 0 or more")

@@ -9,13 +9,16 @@ from typing import Any
 import tensorflow as tf
 
 from tfopt._keras import keras_api
+from tfopt._keras.precision import computes_in_float16
 from tfopt.errors import InputError
 from tfopt.schedules import Rate
 from tfopt.train.checkpoints import Checkpoints, Position
 from tfopt.train.config import TrainConfig
 from tfopt.train.ending import Ending
 from tfopt.train.finite import FiniteWeights
+from tfopt.train.kept import Kept
 from tfopt.train.loop import Evaluation, Loop
+from tfopt.train.loss_scale import LossScale
 from tfopt.train.optimizers import make_optimizer
 from tfopt.train.progress import Progress
 from tfopt.train.rates import RateByStep
@@ -79,8 +82,18 @@ def fit(
     """
     callbacks = callbacks or []
     with scope(strategy):
-        optimizer, rates = _optimizer(model, config, steps)
+        kept = Kept(
+            model, average=config.ema, best=config.keep_best, patience=config.patience,
+            falls=config.schedule == "plateau", evaluates=validation is not None,
+        )  # fmt: skip
+        optimizer, rates = _optimizer(model, config, steps, factor=kept.factor)
         compile_with(optimizer, jit_compile=config.jit_compile)
+        scale = None
+        if computes_in_float16(model):  # Keras may scale by itself, which knows nothing of parts
+            model.optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
+            scale = LossScale()
+        if checkpoints is not None:
+            checkpoints.hold([*kept.state, *(scale.state if scale is not None else [])])
         model.optimizer.build(model.trainable_variables)
         start = checkpoints.restore(model) if checkpoints is not None else Position()
     number = tf.Variable(start.epoch, dtype=tf.int64, trainable=False)
@@ -91,20 +104,30 @@ def fit(
                 callback.go_on()
     finite = FiniteWeights(title)
     ending = Ending(config.minutes, title, holds_signals=checkpoints is not None)
-    with Progress(title, steps, done=start.step) as progress, ending, contextlib.ExitStack() as stack:
+    with (
+        Progress(title, steps, done=start.step, batch_size=config.batch_size) as progress,
+        ending,
+        contextlib.ExitStack() as stack,
+    ):
         if checkpoints is not None:
             stack.callback(checkpoints.close)
         # Compression callbacks come before others, so that whatever follows sees the model as it will be.
-        kept = [checkpoints] if checkpoints is not None else []
-        everything = [*rates, finite, *callbacks, _Passes(number), *kept, progress]
+        everything = [
+            *rates,
+            finite,
+            *callbacks,
+            _Passes(number),
+            *([checkpoints] if checkpoints is not None else []),
+            progress,
+        ]
         with scope(strategy):
             step = TrainStep(
                 model, strategy=strategy, part_rows=_part_rows(config, strategy),
-                clipping=(config.clip, config.clip_norm), jit_compile=config.jit_compile,
+                clipping=(config.clip, config.clip_norm), jit_compile=config.jit_compile, scale=scale,
             )  # fmt: skip
             evaluation = None if validation is None else Evaluation(model, validation, strategy)
             loop = Loop(
-                model, step, strategy=strategy, callbacks=everything, finite=finite, ending=ending,
+                model, step, strategy=strategy, callbacks=everything, finite=finite, ending=ending, kept=kept,
                 keep=None if checkpoints is None else checkpoints.keep, epochs=config.epochs, title=title,
             )  # fmt: skip
             with loop.training():
@@ -129,9 +152,7 @@ def _parts(data: Data, number: tf.Variable, start: Position, *, epochs: int) -> 
     """Datasets with the epochs of each: the rest of a pass, and other passes."""
     first = start.epoch
     if start.batch:
-        rest = data(first, start.batch)
-        if int(rest.cardinality()):
-            yield rest, range(first, first + 1)
+        yield data(first, start.batch), range(first, first + 1)  # without batches it is evaluated all the same
         first += 1
     if first < epochs:
         number.assign(first)
@@ -149,7 +170,7 @@ class _Passes(keras_api.Callback):
         self._number.assign(epoch + 1)
 
 
-def _optimizer(model: Any, config: TrainConfig, steps: int) -> tuple[Any, list[Any]]:
+def _optimizer(model: Any, config: TrainConfig, steps: int, *, factor: Any) -> tuple[Any, list[Any]]:
     """The optimizer, and what sets its rate if it does not do so itself."""
     warmup = max(1, round(config.warmup * steps)) if config.warmup else 0
     rate: Any = config.learning_rate
@@ -165,7 +186,7 @@ def _optimizer(model: Any, config: TrainConfig, steps: int) -> tuple[Any, list[A
         )
     elif config.schedule != "cosine":
         callbacks = [
-            RateByStep(Rate(config.schedule, config.learning_rate, warmup, steps=steps, power=config.power))
+            RateByStep(Rate(config.schedule, config.learning_rate, warmup, steps=steps, power=config.power), factor)
         ]
     optimizer = make_optimizer(model, config.optimizer, rate, weight_decay=config.weight_decay)
     return optimizer, callbacks

@@ -12,6 +12,7 @@ from tfopt._keras import keras_api
 from tfopt.errors import WorkFailedError
 from tfopt.train.ending import Ending
 from tfopt.train.finite import FiniteWeights
+from tfopt.train.kept import Kept
 from tfopt.train.parts import divided
 from tfopt.train.step import EvaluationStep, Taken, TrainStep
 from tfopt.train.strategy import works_with_others
@@ -27,6 +28,7 @@ class Loop:
         callbacks: of Keras, in their order.
         finite: keeps the last good weights, which the model gets back after a bad step; also among the callbacks.
         ending: whether this process wants an early end.
+        kept: what is kept beside the weights that are trained.
         keep: writes a checkpoint at once, or None.
         epochs: passes in all.
         title: of the training, for messages.
@@ -41,12 +43,14 @@ class Loop:
         callbacks: Sequence[Any],
         finite: FiniteWeights,
         ending: Ending,
+        kept: Kept,
         keep: Callable[[], None] | None,
         epochs: int,
         title: str,
     ) -> None:
         self._model, self._step, self._strategy = model, step, strategy
-        self._finite, self._ending, self._keep, self._title = finite, ending, keep, title
+        self._finite, self._ending, self._kept = finite, ending, kept
+        self._keep, self._title = keep, title
         keras = keras_api.keras_module(keras_api.generation_of(model))
         self._callbacks = keras.callbacks.CallbackList(
             list(callbacks), add_history=False, model=model, epochs=epochs, steps=None, verbose=0
@@ -67,6 +71,7 @@ class Loop:
                 f"{self._title}: another worker is gone ({reason(error)}); start all workers again, with "
                 "--resume to go on from the last checkpoint"
             ) from error
+        self._kept.put()  # before techniques, which see to their masks once more
         self._callbacks.on_train_end()
 
     def passes(self, data: tf.data.Dataset, epochs: range, evaluate: "Evaluation | None" = None) -> None:
@@ -80,7 +85,9 @@ class Loop:
             self._callbacks.on_epoch_begin(epoch)
             logs = self._pass(parts, epoch)
             if evaluate is not None:
-                logs |= {f"val_{name}": value for name, value in evaluate().items()}
+                found, over = self._kept.evaluated(evaluate)
+                logs |= found
+                self._model.stop_training = self._model.stop_training or over
             self._callbacks.on_epoch_end(epoch, logs)
             for name, value in logs.items():
                 self.history.setdefault(name, []).append(value)
@@ -91,6 +98,7 @@ class Loop:
             self._callbacks.on_train_batch_begin(number)
             taken = self._step(part, ends=self._ending.wanted)
             self._check(taken, f"in batch {number + 1} of epoch {epoch + 1}")
+            self._kept.after_step()
             logs = as_numbers(taken.logs)
             self._callbacks.on_train_batch_end(number, logs)
             over, interrupted = np.asarray(taken.ends) > 0

@@ -20,10 +20,11 @@ class Progress(keras_api.Callback):
         title: what is being trained.
         steps: optimizer steps in all.
         done: of them before.
+        batch_size: rows of a step.
     """
 
-    def __init__(self, title: str, steps: int, done: int = 0) -> None:
-        self._title, self._steps = title, steps
+    def __init__(self, title: str, steps: int, done: int = 0, *, batch_size: int) -> None:
+        self._title, self._steps, self._batch_size = title, steps, batch_size
         self._supports_tf_logs = True
         self._done = self._before = done
         self._started = self._shown = time.monotonic()
@@ -51,12 +52,14 @@ class Progress(keras_api.Callback):
 
     def _show(self, logs: Any, where: str = "") -> None:
         values = " ".join(f"{name} {float(value):.4f}" for name, value in (logs or {}).items())
-        if self._bar is not None:
-            self._bar.update(self._task, completed=self._done, values=values)
-            return
         elapsed = time.monotonic() - self._started
-        left = elapsed / max(self._done - self._before, 1) * max(self._steps - self._done, 0)
-        line = f"{self._title}:{where} step {self._done}/{self._steps} {values} ({left:.0f} s left)"
+        taken = max(self._done - self._before, 1)
+        speed = f"{taken * self._batch_size / max(elapsed, 1e-9):,.0f} examples/s"
+        if self._bar is not None:
+            self._bar.update(self._task, completed=self._done, values=f"{values} {speed}")
+            return
+        left = elapsed / taken * max(self._steps - self._done, 0)
+        line = f"{self._title}:{where} step {self._done}/{self._steps} {values} ({speed}, {left:.0f} s left)"
         print(line, file=sys.stderr, flush=True)  # noqa: T201
 
 

@@ -13,10 +13,10 @@ from tfopt.schedules import Rate
 class RateByStep(keras_api.Callback):
     """Sets the rate of an optimizer before each step, which counts from the optimizer's first."""
 
-    def __init__(self, rate: Rate) -> None:
-        self._rate = rate
+    def __init__(self, rate: Rate, factor: Any = None) -> None:
+        self._rate, self._factor = rate, factor  # a variable that multiplies it, or None
         self._supports_tf_logs = True
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
         value = self._rate(keras_api.learning_step(self.model))
-        self.model.optimizer.learning_rate = value
+        self.model.optimizer.learning_rate = value if self._factor is None else value * float(self._factor.numpy())

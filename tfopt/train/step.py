@@ -7,11 +7,13 @@ parts are summed first, each counting by its rows, so that the step does not dep
 
 from typing import Any, NamedTuple
 
+import numpy as np
 import tensorflow as tf
 
 from tfopt._keras import keras_api, training
 from tfopt.schedules import Clipping
 from tfopt.train.clipping import clipped
+from tfopt.train.loss_scale import LossScale
 from tfopt.train.parts import Part, part_of_replica
 
 
@@ -40,6 +42,8 @@ class TrainStep:
         part_rows: most rows that are computed at once on one replica; None for all that it gets.
         clipping: how the gradient is bounded, and by what; a bound of 0 for not at all.
         jit_compile: whether XLA compiles the computation of gradients.
+        scale: of the loss, for models that compute in float16, or None. A step whose gradients overflow is
+            left out.
     """
 
     def __init__(
@@ -50,16 +54,18 @@ class TrainStep:
         part_rows: int | None,
         clipping: tuple[Clipping, float],
         jit_compile: bool,
+        scale: LossScale | None = None,
     ) -> None:
         self._model, self._strategy, self._clipping = model, strategy, clipping
         self._replicas = 1 if strategy is None else strategy.num_replicas_in_sync
-        self._part_rows = part_rows
+        self._part_rows, self._scale = part_rows, scale
         self.variables = list(model.trainable_variables)
         self.learned: list[int] = []  # numbers of those that the loss depends on, known once it is traced
         self._gradients = tf.function(self._gradients_of, jit_compile=True) if jit_compile else self._gradients_of
         if strategy is not None:
             training.expect_summed_gradients(model.optimizer)
         self._step: Any = None
+        self._late = tf.function(lambda gradients: self._run(self._apply, *gradients), autograph=False)
 
     def expect(self, spec: Any) -> None:
         """Prepares for what a dataset of parts gives."""
@@ -68,16 +74,27 @@ class TrainStep:
 
     def __call__(self, parts: tuple[Part, ...], *, ends: tuple[bool, bool] = (False, False)) -> Taken:
         """Takes a step on a batch; `ends` is as in `Taken`, of this process."""
-        taken: Taken = self._step(parts, tf.constant(ends, tf.float32))
+        taken: Taken
+        taken, gradients = self._step(parts, tf.constant(ends, tf.float32))
+        if self._scale is None:
+            return taken
+        finite = bool(np.isfinite(taken.norms).all())
+        if not self._scale.passed(finite):
+            return taken._replace(norms=tf.zeros_like(taken.norms))
+        if finite:
+            self._late(gradients)
         return taken
 
-    def _step_of(self, parts: tuple[Part, ...], ends: tf.Tensor) -> Taken:
+    def _step_of(self, parts: tuple[Part, ...], ends: tf.Tensor) -> tuple[Taken, list[Any]]:
         shares = self._run(self._first, parts, 0) if self._part_rows is None else self._in_turn(parts)
-        found = self._run(self._apply, ends, *shares)
+        found, gradients = self._run(self._summed, ends, *shares)
+        if self._scale is None:
+            self._run(self._apply, *gradients)
+            gradients = []
         if self._strategy is not None:
             found = [self._strategy.experimental_local_results(value)[0] for value in found]
         loss, norms, ends = found
-        return Taken(loss, norms, ends, training.metric_results(self._model))
+        return Taken(loss, norms, ends=ends, logs=training.metric_results(self._model)), gradients
 
     def _run(self, function: Any, *args: Any) -> Any:
         return function(*args) if self._strategy is None else self._strategy.run(function, args=args)
@@ -111,17 +128,23 @@ class TrainStep:
             return self._gradients(batch, 1.0)
         return self._gradients(batch, tf.cast(rows, tf.float32) / tf.cast(part.rows, tf.float32))
 
-    def _apply(self, ends: tf.Tensor, loss: tf.Tensor, *gradients: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        """Sums over replicas, and takes the step."""
+    def _summed(
+        self, ends: tf.Tensor, loss: tf.Tensor, *gradients: tf.Tensor
+    ) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
+        """Sums over replicas: what is told of the step, and the gradients as they are applied."""
         summed = list(gradients)
         if self._strategy is not None:
             context = tf.distribute.get_replica_context()
             ends = tf.identity(ends)  # what a function is given has no device, and a sum needs one
             ends, loss, *summed = context.all_reduce(tf.distribute.ReduceOp.SUM, [ends, loss, *summed])
+        if self._scale is not None:
+            summed = [gradient / tf.cast(self._scale.value, gradient.dtype) for gradient in summed]
         summed, norms = clipped(summed, *self._clipping)
+        return [loss, norms, ends], summed
+
+    def _apply(self, *gradients: tf.Tensor) -> None:
         variables = [self.variables[i] for i in self.learned]
-        training.apply_summed(self._model.optimizer, list(zip(summed, variables, strict=True)))
-        return loss, norms, ends
+        training.apply_summed(self._model.optimizer, list(zip(gradients, variables, strict=True)))
 
     def _gradients_of(self, batch: tuple[Any, ...], share: Any) -> list[tf.Tensor]:
         x, y, weight = unpacked(batch)
@@ -129,12 +152,13 @@ class TrainStep:
             answer = self._model(x, training=True)
             # Keras divides by the number of replicas, whose losses it expects to be summed.
             loss = training.loss(self._model, x, y, answer=answer, weight=weight, training=True) * self._replicas
-            shared = loss * tf.cast(share, loss.dtype)
+            shared = tf.cast(loss, tf.float32) * share
+            scaled = shared if self._scale is None else shared * self._scale.value
         training.count(self._model, loss, batch=(x, y, weight), answer=answer)
-        gradients = tape.gradient(shared, [keras_api.tf_variable(v) for v in self.variables])
+        gradients = tape.gradient(scaled, [keras_api.tf_variable(v) for v in self.variables])
         self.learned = [i for i, gradient in enumerate(gradients) if gradient is not None]
         # Dense, since norms of a sparse one would count every mention of a row for itself.
-        return [tf.cast(shared, tf.float32), *(tf.convert_to_tensor(gradients[i]) for i in self.learned)]
+        return [shared, *(tf.convert_to_tensor(gradients[i]) for i in self.learned)]
 
 
 class EvaluationStep:
