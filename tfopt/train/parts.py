@@ -39,7 +39,10 @@ def divided(data: tf.data.Dataset, strategy: Any) -> tf.data.Dataset:
             return own[-1]
 
         strategy.experimental_distribute_values_from_function(note)
-    return data.map(lambda *batch: tuple(_part(batch, i, replicas) for i in own)).prefetch(tf.data.AUTOTUNE)
+    # What tunes datasets sleeps for a second and more, and who ends an iterator waits for it: at the end of each pass.
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    return data.map(lambda *batch: tuple(_part(batch, i, replicas) for i in own)).prefetch(2).with_options(options)
 
 
 def part_of_replica(parts: tuple[Part, ...]) -> Part:
