@@ -223,6 +223,15 @@ def test_bad_settings(wrong, says):
         TrainConfig(**wrong)
 
 
+def test_xla_is_for_one_replica(generation, strategy):
+    if strategy is None:
+        _, history = trained(generation, dataclasses.replace(CONFIG, jit_compile=True, epochs=1))
+        assert np.isfinite(history["loss"]).all()
+        return
+    with pytest.raises(InputError, match="jit_compile is for one replica"):
+        trained(generation, dataclasses.replace(CONFIG, jit_compile=True), strategy)
+
+
 def test_batches_that_cannot_be_divided(generation, strategy):
     replicas = 1 if strategy is None else strategy.num_replicas_in_sync
     with pytest.raises(InputError, match=f"batch_size 8 cannot be divided by {replicas} replicas and 3 .*; take "):

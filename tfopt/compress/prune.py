@@ -313,6 +313,11 @@ class MagnitudePruning(keras_api.Callback):
         if self._pruner is not None and isinstance(logs, dict):
             logs["sparsity"] = self._pruner.sparsity()
 
+    def tell(self) -> dict[str, float]:
+        """Share of zeros by weight, for `callbacks.Journal`."""
+        weights = [] if self._pruner is None else self._pruner.weights
+        return {f"sparsity/{w.path}": zero_share([keras_api.to_numpy(w.variable)]) or 0.0 for w in weights}
+
     def on_train_end(self, logs: Any = None) -> None:
         if self._pruner is None:
             return

@@ -160,3 +160,13 @@ class QuantizationMonitor(keras_api.Callback):
             ]
             logs["range_change"] = float(np.mean(changes)) if changes else 0.0
         self._widths = widths
+
+    def tell(self) -> dict[str, float]:
+        """Bits by weight and ranges by activation, for `callbacks.Journal`."""
+        simulation = simulation_of(self.model)
+        if simulation is None:
+            return {}
+        told = {f"bits/{planned.path}": float(planned.spec.bits) for planned in simulation.plan.weights}
+        for key, (low, high) in simulation.observed().items():
+            told |= {f"range/{key}/low": low, f"range/{key}/high": high}
+        return told

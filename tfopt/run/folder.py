@@ -22,6 +22,7 @@ _RECIPE, _LOCK, _OWNER = "recipe.toml", "run.lock", "run.owner"
 _OF_THE_RUN = (MANIFEST, STATE, _LOCK, _OWNER)  # what is no result of a step
 _RESULTS = (MANIFEST, "report.json", "report.html")
 CHECKPOINTS = "checkpoints"  # of the training that is under way
+JOURNAL = "tensorboard"  # what it shows of the trainings
 LESSONS = "lessons"  # what a teacher answered, for the trainings that are under way
 
 
@@ -61,7 +62,7 @@ class RunFolder:
         stored = read_state(state, self._fingerprint)
         if overwrite:
             self._lock()
-            self._stale = [*_RESULTS, CHECKPOINTS, LESSONS, *stored.outputs]
+            self._stale = [*_RESULTS, CHECKPOINTS, JOURNAL, LESSONS, *stored.outputs]
             return
         if not resume:
             raise InputError(f"{self.path} holds a run already: go on with --resume, or choose another --out")

@@ -37,14 +37,14 @@ from tfopt.recipe.techniques import VariantSection
 from tfopt.report import Report, Step, machine_info
 from tfopt.report.html import page
 from tfopt.report.plots import plots
-from tfopt.run.folder import CHECKPOINTS, LESSONS, RunFolder
+from tfopt.run.folder import CHECKPOINTS, JOURNAL, LESSONS, RunFolder
 from tfopt.run.material import Material, without
 from tfopt.run.named import told
 from tfopt.run.workers import folder_for
 from tfopt.tasks import task_of
 from tfopt.train import TrainConfig, fit, make_strategy
 from tfopt.train.checkpoints import Checkpoints
-from tfopt.train.fit import seed_everything, total_steps
+from tfopt.train.fit import rows_at_once, seed_everything, total_steps
 from tfopt.train.strategy import is_chief, scope, works_with_others
 
 Log = Callable[[str], None]
@@ -141,6 +141,9 @@ class _Run:
         self.curves: dict[str, Any] = {}
         self.task = task_of(recipe, folder.path / _DATA)
         self._strategy, self._writes = strategy, is_chief(strategy)
+        for section in (recipe.train, *(variant.train for variant in recipe.variants)):
+            if section.epochs:
+                rows_at_once(self._train_config(section), strategy)
 
     def artifacts(
         self, of: Collection[str] | None = None, go_on: bool = False
@@ -279,10 +282,11 @@ class _Run:
             steps=total_steps(data["train_records"], config), callbacks=callbacks,
             validation=lessons.teach(validation) if lessons is not None else self.task.counted(validation),
             strategy=self._strategy, title=title, checkpoints=checkpoints, compile_with=compile_with,
+            journal=self.path / JOURNAL / title if section.tensorboard and self._writes else None,
         )  # fmt: skip
 
     def _train_config(self, section: TrainSection) -> TrainConfig:
-        values = {**section.model_dump(), "learning_rate": self.recipe.rate(section)}
+        values = {**section.model_dump(exclude={"tensorboard"}), "learning_rate": self.recipe.rate(section)}
         return TrainConfig(**values, seed=self.recipe.seed)
 
     def _batches(

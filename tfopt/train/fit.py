@@ -4,6 +4,7 @@ import contextlib
 import logging
 import math
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import tensorflow as tf
@@ -16,6 +17,7 @@ from tfopt.train.checkpoints import Checkpoints, Position
 from tfopt.train.config import TrainConfig
 from tfopt.train.ending import Ending
 from tfopt.train.finite import FiniteWeights
+from tfopt.train.journal import Journal
 from tfopt.train.kept import Kept
 from tfopt.train.loop import Evaluation, Loop
 from tfopt.train.loss_scale import LossScale
@@ -55,6 +57,7 @@ def fit(
     strategy: Any = None,
     title: str = "train",
     checkpoints: Checkpoints | None = None,
+    journal: str | Path | None = None,
     compile_with: Callable[..., None],
 ) -> dict[str, list[float]]:
     """Trains a model that gives logits, in place.
@@ -71,6 +74,7 @@ def fit(
         strategy: the strategy in whose scope the model was made, or None.
         title: name shown with the progress.
         checkpoints: of this training; it goes on from the newest one.
+        journal: folder for what TensorBoard shows, or None.
         compile_with: takes the optimizer and `jit_compile`, and compiles the model with its losses, as
             `Task.compile` and `Distiller.compile` do.
 
@@ -112,17 +116,13 @@ def fit(
         if checkpoints is not None:
             stack.callback(checkpoints.close)
         # Compression callbacks come before others, so that whatever follows sees the model as it will be.
-        everything = [
-            *rates,
-            finite,
-            *callbacks,
-            _Passes(number),
-            *([checkpoints] if checkpoints is not None else []),
-            progress,
-        ]
+        written: list[Any] = [checkpoints] if checkpoints is not None else []
+        if journal is not None:
+            written.append(Journal(journal, batch_size=config.batch_size, sources=callbacks))
+        everything = [*rates, finite, *callbacks, _Passes(number), *written, progress]
         with scope(strategy):
             step = TrainStep(
-                model, strategy=strategy, part_rows=_part_rows(config, strategy),
+                model, strategy=strategy, part_rows=rows_at_once(config, strategy),
                 clipping=(config.clip, config.clip_norm), jit_compile=config.jit_compile, scale=scale,
             )  # fmt: skip
             evaluation = None if validation is None else Evaluation(model, validation, strategy)
@@ -136,8 +136,14 @@ def fit(
     return loop.history
 
 
-def _part_rows(config: TrainConfig, strategy: Any) -> int | None:
-    """Most rows that a replica computes at once, where they are not all that it gets."""
+def rows_at_once(config: TrainConfig, strategy: Any) -> int | None:
+    """Most rows that a replica computes at once, where they are not all that it gets, else None.
+
+    Raises:
+        InputError: a batch that cannot be divided, or a step that XLA cannot compile.
+    """
+    if config.jit_compile and strategy is not None:
+        raise InputError("jit_compile is for one replica: XLA cannot compile what several do together")
     replicas = 1 if strategy is None else strategy.num_replicas_in_sync
     parts = replicas * config.accumulate
     if config.batch_size % parts:

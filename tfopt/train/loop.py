@@ -71,6 +71,8 @@ class Loop:
                 f"{self._title}: another worker is gone ({reason(error)}); start all workers again, with "
                 "--resume to go on from the last checkpoint"
             ) from error
+        if self._ending.wanted[1]:  # since the last step
+            self._interrupt()
         self._kept.put()  # before techniques, which see to their masks once more
         self._callbacks.on_train_end()
 

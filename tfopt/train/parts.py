@@ -39,7 +39,7 @@ def divided(data: tf.data.Dataset, strategy: Any) -> tf.data.Dataset:
             return own[-1]
 
         strategy.experimental_distribute_values_from_function(note)
-    # What tunes datasets sleeps for a second and more, and who ends an iterator waits for it: at the end of each pass.
+    # What tunes datasets sleeps for a second or two, and whoever ends an iterator waits for it: after each pass.
     options = tf.data.Options()
     options.autotune.enabled = False
     return data.map(lambda *batch: tuple(_part(batch, i, replicas) for i in own)).prefetch(2).with_options(options)
