@@ -9,10 +9,13 @@ import tensorflow as tf
 
 from tests.conftest import TINY
 from tfopt._keras import keras_api
+from tfopt._keras.precision import default_policy
 from tfopt.data.features import IGNORED, weighted_by_what_counts
 from tfopt.errors import InputError, WorkFailedError
 from tfopt.models import bert
+from tfopt.run.pipeline import run
 from tfopt.schedules import Clipping
+from tfopt.structure.depth import depth_of_weights
 from tfopt.train import TrainConfig, fit
 from tfopt.train.loop import Evaluation
 from tfopt.train.strategy import scope
@@ -216,7 +219,7 @@ def test_a_loss_that_is_not_finite_names_the_gradients_and_keeps_the_weights(gen
 
 
 @pytest.mark.parametrize(("wrong", "says"), [
-    ({"accumulate": 0}, "accumulate must be 1 or more, got 0"), ({"clip": "norms"}, "did you mean 'norm'"),
+    ({"accumulate": 0}, "accumulate must be 1 or more, got 0"), ({"layer_decay": 0.0}, "layer_decay must be in"), ({"clip": "norms"}, "did you mean 'norm'"),
 ])  # fmt: skip
 def test_bad_settings(wrong, says):
     with pytest.raises(InputError, match=says):
@@ -236,3 +239,51 @@ def test_batches_that_cannot_be_divided(generation, strategy):
     replicas = 1 if strategy is None else strategy.num_replicas_in_sync
     with pytest.raises(InputError, match=f"batch_size 8 cannot be divided by {replicas} replicas and 3 .*; take "):
         trained(generation, dataclasses.replace(CONFIG, accumulate=3), strategy)
+
+
+@pytest.mark.parametrize("policy", ["float32", "mixed_float16"])
+def test_lower_layers_learn_slower(generation, strategy, policy):
+    """By one step of SGD, which changes each weight by what its layer's share of the rate is."""
+    keras = keras_api.keras_module(generation)
+    config = dataclasses.replace(TINY, num_hidden_layers=2)
+
+    def one_step(decay):
+        keras.utils.set_random_seed(1)
+        with default_policy(keras, policy), scope(strategy):
+            model = bert(config, 3, generation=generation)
+        start = {w.path: keras_api.to_numpy(w.variable).copy() for w in keras_api.weights(model)}
+        depths = depth_of_weights(model)
+        fit(
+            model, lambda number, skip: records(8).batch(8), steps=1, strategy=strategy, depths=depths,
+            config=dataclasses.replace(
+                CONFIG, epochs=1, optimizer="sgd", learning_rate=0.5, layer_decay=decay, clip_norm=0.0,
+                weight_decay=0.0,
+            ),
+            compile_with=lambda optimizer, **given: compiled(model, optimizer),
+        )  # fmt: skip
+        return depths, {w.path: keras_api.to_numpy(w.variable) - start[w.path] for w in keras_api.weights(model)}
+
+    depths, slow = one_step(0.5)
+    _, plain = one_step(1.0)
+    assert set(depths.values()) == {0, 1, 2, 3} and depths["word_embeddings/embeddings"] == 3
+    assert depths["logits/kernel"] == 0
+    for path, change in plain.items():
+        close = 1e-6 if policy == "float32" else 2e-3
+        np.testing.assert_allclose(slow[path], change * 0.5 ** depths[path], atol=close, err_msg=path)
+        assert np.abs(change).max() > 0 or "token_type" in path or path.endswith("key/bias")
+
+
+def test_depths_have_to_be_known(generation):
+    with pytest.raises(InputError, match="layer_decay needs to know the layers"):
+        trained(generation, dataclasses.replace(CONFIG, layer_decay=0.9))
+    keras = keras_api.keras_module(generation)
+    with pytest.raises(InputError, match="has no layers of attention"):
+        depth_of_weights(keras.Sequential([keras.layers.Input((4,)), keras.layers.Dense(3)]))
+
+
+def test_a_recipe_whose_batches_cannot_be_divided_writes_nothing(tiny_recipe, tmp_path):
+    path = tiny_recipe()
+    path.write_text(path.read_text().replace("[train]\n", "[train]\naccumulate = 3\n"))
+    with pytest.raises(InputError, match="batch_size 16 cannot be divided by 1 replicas and 3 parts .*; take 18"):
+        run(path, tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -105,6 +105,7 @@ class TrainSection(Section):
     learning_rate: Annotated[float, Field(gt=0)] | None = None
     schedule: RateSchedule = "cosine"
     power: Annotated[float, Field(gt=0)] = 2.0
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.06
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     clip_norm: Annotated[float, Field(ge=0)] = 1.0

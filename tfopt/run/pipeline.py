@@ -41,6 +41,7 @@ from tfopt.run.folder import CHECKPOINTS, JOURNAL, LESSONS, RunFolder
 from tfopt.run.material import Material, without
 from tfopt.run.named import told
 from tfopt.run.workers import folder_for
+from tfopt.structure.depth import depth_of_weights
 from tfopt.tasks import task_of
 from tfopt.train import TrainConfig, fit, make_strategy
 from tfopt.train.checkpoints import Checkpoints
@@ -282,6 +283,7 @@ class _Run:
             steps=total_steps(data["train_records"], config), callbacks=callbacks,
             validation=lessons.teach(validation) if lessons is not None else self.task.counted(validation),
             strategy=self._strategy, title=title, checkpoints=checkpoints, compile_with=compile_with,
+            depths=depth_of_weights(model) if config.layer_decay < 1 else None,
             journal=self.path / JOURNAL / title if section.tensorboard and self._writes else None,
         )  # fmt: skip
 

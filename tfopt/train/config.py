@@ -18,6 +18,8 @@ class TrainConfig:
         learning_rate: peak of the schedule.
         schedule: how the rate falls, see `schedules.Rate`.
         power: of the schedule "polynomial", above 0.
+        layer_decay: what the learning rate of a layer is multiplied by in the layer below it, in (0, 1] (Howard and
+            Ruder, https://arxiv.org/abs/1801.06146); tables are below the first layer.
         warmup: share of the steps in which the rate grows from near zero, in [0, 1).
         weight_decay: decoupled decay of matrices (Loshchilov and Hutter, https://arxiv.org/abs/1711.05101).
         clip_norm: largest norm of the whole gradient, or 0 for no clipping.
@@ -43,6 +45,7 @@ class TrainConfig:
     learning_rate: float = 5e-5
     schedule: RateSchedule = "cosine"
     power: float = 2.0
+    layer_decay: float = 1.0
     warmup: float = 0.06
     weight_decay: float = 0.01
     clip_norm: float = 1.0
@@ -68,6 +71,8 @@ class TrainConfig:
         for name in ("warmup", "ema"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"{name} must be in [0, 1), got {getattr(self, name)}")
+        if not 0 < self.layer_decay <= 1:
+            raise InputError(f"layer_decay must be in (0, 1], got {self.layer_decay}")
         if self.patience is not None and self.patience < 1:
             raise InputError(f"patience must be 1 or more, got {self.patience}")
         if self.weight_decay < 0 or self.clip_norm < 0 or self.checkpoint_every < 0:

@@ -3,7 +3,7 @@
 import contextlib
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,7 @@ def fit(
     title: str = "train",
     checkpoints: Checkpoints | None = None,
     journal: str | Path | None = None,
+    depths: Mapping[str, int] | None = None,
     compile_with: Callable[..., None],
 ) -> dict[str, list[float]]:
     """Trains a model that gives logits, in place.
@@ -75,6 +76,7 @@ def fit(
         title: name shown with the progress.
         checkpoints: of this training; it goes on from the newest one.
         journal: folder for what TensorBoard shows, or None.
+        depths: path of a weight -> layers above it, for `config.layer_decay`.
         compile_with: takes the optimizer and `jit_compile`, and compiles the model with its losses, as
             `Task.compile` and `Distiller.compile` do.
 
@@ -92,14 +94,7 @@ def fit(
         )  # fmt: skip
         optimizer, rates = _optimizer(model, config, steps, factor=kept.factor)
         compile_with(optimizer, jit_compile=config.jit_compile)
-        scale = None
-        if computes_in_float16(model):  # Keras may scale by itself, which knows nothing of parts
-            model.optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
-            scale = LossScale()
-        if checkpoints is not None:
-            checkpoints.hold([*kept.state, *(scale.state if scale is not None else [])])
-        model.optimizer.build(model.trainable_variables)
-        start = checkpoints.restore(model) if checkpoints is not None else Position()
+        scale, start = _begun(model, kept, checkpoints)
     number = tf.Variable(start.epoch, dtype=tf.int64, trainable=False)
     if start.step:
         _log.info("%s goes on at step %d of %d", title, start.step, steps)
@@ -124,6 +119,7 @@ def fit(
             step = TrainStep(
                 model, strategy=strategy, part_rows=rows_at_once(config, strategy),
                 clipping=(config.clip, config.clip_norm), jit_compile=config.jit_compile, scale=scale,
+                rates=_rates_by_depth(model, config, depths),
             )  # fmt: skip
             evaluation = None if validation is None else Evaluation(model, validation, strategy)
             loop = Loop(
@@ -134,6 +130,29 @@ def fit(
                 for batches, epochs in _parts(data, number, start, epochs=config.epochs):
                     loop.passes(batches, epochs, evaluation)
     return loop.history
+
+
+def _begun(model: Any, kept: Kept, checkpoints: Checkpoints | None) -> tuple[LossScale | None, Position]:
+    """What the loss of a compiled model is scaled by, and where the training goes on."""
+    scale = None
+    if computes_in_float16(model):  # Keras may scale by itself, which knows nothing of parts
+        model.optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
+        scale = LossScale()
+    model.optimizer.build(model.trainable_variables)
+    if checkpoints is None:
+        return scale, Position()
+    checkpoints.hold([*kept.state, *(scale.state if scale is not None else [])])
+    return scale, checkpoints.restore(model)
+
+
+def _rates_by_depth(model: Any, config: TrainConfig, depths: Mapping[str, int] | None) -> list[float] | None:
+    """The share of the learning rate that each trainable variable has."""
+    if config.layer_decay == 1.0:
+        return None
+    if depths is None:
+        raise InputError("layer_decay needs to know the layers: give depths")
+    paths = {id(weight.variable): weight.path for weight in keras_api.weights(model)}
+    return [config.layer_decay ** depths.get(paths.get(id(v), ""), 0) for v in model.trainable_variables]
 
 
 def rows_at_once(config: TrainConfig, strategy: Any) -> int | None:

@@ -5,6 +5,7 @@ Keras 3 clips what each replica has before it sums, so that its steps on two rep
 parts are summed first, each counting by its rows, so that the step does not depend on how a batch is divided.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -44,6 +45,7 @@ class TrainStep:
         jit_compile: whether XLA compiles the computation of gradients.
         scale: of the loss, for models that compute in float16, or None. A step whose gradients overflow is
             left out.
+        rates: of each trainable variable, as a share of the learning rate; None for 1.
     """
 
     def __init__(
@@ -55,17 +57,19 @@ class TrainStep:
         clipping: tuple[Clipping, float],
         jit_compile: bool,
         scale: LossScale | None = None,
+        rates: Sequence[float] | None = None,
     ) -> None:
         self._model, self._strategy, self._clipping = model, strategy, clipping
         self._replicas = 1 if strategy is None else strategy.num_replicas_in_sync
         self._part_rows, self._scale = part_rows, scale
         self.variables = list(model.trainable_variables)
+        self._rates = [1.0] * len(self.variables) if rates is None else list(rates)
         self.learned: list[int] = []  # numbers of those that the loss depends on, known once it is traced
         self._gradients = tf.function(self._gradients_of, jit_compile=True) if jit_compile else self._gradients_of
         if strategy is not None:
             training.expect_summed_gradients(model.optimizer)
         self._step: Any = None
-        self._late = tf.function(lambda gradients: self._run(self._apply, *gradients), autograph=False)
+        self._late = tf.function(self._take, autograph=False)
 
     def expect(self, spec: Any) -> None:
         """Prepares for what a dataset of parts gives."""
@@ -89,7 +93,7 @@ class TrainStep:
         shares = self._run(self._first, parts, 0) if self._part_rows is None else self._in_turn(parts)
         found, gradients = self._run(self._summed, ends, *shares)
         if self._scale is None:
-            self._run(self._apply, *gradients)
+            self._take(gradients)
             gradients = []
         if self._strategy is not None:
             found = [self._strategy.experimental_local_results(value)[0] for value in found]
@@ -141,6 +145,15 @@ class TrainStep:
             summed = [gradient / tf.cast(self._scale.value, gradient.dtype) for gradient in summed]
         summed, norms = clipped(summed, *self._clipping)
         return [loss, norms, ends], summed
+
+    def _take(self, gradients: Sequence[Any]) -> None:
+        """Takes the step, on all replicas; slower variables go a part of it."""
+        slower = [(keras_api.tf_variable(self.variables[i]), self._rates[i]) for i in self.learned]
+        slower = [(variable, rate) for variable, rate in slower if rate != 1.0]
+        before = [tf.identity(variable) for variable, _ in slower]
+        self._run(self._apply, *gradients)
+        for (variable, rate), old in zip(slower, before, strict=True):
+            variable.assign(old + rate * (variable - old))
 
     def _apply(self, *gradients: tf.Tensor) -> None:
         variables = [self.variables[i] for i in self.learned]
