@@ -13,9 +13,11 @@ from tfopt._keras.precision import default_policy
 from tfopt.data.features import IGNORED, weighted_by_what_counts
 from tfopt.errors import InputError, WorkFailedError
 from tfopt.models import bert
+from tfopt.numerics.smoothed_labels import smoothed_cross_entropy
 from tfopt.run.pipeline import run
 from tfopt.schedules import Clipping
 from tfopt.structure.depth import depth_of_weights
+from tfopt.structure.outputs import loss_of_labels
 from tfopt.train import TrainConfig, fit
 from tfopt.train.loop import Evaluation
 from tfopt.train.strategy import scope
@@ -287,3 +289,35 @@ def test_a_recipe_whose_batches_cannot_be_divided_writes_nothing(tiny_recipe, tm
     with pytest.raises(InputError, match="batch_size 16 cannot be divided by 1 replicas and 3 parts .*; take 18"):
         run(path, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("from_logits", [True, False])
+def test_smoothed_labels_are_those_of_keras(generation, from_logits):
+    """Which smooths one-hot labels alone; of classes and of tags."""
+    keras = keras_api.keras_module(generation)
+    rng = np.random.default_rng(0)
+    for shape in ((6,), (4, 5)):
+        labels, logits = rng.integers(0, 3, shape), rng.normal(size=(*shape, 3)).astype(np.float32)
+        outputs = logits if from_logits else tf.nn.softmax(logits).numpy()
+        found = smoothed_cross_entropy(0.1, from_logits=from_logits)(tf.constant(labels), tf.constant(outputs))
+        theirs = keras.losses.CategoricalCrossentropy(from_logits=from_logits, label_smoothing=0.1)
+        assert found.shape == shape
+        assert float(tf.reduce_mean(found)) == pytest.approx(float(theirs(np.eye(3)[labels], outputs)), rel=1e-5)
+
+
+def test_smoothed_labels_train_as_keras_would(generation):
+    """By its own loss on one-hot labels, and so for every output of a model with several."""
+    keras = keras_api.keras_module(generation)
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(32, 6)).astype(np.float32), rng.integers(0, 3, 32)
+    models = []
+    for loss, labels in (
+        (loss_of_labels(keras, "logits", 0.2), y),
+        (keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=0.2), np.eye(3)[y]),
+    ):
+        keras.utils.set_random_seed(0)
+        model = keras.Sequential([keras.layers.Input((6,)), keras.layers.Dense(3)])
+        model.compile(keras.optimizers.SGD(0.1), loss)
+        model.fit(x, labels, epochs=3, verbose=0, shuffle=False)
+        models.append(model)
+    check_equal(*models)

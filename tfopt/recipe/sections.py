@@ -96,7 +96,9 @@ class TrainSection(Section):
     """One training; see `tfopt.train.TrainConfig`. With 0 epochs nothing is trained.
 
     Without `learning_rate` it is that of the kind of model, `LEARNING_RATES`. With `minutes` it ends when
-    they are over. With `tensorboard` the folder "tensorboard" of the run has its figures.
+    they are over. With `label_smoothing` the classes
+    share that part of each label, in the losses of validation too. With `tensorboard` the folder "tensorboard" of
+    the run has its figures.
     """
 
     epochs: Annotated[int, Field(ge=0)] = 3
@@ -115,6 +117,7 @@ class TrainSection(Section):
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
     keep_best: bool = False
     patience: Count | None = None
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     tensorboard: bool = False
     checkpoint_every: Annotated[int, Field(ge=0)] = 200
     minutes: Annotated[float, Field(gt=0)] | None = None

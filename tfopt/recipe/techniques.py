@@ -254,6 +254,10 @@ class VariantSection(Section):
         if not used and self.train.epochs:  # without both it is a copy, to be exported in another way
             raise ValueError(f"variant {self.name!r} needs one of the sections {', '.join(NAMES)}")
         names = [technique.name for technique, _ in used]
+        if self.distill is not None and self.train.label_smoothing:
+            raise ValueError(
+                f"variant {self.name!r}: train.label_smoothing is for labels, and distill learns answers"
+            )
         for technique, section in used:
             stage = technique.stage(getattr(section, "when", None), self.train.epochs)
             spoiled = next((name for name in technique.spoils if name in names), None)

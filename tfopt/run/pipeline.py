@@ -269,7 +269,8 @@ class _Run:
         state: list[Any] | None = None,
     ) -> dict[str, Any]:
         config = self._train_config(section)
-        compile_with = functools.partial(self.task.compile, model) if lessons is None else lessons.compile
+        plain = functools.partial(self.task.compile, model, smoothing=section.label_smoothing)
+        compile_with = plain if lessons is None else lessons.compile
         validation = self.task.batches(_VALIDATION_BATCH, "validation")
         checkpoints = None
         if config.checkpoint_every:
@@ -288,7 +289,10 @@ class _Run:
         )  # fmt: skip
 
     def _train_config(self, section: TrainSection) -> TrainConfig:
-        values = {**section.model_dump(exclude={"tensorboard"}), "learning_rate": self.recipe.rate(section)}
+        values = {
+            **section.model_dump(exclude={"tensorboard", "label_smoothing"}),
+            "learning_rate": self.recipe.rate(section),
+        }
         return TrainConfig(**values, seed=self.recipe.seed)
 
     def _batches(

@@ -8,6 +8,7 @@ from typing import Any
 from tfopt._keras import keras_api
 from tfopt.errors import InputError
 from tfopt.numerics.distillation import Kind, soft_binary_cross_entropy, soft_cross_entropy, squared_error
+from tfopt.numerics.smoothed_labels import smoothed_cross_entropy
 from tfopt.structure.nodes import flat, functional, nodes, struct_of
 
 _KINDS: dict[str, Kind] = {"softmax": "probabilities", "sigmoid": "independent"}
@@ -100,8 +101,10 @@ def loss_of_answers(name: str, wanted: Kind, have: Kind, temperature: float) -> 
     return squared_error if wanted == "values" else soft_binary_cross_entropy(temperature)
 
 
-def loss_of_labels(keras: Any, kind: Kind) -> Any:
-    """The loss between labels and an output."""
+def loss_of_labels(keras: Any, kind: Kind, smoothing: float = 0.0) -> Any:
+    """The loss between labels and an output; smoothing is that of classes."""
+    if kind in _OF_CLASSES and smoothing:
+        return smoothed_cross_entropy(smoothing, from_logits=kind == "logits")
     if kind in _OF_CLASSES:
         return keras.losses.SparseCategoricalCrossentropy(from_logits=kind == "logits")
     return keras.losses.MeanSquaredError() if kind == "values" else keras.losses.BinaryCrossentropy()

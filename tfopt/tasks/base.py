@@ -75,11 +75,11 @@ class Task(abc.ABC):
     def build(self, facts: dict[str, Any]) -> Any:
         """The model before its training."""
 
-    def compile(self, model: Any, optimizer: Any, jit_compile: bool) -> None:
-        """Compiles a model with the losses of the task; by default cross-entropy with labels."""
+    def compile(self, model: Any, optimizer: Any, jit_compile: bool, *, smoothing: float = 0.0) -> None:
+        """Compiles a model with the losses of the task; by default cross-entropy with labels, smoothed or not."""
         keras = keras_api.keras_module(keras_api.generation_of(model))
         model.compile(
-            optimizer=optimizer, loss=loss_of_labels(keras, self.kind_of_output(model)),
+            optimizer=optimizer, loss=loss_of_labels(keras, self.kind_of_output(model), smoothing),
             metrics=[keras.metrics.SparseCategoricalAccuracy(name="accuracy")], jit_compile=jit_compile,
         )  # fmt: skip
 

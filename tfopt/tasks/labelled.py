@@ -17,6 +17,7 @@ from tfopt.data.tokenizers import load_tokenizer, save_tokenizer, train_bpe
 from tfopt.errors import DataError
 from tfopt.models.encoder import encoder
 from tfopt.models.pretrained import from_pretrained
+from tfopt.structure.outputs import loss_of_labels
 from tfopt.tasks.base import Log
 from tfopt.tasks.encoder import EncoderTask
 
@@ -131,9 +132,9 @@ class LabelledTask(EncoderTask):
     def counted(self, batches: tf.data.Dataset) -> tf.data.Dataset:
         return weighted_by_what_counts(batches)
 
-    def compile(self, model: Any, optimizer: Any, jit_compile: bool) -> None:
+    def compile(self, model: Any, optimizer: Any, jit_compile: bool, *, smoothing: float = 0.0) -> None:
         keras = keras_api.keras_module(keras_api.generation_of(model))
-        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        loss = loss_of_labels(keras, "logits", smoothing)
         outputs = self.outputs()
         model.compile(
             optimizer=optimizer, loss=loss if outputs is None else dict.fromkeys(outputs, loss),
