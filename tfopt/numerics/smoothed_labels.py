@@ -20,8 +20,8 @@ def smoothed_cross_entropy(smoothing: float, from_logits: bool) -> Callable[[tf.
         from_logits: whether outputs are logits, else probabilities of classes.
 
     Returns:
-        A function of integer labels of shape (batch, ...) and outputs of shape (batch, ..., classes), that gives the
-        loss of each label.
+        A function of integer labels of shape (batch, ...) and outputs of shape (batch, ..., classes), that gives
+        the loss of each label.
     """
 
     def loss(labels: tf.Tensor, outputs: tf.Tensor) -> tf.Tensor:

@@ -289,11 +289,8 @@ class _Run:
         )  # fmt: skip
 
     def _train_config(self, section: TrainSection) -> TrainConfig:
-        values = {
-            **section.model_dump(exclude={"tensorboard", "label_smoothing"}),
-            "learning_rate": self.recipe.rate(section),
-        }
-        return TrainConfig(**values, seed=self.recipe.seed)
+        values = section.model_dump(exclude={"tensorboard", "label_smoothing", "learning_rate"})
+        return TrainConfig(**values, learning_rate=self.recipe.rate(section), seed=self.recipe.seed)
 
     def _batches(
         self, batch_size: int, lessons: Lessons | None, cache: Path | None, epoch: Any, skip: int
