@@ -155,8 +155,8 @@ def test_gradients_are_bounded_as_keras_does(generation, kind):
     check_equal(ours, plain, 1e-6)
 
 
-def test_parts_need_the_memory_of_one(generation):
-    """No part is begun before the one before it is done: one row at a time, though the batch has eight."""
+def test_what_is_computed_at_once(generation):
+    """Two rows at a time, though the batch has eight."""
     seen = []
 
     def note(x):

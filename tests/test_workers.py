@@ -78,7 +78,8 @@ def test_a_cluster_is_what_tensorflow_reads():
     (config(index=True), "which is none of its cluster"), (config(kind="ps"), "which is none of its cluster"),
     (config(ps=["a:1"]), "has tasks of type ps"), (config(workers=["a", "b:1"]), "has the address 'a'"),
     (config(workers=["a:0", "b:1"]), "has the address 'a:0'"), (config(workers=[1, 2]), "has the address 1"),
-    (config(workers=["a:99999", "b:1"]), "which is no host:port"),
+    (config(workers=["a:99999", "b:1"]), "which is no host:port"), (config(workers=["a:1", "a:1"]), "the same address"),
+    (config(kind=["worker"]), "which is none of its cluster"), (config(evaluator=5), "has tasks of type evaluator"),
 ])  # fmt: skip
 def test_a_malformed_cluster_is_told_before_anything_starts(text, says, monkeypatch):
     monkeypatch.setenv("TF_CONFIG", text)
@@ -100,7 +101,7 @@ def test_a_port_that_is_in_use(monkeypatch):
 
 @pytest.mark.parametrize(("arguments", "says"), [
     ((0,), "replicas must be 1 or more, got 0"), ((1, "mirored"), "did you mean 'mirrored'"),
-    ((2, "none"), "2 replicas need a strategy"), ((2, "multi_worker"), "each worker has one replica"),
+    ((2, "none"), "2 replicas need a strategy"), ((2, "multi_worker"), "each worker takes its GPUs"),
     ((1, "multi_worker"), "needs TF_CONFIG with two workers or more"), ((1, "mirrored"), "needs 2 replicas or more"),
     ((1, "tpu"), "needs a TPU, and none was found"), ((1, "parameter_server"), "weights of different steps"),
 ])  # fmt: skip

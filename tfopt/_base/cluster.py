@@ -52,16 +52,18 @@ def cluster_of(environment: Mapping[str, str] = os.environ) -> Cluster | None:
     except ValueError as error:
         raise _wrong(f"is no JSON ({error})") from None
     cluster, task = (_entry(found, name, dict) for name in ("cluster", "task"))
-    others = sorted(cluster.keys() - {"chief", "worker", "evaluator"})
+    others = sorted(cluster.keys() - {"chief", "worker"})
     if others:
         raise _wrong(f"has tasks of type {', '.join(others)}; workers train together, with a chief at most")
     chiefs = _addresses(cluster, "chief")
     workers = (*chiefs, *_addresses(cluster, "worker"))
     kind, index = task.get("type"), task.get("index")
-    if kind not in cluster or isinstance(index, bool) or not isinstance(index, int):
+    if not isinstance(kind, str) or kind not in cluster or isinstance(index, bool) or not isinstance(index, int):
         raise _wrong(f"has the task {json.dumps(task)}, which is none of its cluster")
     if not 0 <= index < len(cluster[kind]):
         raise _wrong(f"has the task {kind} {index}, but {len(cluster[kind])} of that type")
+    if len(set(workers)) < len(workers):
+        raise _wrong("has the same address twice")
     if len(workers) < 2:
         return None
     return Cluster(workers, index + (len(chiefs) if kind == "worker" else 0))

@@ -43,6 +43,11 @@ def expect_summed_gradients(optimizer: Any) -> None:
         optimizer._all_reduce_sum_gradients = list
 
 
+def sum_gradients_again(optimizer: Any) -> None:
+    """Undoes `expect_summed_gradients`, for who trains the model by other means."""
+    vars(optimizer).pop("_all_reduce_sum_gradients", None)
+
+
 def apply_summed(optimizer: Any, pairs: Sequence[tuple[tf.Tensor, Any]]) -> None:
     """Takes a step by pairs of gradient and variable that are the same on every replica."""
     further = {"skip_gradients_aggregation": True} if generation_of(optimizer) == "tf_keras" else {}

@@ -81,6 +81,10 @@ class Recipe(Section):
         if double:
             raise ValueError(f"two things would be named {double!r}: give each variant and export its own name")
         self._check_sources()
+        if self.precision != "float32" and self.model.kind == "keras":
+            raise ValueError(
+                f"precision {self.precision!r} is for models that are built here: a Keras file has its own policies"
+            )
         self._check_order()
         for export in self.exports:
             for name in export.of or []:

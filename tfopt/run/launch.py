@@ -9,14 +9,17 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from typing import IO
+from collections.abc import Callable, Sequence
+from typing import IO, Any
 
 from tfopt._base.cluster import VARIABLE, Cluster
 from tfopt.errors import InputError, WorkFailedError
 
 _GRACE_S = 20.0  # from SIGTERM to SIGKILL
-_AFTER_CHIEF_S = 30.0
+_TO_FOLLOW_S = 5.0  # from the first end to that of the others
+_TO_WRITE_S = 300.0  # a checkpoint, after a signal
+_INTERRUPTED = 75
+_VISIBLE = "CUDA_VISIBLE_DEVICES"
 _LAST_WORDS = 20
 _EVERY_S = 0.05
 
@@ -40,15 +43,11 @@ def launch(arguments: Sequence[str], workers: int, *, show: Callable[[str], None
     """
     if workers < 2:
         raise InputError(f"workers must be 2 or more, got {workers}; one needs no launcher")
-    cluster = Cluster(free_addresses(workers), 0)
-    crew: list[_Worker] = []
-    try:
-        crew += [_Worker(arguments, cluster, number, show=show) for number in range(workers)]
-        with _passed_on(crew):
-            return _wait(crew, show)
-    finally:
-        for worker in crew:
-            worker.end()
+    cluster, crew = Cluster(free_addresses(workers), 0), _Crew()
+    with crew:
+        for number in range(workers):
+            crew.workers.append(_Worker(arguments, cluster, number, show=show))
+        return crew.wait(show)
 
 
 class _Worker:
@@ -62,8 +61,10 @@ class _Worker:
         cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
         own = cores[number :: len(cluster.workers)]
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "tfopt", *arguments], env={**os.environ, VARIABLE: cluster.for_worker(number)},
+            [sys.executable, "-m", "tfopt", *arguments],
+            env={**os.environ, VARIABLE: cluster.for_worker(number), **_gpus_of(number, len(cluster.workers))},
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
+            process_group=0,  # Ctrl-C of a terminal comes by way of this process, once
         )  # fmt: skip
         if own:
             with contextlib.suppress(OSError):  # it has ended
@@ -76,7 +77,8 @@ class _Worker:
     def _follow(self) -> None:
         for line in self._stream:
             self.last_words.append(line.rstrip())
-            self._show(f"[{self.number}] {line.rstrip()}")
+            with contextlib.suppress(OSError):  # nobody reads it any more; the worker must not wait for that
+                self._show(f"[{self.number}] {line.rstrip()}")
 
     def end(self) -> None:
         """Ends the process, which has a while to do so itself."""
@@ -88,54 +90,75 @@ class _Worker:
             self.process.kill()
             self.process.wait()
         self._thread.join(_GRACE_S)
-        self._stream.close()
+        if not self._thread.is_alive():  # a child of the worker may hold it
+            self._stream.close()
+
+    def failed(self, code: int) -> int:
+        """The worker's exit code; raises where a signal ended it."""
+        if code > 0:
+            return code
+        name = signal.Signals(-code).name if -code in list(signal.Signals) else str(-code)
+        said = next((f"; its last words: {line}" for line in reversed(self.last_words) if line.strip()), "")
+        raise WorkFailedError(
+            f"worker {self.number} was ended by {name}{said}. The others were ended as well; the same command with "
+            "--resume goes on from the last checkpoint"
+        )
 
 
-def _wait(crew: list[_Worker], show: Callable[[str], None]) -> int:
-    chief_ended: float | None = None
-    while True:
-        codes = [worker.process.poll() for worker in crew]
-        # One that was killed is the reason why others failed.
-        order = sorted((code, i) for i, code in enumerate(codes) if code)
-        failed = order[0][1] if order else None
-        if failed is not None:
-            return _failed(crew[failed], codes[failed] or 0)
-        if all(code == 0 for code in codes):
-            return 0
-        if codes[0] == 0:
-            chief_ended = chief_ended or time.monotonic()
-            if time.monotonic() - chief_ended > _AFTER_CHIEF_S:
-                show("the chief has ended, the others have not: they are ended")
-                return 0
-        time.sleep(_EVERY_S)
+class _Crew:
+    """All workers; while it is entered, SIGTERM and SIGINT go to all of them, and none is left behind."""
 
+    def __init__(self) -> None:
+        self.workers: list[_Worker] = []
+        self._before: dict[int, Any] = {}
+        self._told: float | None = None  # when they were told to end
+        self._first_ended: float | None = None
 
-def _failed(worker: _Worker, code: int) -> int:
-    if code > 0:
-        return code
-    name = signal.Signals(-code).name if -code in list(signal.Signals) else str(-code)
-    said = next((f"; its last words: {line}" for line in reversed(worker.last_words) if line.strip()), "")
-    raise WorkFailedError(
-        f"worker {worker.number} was ended by {name}{said}. The others were ended as well; the same command with "
-        "--resume goes on from the last checkpoint"
-    )
+    def __enter__(self) -> "_Crew":
+        self._before = {number: signal.signal(number, self._pass_on) for number in (signal.SIGTERM, signal.SIGINT)}
+        return self
 
-
-@contextlib.contextmanager
-def _passed_on(crew: list[_Worker]) -> Iterator[None]:
-    """While entered, SIGTERM and SIGINT go to all workers, which end in order and say with which code."""
-
-    def pass_on(number: int, frame: object) -> None:
-        for worker in crew:
-            if worker.process.poll() is None:
-                worker.process.send_signal(signal.SIGTERM)
-
-    before = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
+    def __exit__(self, *_: object) -> None:
+        for worker in self.workers:
+            worker.end()
+        for number, handler in self._before.items():
             signal.signal(number, handler)
+
+    def wait(self, show: Callable[[str], None]) -> int:
+        """The exit code of all, once the chief or a failure decides."""
+        while True:
+            codes = [worker.process.poll() for worker in self.workers]
+            chief_done = codes[0] == 0
+            if all(code is not None for code in codes) or (chief_done and self._waited()):
+                return self._code(codes)
+            if any(codes) and not chief_done and self._waited():
+                return self._code(codes)
+            time.sleep(_EVERY_S)
+
+    def _waited(self) -> bool:
+        """Whether the others have had their time: to write a checkpoint, once they were told to end."""
+        now = time.monotonic()
+        if self._told is not None:
+            return now - self._told > _TO_WRITE_S
+        self._first_ended = self._first_ended or now
+        return now - self._first_ended > _TO_FOLLOW_S
+
+    def _code(self, codes: list[int | None]) -> int:
+        if codes[0] == 0:  # the chief alone writes, and has done so
+            return 0
+        if self._told is not None and any(code == _INTERRUPTED for code in codes):
+            return _INTERRUPTED
+        code, number = min((code, number) for number, code in enumerate(codes) if code)
+        return self.workers[number].failed(code)
+
+    def _pass_on(self, number: int, frame: object) -> None:
+        if self._told is not None:
+            self._told = -_TO_WRITE_S  # asked for twice: no more waiting
+        else:
+            self._told = time.monotonic()
+        for worker in self.workers:
+            if worker.process.poll() is None:
+                worker.process.terminate()
 
 
 def free_addresses(count: int) -> tuple[str, ...]:
@@ -145,3 +168,10 @@ def free_addresses(count: int) -> tuple[str, ...]:
         for probe in probes:
             probe.bind(("127.0.0.1", 0))
         return tuple(f"127.0.0.1:{probe.getsockname()[1]}" for probe in probes)
+
+
+def _gpus_of(number: int, workers: int) -> dict[str, str]:
+    """What gives a worker its share of the GPUs that are named as visible, or none where they are too few."""
+    named = [gpu for gpu in os.environ.get(_VISIBLE, "").split(",") if gpu.strip()]
+    own = named[number::workers] if len(named) >= workers else []
+    return {_VISIBLE: ",".join(own) or "-1"} if named else {}

@@ -22,7 +22,7 @@ from tfopt._keras.precision import default_policy, widen
 from tfopt.compress.base import Lessons
 from tfopt.compress.finish import finish_all
 from tfopt.compress.vocabulary import cut_rows
-from tfopt.errors import VerificationError
+from tfopt.errors import InputError, VerificationError
 from tfopt.export.export import export
 from tfopt.export.integers import refined
 from tfopt.export.texts import keep_for_texts
@@ -122,11 +122,14 @@ def build(recipe: Recipe, out: Path, *, of: Collection[str] | None = None, log: 
         of: the baseline and variants whose artifacts are written; None for all.
         log: shown what is being done.
     """
+    strategy = make_strategy(recipe.replicas, recipe.strategy)
+    if works_with_others(strategy):
+        raise InputError("several workers run a recipe, with `tfopt launch`; a search is for one process")
     folder = RunFolder(
         out, recipe, task_of(recipe, out / _DATA).check_inputs(), resume=out.exists(), overwrite=False
     )
     with contextlib.closing(folder):
-        work = _Run(recipe, folder, log, strategy=make_strategy(recipe.replicas))
+        work = _Run(recipe, folder, log, strategy=strategy)
         data, exported = work.artifacts(of, go_on=True)
         refused = {name: facts["refused"] for name, facts in exported.items() if "refused" in facts}
         return Built(
@@ -251,9 +254,9 @@ class _Run:
         return history
 
     def _keep(self, model: Any, owner: str) -> None:
+        # A copy is not compiled: to read metrics, and statistics of batch norms, asks all workers.
+        model = (works_with_others(self._strategy) and copy_of(model)) or model
         if self._writes:
-            # Without what it is compiled with: to read metrics asks all workers, and the others wait for the chief.
-            model = (works_with_others(self._strategy) and copy_of(model)) or model
             keras_api.save_model(model, self.path / _keras_file(owner))
             remove(self.path / CHECKPOINTS)
 

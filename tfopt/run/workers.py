@@ -25,12 +25,12 @@ class Workers:
     """What the chief tells the other workers."""
 
     def __init__(self, strategy: Any) -> None:
-        self.is_chief = is_chief(strategy)
+        self._strategy, self.is_chief = strategy, is_chief(strategy)
 
         def summed(value: tf.Tensor) -> tf.Tensor:
             context = tf.distribute.get_replica_context()
-            # A copy: what a function is given has no device, and a sum needs one.
-            found: tf.Tensor = context.all_reduce(tf.distribute.ReduceOp.SUM, tf.identity(value))
+            first = tf.cast(tf.equal(context.replica_id_in_sync_group, 0), value.dtype)  # of the chief
+            found: tf.Tensor = context.all_reduce(tf.distribute.ReduceOp.SUM, first * value)
             return found
 
         self._all = tf.function(lambda value: strategy.run(summed, args=(value,)), autograph=False)
@@ -38,7 +38,8 @@ class Workers:
     def tell(self, what: float = 0.0) -> float:
         """The chief's value, on every worker; waits for all of them."""
         try:
-            return float(self._all(tf.constant(what if self.is_chief else 0.0)))
+            found = self._all(tf.constant(what if self.is_chief else 0.0))
+            return float(self._strategy.experimental_local_results(found)[0])
         except tf.errors.OpError as error:
             raise WorkFailedError(f"another worker is gone ({reason(error)})") from error
 

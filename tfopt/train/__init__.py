@@ -1,4 +1,4 @@
-"""Training: strategy, optimizer and progress around `model.fit`."""
+"""Training: strategy, optimizer and progress around a loop of passes."""
 
 from tfopt.train.config import TrainConfig
 from tfopt.train.fit import fit

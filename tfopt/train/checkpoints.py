@@ -140,9 +140,10 @@ class Checkpoints(keras_api.Callback):
 
     def _submit(self) -> None:
         self._last = step = keras_api.learning_step(self.model)
+        # By every worker: what each has its own of, as statistics of a batch norm, is read from all of them.
+        values = {n: keras_api.snapshot(v) for n, v in _named(self.model, self._extra).items()}
         if not self._writes:
             return
-        values = {n: keras_api.snapshot(v) for n, v in _named(self.model, self._extra).items()}
         with self._guard:
             self._newest = Position(self._epoch, self._before + self._batch, step), values
             if not self._busy:

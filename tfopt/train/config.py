@@ -30,7 +30,7 @@ class TrainConfig:
         seed: of initial weights, order and dropout.
         jit_compile: compile the training step with XLA.
         ema: decay of a moving average of the weights by a step, which the model is evaluated with and ends with, in
-            [0, 1); 0 for none.
+            [0, 1); 0 for none. Masks and clusters of techniques are applied to it at the end alone.
         keep_best: whether the model ends with the weights of the pass whose validation loss was lowest. Techniques
             that go further with every pass, as a growing share of zeros, are applied to them at the end.
         patience: passes whose validation loss is no lower than the lowest before, one after the other, after which

@@ -1,6 +1,5 @@
 """Ends a training before its last step, between two steps: its minutes are over, or a signal asks for it."""
 
-import contextlib
 import logging
 import math
 import signal
@@ -35,10 +34,14 @@ class Ending:
 
     def __enter__(self) -> "Ending":
         if self._holds:
-            self._before = {number: signal.signal(number, self._hold) for number in _SIGNALS}
+            # One that is ignored, or was not set from Python, stays what it is.
+            held = [n for n in _SIGNALS if signal.getsignal(n) not in (signal.SIG_IGN, None)]
+            self._before = {number: signal.signal(number, self._hold) for number in held}
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is None:
+            self.pass_on()
         self._give_back()
 
     @property
@@ -59,7 +62,7 @@ class Ending:
         handler = before[held[0]]
         if callable(handler):
             handler(*held)
-        elif handler != signal.SIG_IGN:
+        else:
             signal.raise_signal(held[0])
         return True
 
@@ -71,6 +74,5 @@ class Ending:
 
     def _give_back(self) -> None:
         for number, handler in self._before.items():
-            with contextlib.suppress(TypeError):  # one that was not set from Python
-                signal.signal(number, handler)
+            signal.signal(number, handler)
         self._before = {}

@@ -9,7 +9,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfopt._keras import keras_api
+from tfopt._keras import keras_api, training
 from tfopt._keras.precision import computes_in_float16
 from tfopt.errors import InputError
 from tfopt.schedules import Rate
@@ -124,8 +124,10 @@ def fit(
             evaluation = None if validation is None else Evaluation(model, validation, strategy)
             loop = Loop(
                 model, step, strategy=strategy, callbacks=everything, finite=finite, ending=ending, kept=kept,
-                keep=None if checkpoints is None else checkpoints.keep, epochs=config.epochs, title=title,
+                keep=None if checkpoints is None else checkpoints.keep, epochs=config.epochs,
+                steps=-(-steps // config.epochs), title=title,
             )  # fmt: skip
+            stack.callback(training.sum_gradients_again, model.optimizer)
             with loop.training():
                 for batches, epochs in _parts(data, number, start, epochs=config.epochs):
                     loop.passes(batches, epochs, evaluation)

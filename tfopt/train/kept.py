@@ -52,8 +52,10 @@ class Average:
     def in_place(self) -> Iterator[None]:
         """While entered, the model has the average."""
         self._swap()
-        yield
-        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
 
     def put(self) -> None:
         """Gives the model the average for good."""

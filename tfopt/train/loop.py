@@ -17,6 +17,12 @@ from tfopt.train.parts import divided
 from tfopt.train.step import EvaluationStep, Taken, TrainStep
 from tfopt.train.strategy import works_with_others
 
+# What this worker's own data, memory or program is to blame for.
+_OWN_FAULTS = (
+    tf.errors.InvalidArgumentError, tf.errors.ResourceExhaustedError, tf.errors.DataLossError,
+    tf.errors.NotFoundError, tf.errors.PermissionDeniedError, tf.errors.UnimplementedError,
+)  # fmt: skip
+
 
 class Loop:
     """Trains a compiled model as `model.fit` would.
@@ -31,6 +37,7 @@ class Loop:
         kept: what is kept beside the weights that are trained.
         keep: writes a checkpoint at once, or None.
         epochs: passes in all.
+        steps: of a pass.
         title: of the training, for messages.
     """
 
@@ -46,16 +53,22 @@ class Loop:
         kept: Kept,
         keep: Callable[[], None] | None,
         epochs: int,
+        steps: int,
         title: str,
     ) -> None:
         self._model, self._step, self._strategy = model, step, strategy
         self._finite, self._ending, self._kept = finite, ending, kept
         self._keep, self._title = keep, title
+        self._record = _Record()
         keras = keras_api.keras_module(keras_api.generation_of(model))
         self._callbacks = keras.callbacks.CallbackList(
-            list(callbacks), add_history=False, model=model, epochs=epochs, steps=None, verbose=0
+            [*callbacks, self._record], add_history=False, model=model, epochs=epochs, steps=steps, verbose=0
         )
-        self.history: dict[str, list[float]] = {}
+
+    @property
+    def history(self) -> dict[str, list[float]]:
+        """Name -> value after each pass, of what was counted, evaluated, or told by callbacks."""
+        return self._record.history
 
     @contextlib.contextmanager
     def training(self) -> Iterator[None]:
@@ -65,7 +78,7 @@ class Loop:
         try:
             yield
         except tf.errors.OpError as error:
-            if not works_with_others(self._strategy) or isinstance(error, tf.errors.InvalidArgumentError):
+            if not works_with_others(self._strategy) or isinstance(error, _OWN_FAULTS):
                 raise
             raise WorkFailedError(
                 f"{self._title}: another worker is gone ({reason(error)}); start all workers again, with "
@@ -91,8 +104,6 @@ class Loop:
                 logs |= found
                 self._model.stop_training = self._model.stop_training or over
             self._callbacks.on_epoch_end(epoch, logs)
-            for name, value in logs.items():
-                self.history.setdefault(name, []).append(value)
 
     def _pass(self, parts: Any, epoch: int) -> dict[str, float]:
         logs: dict[str, float] = {}
@@ -100,7 +111,8 @@ class Loop:
             self._callbacks.on_train_batch_begin(number)
             taken = self._step(part, ends=self._ending.wanted)
             self._check(taken, f"in batch {number + 1} of epoch {epoch + 1}")
-            self._kept.after_step()
+            if not taken.skipped:
+                self._kept.after_step()
             logs = as_numbers(taken.logs)
             self._callbacks.on_train_batch_end(number, logs)
             over, interrupted = np.asarray(taken.ends) > 0
@@ -140,6 +152,18 @@ class Loop:
 def reason(error: tf.errors.OpError) -> str:
     """Why an operation failed, without the places in a graph that TensorFlow puts before it."""
     return re.sub(r"\{\{.*?\}\}\s*", "", error.message).partition("\n")[0][:200]
+
+
+class _Record(keras_api.Callback):
+    """What the logs of passes hold in the end; the last of the callbacks, since others add to them."""
+
+    def __init__(self) -> None:
+        self._supports_tf_logs = True
+        self.history: dict[str, list[float]] = {}
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        for name, value in (logs or {}).items():
+            self.history.setdefault(name, []).append(float(value))
 
 
 class Evaluation:

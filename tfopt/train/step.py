@@ -26,12 +26,14 @@ class Taken(NamedTuple):
         norms: of the gradient of each variable, before clipping, of shape (variables,).
         ends: how many workers want the training to end, and how many were told to by a signal, of shape (2,).
         logs: the metrics of the pass so far.
+        skipped: whether the step was left out, since a scaled gradient overflowed.
     """
 
     loss: tf.Tensor
     norms: tf.Tensor
     ends: tf.Tensor
     logs: dict[str, tf.Tensor]
+    skipped: bool = False
 
 
 class TrainStep:
@@ -83,8 +85,10 @@ class TrainStep:
         if self._scale is None:
             return taken
         finite = bool(np.isfinite(taken.norms).all())
-        if not self._scale.passed(finite):
-            return taken._replace(norms=tf.zeros_like(taken.norms))
+        # A loss that is not finite is no matter of the scale.
+        if np.isfinite(taken.loss) and not self._scale.passed(finite):
+            self._model.optimizer.iterations.assign_add(1)  # schedules count it
+            return taken._replace(norms=tf.zeros_like(taken.norms), skipped=True)
         if finite:
             self._late(gradients)
         return taken

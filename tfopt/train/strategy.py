@@ -21,8 +21,9 @@ def make_strategy(replicas: int = 1, kind: StrategyName = "auto") -> Any:
     Args:
         replicas: devices of this process; GPUs where there are enough, else logical devices of the CPU.
         kind: "none"; "mirrored", over `replicas`, or all GPUs for 1; "multi_worker", over the processes that
-            `TF_CONFIG` lists, each with one replica; "tpu"; "auto" takes "multi_worker" where `TF_CONFIG` lists
-            several workers, else "mirrored" for several replicas.
+            `TF_CONFIG` lists, each with its GPUs or its CPU; "auto" takes "multi_worker" where `TF_CONFIG` lists
+            several workers, else "mirrored" for several replicas. "tpu" and "parameter_server" are refused with the
+            reason.
 
     Raises:
         InputError: fewer than one replica, a strategy that cannot be had here, or one that is asked for too late.
@@ -36,7 +37,7 @@ def make_strategy(replicas: int = 1, kind: StrategyName = "auto") -> Any:
     if kind == "none" and replicas > 1:
         raise InputError(f"{replicas} replicas need a strategy: take 'mirrored', or 1 replica")
     if kind == "multi_worker" and replicas > 1:
-        raise InputError("each worker has one replica: leave replicas at 1, and start more workers")
+        raise InputError("each worker takes its GPUs, or its CPU: leave replicas at 1, and start more workers")
     makers: dict[str, Callable[[int], Any]] = {
         "none": lambda replicas: None, "mirrored": _mirrored, "multi_worker": _multi_worker,
         "parameter_server": _parameter_server, "tpu": _tpu,
@@ -101,7 +102,9 @@ def _tpu(replicas: int) -> Any:
         tf.tpu.experimental.initialize_tpu_system(resolver)
     except (ValueError, tf.errors.OpError) as error:
         raise InputError(f"strategy 'tpu' needs a TPU, and none was found ({str(error)[:100]})") from error
-    return tf.distribute.TPUStrategy(resolver)
+    raise InputError(
+        "a TPU was found, but trainings here divide batches in ways that it cannot compile; take 'none'"
+    )
 
 
 def is_chief(strategy: Any) -> bool:
