@@ -4,6 +4,7 @@ import os
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,11 +14,13 @@ from tests.conftest import REPOSITORY, TINY
 from tests.test_contract import EACH, OTHER_WAYS
 from tfopt._base.cluster import Cluster
 from tfopt._keras import keras_api
+from tfopt._keras.copying import copy_of
 from tfopt.compress.finish import finish_all
 from tfopt.compress.techniques import TECHNIQUES
 from tfopt.models import bert
 from tfopt.train import TrainConfig, fit, make_strategy
-from tfopt.train.strategy import scope
+from tfopt.train.checkpoints import Checkpoints
+from tfopt.train.strategy import is_chief, scope
 
 BATCH, STEPS = 8, 20
 CASES = {"none": None, **EACH, **OTHER_WAYS}
@@ -98,6 +101,9 @@ def by_workers(tmp_path_factory):
                 case: [dict(np.load(folder / f"{number}-{index}.npz")) for number in (0, 1)]
                 for index, case in enumerate(CASES)
             }  # fmt: skip
+            statistics = [dict(np.load(folder / f"{number}-statistics.npz")) for number in (0, 1)]
+            found[generation]["statistics"] = statistics
+            assert sorted((folder / "checkpoints").glob("step-*/position.json"))
         return found[generation]
 
     return of
@@ -127,9 +133,28 @@ def train_all(generation, folder):
     """What a worker does."""
     strategy = make_strategy()
     assert strategy.num_replicas_in_sync == 2
+    number = strategy.cluster_resolver.task_id
     for index, case in enumerate(CASES):
-        number = strategy.cluster_resolver.task_id
         np.savez(f"{folder}/{number}-{index}.npz", **trained(case, generation, strategy))
+    np.savez(f"{folder}/{number}-statistics.npz", **with_statistics(generation, strategy, Path(folder)))
+
+
+def with_statistics(generation, strategy, folder):
+    """A model with a batch norm, of which each worker has its own, and to read it asks all; with checkpoints."""
+    keras = keras_api.keras_module(generation)
+    keras.utils.set_random_seed(1)
+    with scope(strategy):
+        layers = [keras.layers.Input((6,)), keras.layers.Dense(8), keras.layers.BatchNormalization()]
+        model = keras.Sequential([*layers, keras.layers.Dense(2)])
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(64, 6)).astype(np.float32), rng.normal(size=(64, 2)).astype(np.float32)
+    data = tf.data.Dataset.from_tensor_slices((x, y)).batch(BATCH)
+    fit(
+        model, lambda number, skip: data.skip(skip), steps=16, strategy=strategy,
+        config=TrainConfig(epochs=2, batch_size=BATCH), compile_with=lambda o, **_: model.compile(o, "mse"),
+        checkpoints=Checkpoints(folder / "checkpoints", every=2, writes=is_chief(strategy)),
+    )  # fmt: skip
+    return {w.path: keras_api.to_numpy(w.variable) for w in keras_api.weights(copy_of(model))}
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -138,6 +163,13 @@ def test_two_workers(case, generation, alone, by_workers):
     for path, value in one.items():
         np.testing.assert_array_equal(other[path], value, err_msg=path)
     check_same(one, alone(case, generation))
+
+
+def test_what_each_worker_has_of_its_own_is_read_by_all(generation, by_workers):
+    one, other = by_workers(generation)["statistics"]
+    assert any(path.endswith("moving_mean") and np.abs(value).max() > 0 for path, value in one.items())
+    for path, value in one.items():
+        np.testing.assert_array_equal(other[path], value, err_msg=path)
 
 
 @pytest.mark.parametrize("case", CASES)
