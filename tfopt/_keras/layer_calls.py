@@ -8,6 +8,8 @@ from tfopt._keras import keras_api
 
 Call = Callable[..., Any]
 
+_SWAPPED = "_tfopt_swapped"
+
 
 class Replaced:
     """Replaces attributes of layers, and gives them back."""
@@ -43,14 +45,21 @@ def attribute_of(layer: Any, variable: Any) -> str:
 @contextlib.contextmanager
 def swapped(layer: Any, values: dict[str, Any]) -> Iterator[None]:
     """While entered, attributes of the layer have other values, behind the back of Keras' tracking."""
-    before = {name: vars(layer)[name] for name in values}
+    # Threads of several replicas take turns where they sum something, and so may be in here at once: what a layer
+    # had of its own comes back when the last of them leaves.
+    held = vars(layer).setdefault(_SWAPPED, {})
+    for name, value in values.items():
+        held.setdefault(name, [vars(layer)[name], 0])[1] += 1
+        object.__setattr__(layer, name, value)
     try:
-        for name, value in values.items():
-            object.__setattr__(layer, name, value)
         yield
     finally:
-        for name, value in before.items():
-            object.__setattr__(layer, name, value)
+        for name in values:
+            held[name][1] -= 1
+            if not held[name][1]:
+                object.__setattr__(layer, name, held.pop(name)[0])
+        if not held:
+            vars(layer).pop(_SWAPPED, None)
 
 
 def forget_traces(model: Any) -> None:
