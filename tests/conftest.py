@@ -240,6 +240,11 @@ seconds = 0.05
 """
 
 
+def without_exports(text, exports=""):
+    """A tiny recipe with other exports than its own, or none."""
+    return text[: text.index("[[exports]]")] + exports + text[text.index("[measure]") :]
+
+
 @pytest.fixture(scope="session")
 def tiny_recipe(labelled_tsv, tmp_path_factory):
     """Writes a recipe of a whole small run; keyword `top` adds lines at its top level."""

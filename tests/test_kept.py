@@ -115,7 +115,8 @@ def test_a_rate_that_falls_where_nothing_gets_better(generation):
 def test_masks_hold_whatever_is_kept(generation):
     pruning = MagnitudePruning(ConstantSparsity(0.5, 0, frequency=1))
     for settings in ({"ema": 0.9}, {"keep_best": True}):
-        model, _ = trained(generation, dataclasses.replace(CONFIG, **settings), callbacks=[pruning])
+        model, history = trained(generation, dataclasses.replace(CONFIG, **settings), callbacks=[pruning])
+        assert len(history["sparsity"]) == CONFIG.epochs, "what callbacks tell is in the history"
         kernels = [v for v in values(model) if v.ndim == 2]
         assert all(abs((k == 0).mean() - 0.5) < 0.05 for k in kernels)
 

@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 
 import tfopt
-from tests.conftest import TINY
+from tests.conftest import TINY, without_exports
 from tests.test_contract import EACH
 from tfopt._keras import keras_api
 from tfopt._keras.loading import load_model
@@ -147,9 +147,8 @@ def test_nan_is_found_under_a_loss_scale(generation):
 @pytest.mark.parametrize("policy", POLICIES)
 def test_a_recipe_in_mixed_precision(policy, tiny_recipe, generation, tmp_path):
     text = tiny_recipe(f'precision = "{policy}"\ngeneration = "{generation}"').read_text()
-    begins, exports = text.index("[[exports]]"), '[[exports]]\nformat = "tflite"\nquantization = "dynamic_int8"\n'
     path = tmp_path / "mixed.toml"
-    path.write_text(text[:begins] + exports + text[text.index("[measure]") :])
+    path.write_text(without_exports(text, '[[exports]]\nformat = "tflite"\nquantization = "dynamic_int8"\n'))
     report = run(path, tmp_path / "run", log=lambda line: None)
     assert computes_narrow(load_model(tmp_path / "run/baseline/model.keras"))
     by_name = {m.name: m for m in report.artifacts}

@@ -1,7 +1,6 @@
 """Every technique gives the same weights on one replica, on two, and on two workers, for the same batches."""
 
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +17,7 @@ from tfopt._keras.copying import copy_of
 from tfopt.compress.finish import finish_all
 from tfopt.compress.techniques import TECHNIQUES
 from tfopt.models import bert
+from tfopt.run.launch import free_addresses
 from tfopt.train import TrainConfig, fit, make_strategy
 from tfopt.train.checkpoints import Checkpoints
 from tfopt.train.strategy import is_chief, scope
@@ -111,11 +111,7 @@ def by_workers(tmp_path_factory):
 
 def workers_of(module, folder):
     """Two processes that train together; what they say goes to files."""
-    with socket.socket() as one, socket.socket() as other:
-        for probe in (one, other):
-            probe.bind(("127.0.0.1", 0))
-        addresses = [f"127.0.0.1:{probe.getsockname()[1]}" for probe in (one, other)]
-    cluster = Cluster(tuple(addresses), 0)
+    cluster = Cluster(free_addresses(2), 0)
     started = []
     for number in (0, 1):
         with (folder / f"{number}.txt").open("w") as words:

@@ -12,7 +12,7 @@ import time
 import numpy as np
 import pytest
 
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, without_exports
 from tfopt._base.cluster import Cluster, cluster_of
 from tfopt._keras import keras_api
 from tfopt._keras.loading import load_model
@@ -20,42 +20,6 @@ from tfopt.errors import InputError
 from tfopt.run.launch import launch
 from tfopt.run.pipeline import run
 from tfopt.train import make_strategy
-
-RECIPE = """
-schema = 1
-name = "tiny"
-generation = "{generation}"
-lengths = [16]
-[data]
-train = "{train}"
-validation = "{validation}"
-max_length = 16
-vocab_size = 320
-[model]
-hidden_size = 32
-num_hidden_layers = 1
-num_attention_heads = 2
-intermediate_size = 64
-dropout = 0.0
-[train]
-epochs = {epochs}
-batch_size = 16
-learning_rate = 3e-3
-checkpoint_every = 10
-[[variants]]
-name = "half"
-[variants.train]
-epochs = 1
-batch_size = 16
-learning_rate = 1e-3
-[variants.prune]
-sparsity = 0.5
-frequency = 4
-[measure]
-rounds = 3
-seconds = 0.02
-memory = false
-"""
 
 
 def config(workers=("127.0.0.1:20001", "127.0.0.1:20002"), kind="worker", index=0, **further):
@@ -108,7 +72,7 @@ def test_a_port_that_is_in_use(monkeypatch):
 def test_strategies_that_cannot_be_had(arguments, says, monkeypatch):
     monkeypatch.delenv("TF_CONFIG", raising=False)
     with pytest.raises(InputError, match=says):
-        make_strategy(*arguments)
+        make_strategy(arguments[0], kind=arguments[1] if len(arguments) > 1 else "auto")
 
 
 def test_launching_one_worker_or_another_command(tfopt_main):
@@ -119,11 +83,16 @@ def test_launching_one_worker_or_another_command(tfopt_main):
 
 
 @pytest.fixture
-def recipe(labelled_tsv, tmp_path):
+def recipe(tiny_recipe, tmp_path):
+    """The baseline and one pruned variant of the tiny recipe, without dropout and files."""
+
     def make(generation, epochs):
-        train, validation = labelled_tsv
+        text = without_exports(tiny_recipe(f'generation = "{generation}"').read_text())
+        begins = text.index('[[variants]]\nname = "four"')
+        text = text[:begins] + text[text.index("[measure]") :].replace("[measure]", "[measure]\nmemory = false")
+        text = text.replace("epochs = 4\n", f"epochs = {epochs}\ncheckpoint_every = 10\n", 1)
         path = tmp_path / "tiny.toml"
-        path.write_text(RECIPE.format(generation=generation, train=train, validation=validation, epochs=epochs))
+        path.write_text(text.replace("[model]\n", "[model]\ndropout = 0.0\n"))
         return path
 
     return make

@@ -10,7 +10,7 @@ import tensorflow as tf
 _LEAST = 1e-7  # of a probability
 
 
-def smoothed_cross_entropy(smoothing: float, from_logits: bool) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
+def smoothed_cross_entropy(smoothing: float, *, from_logits: bool) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
     """A loss of (labels, outputs): each label keeps 1 - smoothing, and all classes share the rest.
 
     Keras has it for labels that are one-hot alone.

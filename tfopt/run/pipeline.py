@@ -85,7 +85,7 @@ def run(
     """
     recipe = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)
     out = Path(out or Path("saved_models", recipe.name))
-    strategy = make_strategy(recipe.replicas, recipe.strategy)
+    strategy = make_strategy(recipe.replicas, kind=recipe.strategy)
     inputs = task_of(recipe, out / _DATA).check_inputs()
     folder = folder_for(strategy, out, recipe, inputs=inputs, resume=resume, overwrite=overwrite)
     with contextlib.closing(folder):
@@ -122,7 +122,7 @@ def build(recipe: Recipe, out: Path, *, of: Collection[str] | None = None, log: 
         of: the baseline and variants whose artifacts are written; None for all.
         log: shown what is being done.
     """
-    strategy = make_strategy(recipe.replicas, recipe.strategy)
+    strategy = make_strategy(recipe.replicas, kind=recipe.strategy)
     if works_with_others(strategy):
         raise InputError("several workers run a recipe, with `tfopt launch`; a search is for one process")
     folder = RunFolder(

@@ -101,7 +101,7 @@ def loss_of_answers(name: str, wanted: Kind, have: Kind, temperature: float) -> 
     return squared_error if wanted == "values" else soft_binary_cross_entropy(temperature)
 
 
-def loss_of_labels(keras: Any, kind: Kind, smoothing: float = 0.0) -> Any:
+def loss_of_labels(keras: Any, kind: Kind, *, smoothing: float = 0.0) -> Any:
     """The loss between labels and an output; smoothing is that of classes."""
     if kind in _OF_CLASSES and smoothing:
         return smoothed_cross_entropy(smoothing, from_logits=kind == "logits")

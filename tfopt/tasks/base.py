@@ -79,7 +79,7 @@ class Task(abc.ABC):
         """Compiles a model with the losses of the task; by default cross-entropy with labels, smoothed or not."""
         keras = keras_api.keras_module(keras_api.generation_of(model))
         model.compile(
-            optimizer=optimizer, loss=loss_of_labels(keras, self.kind_of_output(model), smoothing),
+            optimizer=optimizer, loss=loss_of_labels(keras, self.kind_of_output(model), smoothing=smoothing),
             metrics=[keras.metrics.SparseCategoricalAccuracy(name="accuracy")], jit_compile=jit_compile,
         )  # fmt: skip
 

@@ -134,7 +134,7 @@ class LabelledTask(EncoderTask):
 
     def compile(self, model: Any, optimizer: Any, jit_compile: bool, *, smoothing: float = 0.0) -> None:
         keras = keras_api.keras_module(keras_api.generation_of(model))
-        loss = loss_of_labels(keras, "logits", smoothing)
+        loss = loss_of_labels(keras, "logits", smoothing=smoothing)
         outputs = self.outputs()
         model.compile(
             optimizer=optimizer, loss=loss if outputs is None else dict.fromkeys(outputs, loss),

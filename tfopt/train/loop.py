@@ -139,8 +139,8 @@ class Loop:
             return
         self._finite.give_back()
         paths = {id(w.variable): w.path for w in keras_api.weights(self._model)}
-        learned = [self._step.variables[i] for i in self._step.learned]
-        broken = [paths[id(v)] for v, ok in zip(learned, np.isfinite(norms), strict=True) if not ok]
+        learned: list[Any] = [self._step.variables[i] for i in self._step.learned]
+        broken = [paths.get(id(v), v.name) for v, ok in zip(learned, np.isfinite(norms), strict=True) if not ok]
         of = f"; not finite are the gradients of {', '.join(map(repr, broken[:3]))}" if broken else ""
         of += f" and {len(broken) - 3} more" * (len(broken) > 3)
         raise WorkFailedError(

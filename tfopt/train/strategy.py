@@ -13,7 +13,7 @@ from tfopt.errors import InputError
 from tfopt.schedules import StrategyName, check_choice
 
 
-def make_strategy(replicas: int = 1, kind: StrategyName = "auto") -> Any:
+def make_strategy(replicas: int = 1, *, kind: StrategyName = "auto") -> Any:
     """A distribution strategy of TensorFlow, or None for one replica in one process.
 
     It must be made before TensorFlow runs its first operation where it splits the CPU or joins other processes.
@@ -109,12 +109,8 @@ def _tpu(replicas: int) -> Any:
 
 def is_chief(strategy: Any) -> bool:
     """Whether this process writes what a training leaves; of several workers one does."""
-    if not works_with_others(strategy):
-        return True
-    resolver = strategy.cluster_resolver
-    return resolver.task_type == "chief" or (
-        resolver.task_id == 0 and "chief" not in resolver.cluster_spec().jobs
-    )  # fmt: skip
+    cluster = cluster_of() if works_with_others(strategy) else None
+    return cluster is None or cluster.is_chief
 
 
 def works_with_others(strategy: Any) -> bool:
