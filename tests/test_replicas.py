@@ -161,11 +161,13 @@ def test_two_workers(case, generation, alone, by_workers):
     check_same(one, alone(case, generation))
 
 
-def test_what_each_worker_has_of_its_own_is_read_by_all(generation, by_workers):
+def test_what_each_worker_has_of_its_own_is_read_by_all(generation, by_workers, tmp_path):
     one, other = by_workers(generation)["statistics"]
+    replicas = with_statistics(generation, make_strategy(2), tmp_path)
     assert any(path.endswith("moving_mean") and np.abs(value).max() > 0 for path, value in one.items())
     for path, value in one.items():
         np.testing.assert_array_equal(other[path], value, err_msg=path)
+        np.testing.assert_allclose(replicas[path], value, atol=1e-5, rtol=1e-5, err_msg=path)
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -5,7 +5,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfopt._keras.keras_api import generation_of
+from tfopt._keras.keras_api import generation_of, keras_module, tf_variable, walk
 
 
 def loss(model: Any, x: Any, y: Any, *, answer: Any, weight: Any, training: bool) -> tf.Tensor:
@@ -32,6 +32,19 @@ def metric_results(model: Any) -> dict[str, tf.Tensor]:
     """Name -> loss and metrics of what was counted since they were reset."""
     found: dict[str, tf.Tensor] = model.get_metrics_result()
     return found
+
+
+def statistics(model: Any) -> list[tf.Variable]:
+    """Variables that every replica changes by its own rows, and that nothing makes the same again.
+
+    Those of batch norms in Keras 3, which creates them without a word of replicas; in tf_keras who reads them
+    reads the mean.
+    """
+    if generation_of(model) == "tf_keras":
+        return []
+    keras = keras_module("keras")
+    norms = [layer for _, layer in walk(model) if isinstance(layer, keras.layers.BatchNormalization)]
+    return [tf_variable(v) for norm in norms for v in norm.non_trainable_variables]
 
 
 def expect_summed_gradients(optimizer: Any) -> None:

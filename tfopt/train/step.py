@@ -64,6 +64,7 @@ class TrainStep:
         self._model, self._strategy, self._clipping = model, strategy, clipping
         self._replicas = 1 if strategy is None else strategy.num_replicas_in_sync
         self._part_rows, self._scale = part_rows, scale
+        self._statistics = training.statistics(model) if strategy is not None else []
         self.variables = list(model.trainable_variables)
         self._rates = [1.0] * len(self.variables) if rates is None else list(rates)
         self.learned: list[int] = []  # numbers of those that the loss depends on, known once it is traced
@@ -145,6 +146,10 @@ class TrainStep:
             context = tf.distribute.get_replica_context()
             ends = tf.identity(ends)  # what a function is given has no device, and a sum needs one
             ends, loss, *summed = context.all_reduce(tf.distribute.ReduceOp.SUM, [ends, loss, *summed])
+            if self._statistics:
+                means = context.all_reduce(tf.distribute.ReduceOp.MEAN, [tf.identity(v) for v in self._statistics])
+                for variable, mean in zip(self._statistics, means, strict=True):
+                    variable.assign(mean)
         if self._scale is not None:
             summed = [gradient / tf.cast(self._scale.value, gradient.dtype) for gradient in summed]
         summed, norms = clipped(summed, *self._clipping)
