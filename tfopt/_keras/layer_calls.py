@@ -49,15 +49,20 @@ def swapped(layer: Any, values: dict[str, Any]) -> Iterator[None]:
     # had of its own comes back when the last of them leaves.
     held = vars(layer).setdefault(_SWAPPED, {})
     for name, value in values.items():
-        held.setdefault(name, [vars(layer)[name], 0])[1] += 1
+        held.setdefault(name, [vars(layer).get(name, _SWAPPED), 0])[1] += 1
         object.__setattr__(layer, name, value)
     try:
         yield
     finally:
         for name in values:
             held[name][1] -= 1
-            if not held[name][1]:
-                object.__setattr__(layer, name, held.pop(name)[0])
+            if held[name][1]:
+                continue
+            before = held.pop(name)[0]
+            if before is _SWAPPED:  # it had none
+                object.__delattr__(layer, name)
+            else:
+                object.__setattr__(layer, name, before)
         if not held:
             vars(layer).pop(_SWAPPED, None)
 

@@ -6,6 +6,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfopt._keras import keras_api
+from tfopt._keras.replay import remembered
 
 # Far below the largest score of its row, a softmax gives zero on any grid of ours: exp(-12) is 6e-6.
 _SOFTMAX_DEPTH = 12.0
@@ -38,6 +39,10 @@ class ActivationPoint:
             self.gain = keras_api.add_trainable(layer, name, np.zeros(2, np.float32))
 
     def observe(self, x: tf.Tensor, kind: Kind, momentum: float, active: tf.Tensor | bool) -> None:
+        """Counts what passes, once where a layer is computed again for its gradients."""
+        remembered(self.layer, lambda: self._count(x, kind, momentum, active))
+
+    def _count(self, x: tf.Tensor, kind: Kind, momentum: float, active: tf.Tensor | bool) -> None:
         x = tf.cast(tf.stop_gradient(x), tf.float32)
         high = tf.reduce_max(x)
         low = tf.reduce_min(tf.reduce_max(x, -1)) - _SOFTMAX_DEPTH if kind == "scores" else tf.reduce_min(x)
@@ -50,8 +55,12 @@ class ActivationPoint:
         new = tf.concat([widest if self._widest else mean, [count]], 0)
         self.seen.assign(tf.where(active, new, old))
 
-    def range(self) -> tuple[tf.Tensor, tf.Tensor]:
-        seen = tf.convert_to_tensor(self.seen)
+    def now(self) -> tf.Tensor:
+        """Lowest value, highest value and number of observations, of shape (3,)."""
+        return remembered(self.layer, lambda: tf.convert_to_tensor(self.seen))
+
+    def range(self, seen: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Lowest and highest value of the grid, for what `now` gave."""
         if self.gain is not None:
             gains = tf.exp(tf.cast(keras_api.tf_variable(self.gain), tf.float32))
             return seen[0] * gains[0], seen[1] * gains[1]

@@ -264,12 +264,14 @@ class Simulation:
         if self.mode == "calibrate" or (key in self._wide and self.config.activation_bits == 8):
             return x
 
+        seen = point.now()
+
         def rounded() -> tf.Tensor:
-            low, high = (tf.convert_to_tensor(bound) for bound in fixed or point.range())
+            low, high = (tf.convert_to_tensor(bound) for bound in fixed or point.range(seen))
             low, high = usable_tensors(low, high, symmetric)
             if fixed:
                 return fake_quant_range(x, low, high, bits=bits, symmetric=symmetric)
-            observed = tf.convert_to_tensor(point.seen)[2] > 0  # nothing was before training
+            observed = seen[2] > 0  # nothing was before training
             return tf.cond(
                 observed, lambda: fake_quant_range(x, low, high, bits=bits, symmetric=symmetric), lambda: x
             )

@@ -113,6 +113,7 @@ class TrainSection(Section):
     clip_norm: Annotated[float, Field(ge=0)] = 1.0
     clip: Clipping = "global_norm"
     accumulate: Count = 1
+    gradient_checkpointing: bool = False
     jit_compile: bool = False
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
     keep_best: bool = False

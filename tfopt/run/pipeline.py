@@ -12,14 +12,11 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
-import tensorflow as tf
-
 from tfopt._base.files import remove, replacing, write_bytes, write_text
 from tfopt._keras import keras_api
 from tfopt._keras.copying import copy_of
 from tfopt._keras.loading import load_model
 from tfopt._keras.precision import default_policy, widen
-from tfopt.compress.base import Lessons
 from tfopt.compress.finish import finish_all
 from tfopt.compress.vocabulary import cut_rows
 from tfopt.errors import InputError, VerificationError
@@ -32,25 +29,23 @@ from tfopt.measure.results import Measurement
 from tfopt.quantization import NAMED
 from tfopt.quantization.sensitivity import choose_bits
 from tfopt.recipe import BASELINE, PlannedArtifact, Recipe
-from tfopt.recipe.sections import ExportSection, TrainSection
+from tfopt.recipe.sections import ExportSection
 from tfopt.recipe.techniques import VariantSection
 from tfopt.report import Report, Step, machine_info
 from tfopt.report.html import page
 from tfopt.report.plots import plots
-from tfopt.run.folder import CHECKPOINTS, JOURNAL, LESSONS, RunFolder
+from tfopt.run.folder import CHECKPOINTS, LESSONS, RunFolder
 from tfopt.run.material import Material, without
 from tfopt.run.named import told
+from tfopt.run.training import Trainings, train_config
 from tfopt.run.workers import folder_for
-from tfopt.structure.depth import depth_of_weights
 from tfopt.tasks import task_of
-from tfopt.train import TrainConfig, fit, make_strategy
-from tfopt.train.checkpoints import Checkpoints
+from tfopt.train import make_strategy
 from tfopt.train.fit import rows_at_once, seed_everything, total_steps
 from tfopt.train.strategy import is_chief, scope, works_with_others
 
 Log = Callable[[str], None]
 _DATA = "data"
-_VALIDATION_BATCH = 64
 
 
 def to_stderr(line: str) -> None:
@@ -145,9 +140,10 @@ class _Run:
         self.curves: dict[str, Any] = {}
         self.task = task_of(recipe, folder.path / _DATA)
         self._strategy, self._writes = strategy, is_chief(strategy)
+        self._trainings = Trainings(recipe, folder, task=self.task, strategy=strategy)
         for section in (recipe.train, *(variant.train for variant in recipe.variants)):
             if section.epochs:
-                rows_at_once(self._train_config(section), strategy)
+                rows_at_once(train_config(recipe, section), strategy)
 
     def artifacts(
         self, of: Collection[str] | None = None, go_on: bool = False
@@ -207,7 +203,7 @@ class _Run:
             model = model if kept is None else cut_rows(model, kept)
         self._keep_for_texts(model, data)
         history = (
-            self._fit(model, self.recipe.train, data, callbacks=[], title=BASELINE)
+            self._trainings.fit(model, self.recipe.train, data=data, callbacks=[], title=BASELINE)
             if self.recipe.train.epochs
             else {}
         )
@@ -223,7 +219,7 @@ class _Run:
     def _train_variant(self, variant: VariantSection, data: dict[str, Any]) -> dict[str, Any]:
         seed_everything(self.recipe.generation, self.recipe.seed + 1)
         config, epochs = variant.train, variant.train.epochs
-        steps = total_steps(data["train_records"], self._train_config(config)) if epochs else 0
+        steps = total_steps(data["train_records"], train_config(self.recipe, config)) if epochs else 0
         material = Material(steps, config.accumulate, task=self.task, baseline=self.path / _keras_file(BASELINE))
         with scope(self._strategy):
             model = load_model(self.path / _keras_file(variant.start))
@@ -246,8 +242,8 @@ class _Run:
         history = {}
         if epochs:
             cache = variant.distill is not None and variant.distill.cache
-            history = self._fit(
-                model, config, data, callbacks=callbacks, title=variant.name, lessons=lessons, cache=cache,
+            history = self._trainings.fit(
+                model, config, data=data, callbacks=callbacks, title=variant.name, lessons=lessons, cache=cache,
                 state=state,
             )  # fmt: skip
         self._keep(finish_all(model), variant.name)
@@ -259,51 +255,6 @@ class _Run:
         if self._writes:
             keras_api.save_model(model, self.path / _keras_file(owner))
             remove(self.path / CHECKPOINTS)
-
-    def _fit(
-        self,
-        model: Any,
-        section: TrainSection,
-        data: dict[str, Any],
-        callbacks: list[Any],
-        title: str,
-        lessons: Lessons | None = None,
-        cache: bool = False,
-        state: list[Any] | None = None,
-    ) -> dict[str, Any]:
-        config = self._train_config(section)
-        plain = functools.partial(self.task.compile, model, smoothing=section.label_smoothing)
-        compile_with = plain if lessons is None else lessons.compile
-        validation = self.task.batches(_VALIDATION_BATCH, "validation")
-        checkpoints = None
-        if config.checkpoint_every:
-            place = self.path / CHECKPOINTS / title
-            checkpoints = Checkpoints(place, every=config.checkpoint_every, extra=state or [], writes=self._writes)
-        kept = None
-        if cache and lessons is not None and not works_with_others(self._strategy):
-            kept = self.folder.lessons(f"{lessons.asked}-{config.batch_size}")
-        return fit(
-            model, functools.partial(self._batches, config.batch_size, lessons, kept), config=config,
-            steps=total_steps(data["train_records"], config), callbacks=callbacks,
-            validation=lessons.teach(validation) if lessons is not None else self.task.counted(validation),
-            strategy=self._strategy, title=title, checkpoints=checkpoints, compile_with=compile_with,
-            depths=depth_of_weights(model) if config.layer_decay < 1 else None,
-            journal=self.path / JOURNAL / title if section.tensorboard and self._writes else None,
-        )  # fmt: skip
-
-    def _train_config(self, section: TrainSection) -> TrainConfig:
-        values = section.model_dump(exclude={"tensorboard", "label_smoothing", "learning_rate"})
-        return TrainConfig(**values, learning_rate=self.recipe.rate(section), seed=self.recipe.seed)
-
-    def _batches(
-        self, batch_size: int, lessons: Lessons | None, cache: Path | None, epoch: Any, skip: int
-    ) -> tf.data.Dataset:
-        """Batches of one pass, or of what is left of it, with what a teacher makes of them."""
-        if lessons is None or cache is None:
-            found = self.task.batches(batch_size, "train", shuffle=True, epoch=epoch, skip=skip)
-            return self.task.counted(found) if lessons is None else lessons.teach(found)
-        whole = self.task.batches(batch_size, "train", shuffle=True, epoch=0)
-        return lessons.teach(whole, cache, epoch=epoch).skip(skip)
 
     # export
 

@@ -27,6 +27,8 @@ class TrainConfig:
             values.
         accumulate: parts in which a replica computes its rows of a batch, one after the other: memory of one, and
             the step of the whole batch.
+        gradient_checkpointing: keep between the passes only what each layer of a transformer takes, and compute the
+            rest again: memory of one layer for about a third more time.
         seed: of initial weights, order and dropout.
         jit_compile: compile the training step with XLA.
         ema: decay of a moving average of the weights by a step, which the model is evaluated with and ends with, in
@@ -51,6 +53,7 @@ class TrainConfig:
     clip_norm: float = 1.0
     clip: Clipping = "global_norm"
     accumulate: int = 1
+    gradient_checkpointing: bool = False
     seed: int = 0
     jit_compile: bool = False
     ema: float = 0.0

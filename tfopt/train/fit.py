@@ -24,7 +24,7 @@ from tfopt.train.loss_scale import LossScale
 from tfopt.train.optimizers import make_optimizer
 from tfopt.train.progress import Progress
 from tfopt.train.rates import RateByStep
-from tfopt.train.step import TrainStep
+from tfopt.train.step import Network, TrainStep
 from tfopt.train.strategy import scope
 
 Data = Callable[[Any, int], Any]
@@ -59,6 +59,7 @@ def fit(
     checkpoints: Checkpoints | None = None,
     journal: str | Path | None = None,
     depths: Mapping[str, int] | None = None,
+    network: Network | None = None,
     compile_with: Callable[..., None],
 ) -> dict[str, list[float]]:
     """Trains a model that gives logits, in place.
@@ -77,6 +78,7 @@ def fit(
         checkpoints: of this training; it goes on from the newest one.
         journal: folder for what TensorBoard shows, or None.
         depths: path of a weight -> layers above it, for `config.layer_decay`.
+        network: how the model is computed, for `config.gradient_checkpointing`: a `structure.recompute.Recomputed`.
         compile_with: takes the optimizer and `jit_compile`, and compiles the model with its losses, as
             `Task.compile` and `Distiller.compile` do.
 
@@ -87,6 +89,8 @@ def fit(
         WorkFailedError: a weight or the loss became NaN; the model keeps the weights of the last good step.
     """
     callbacks = callbacks or []
+    if config.gradient_checkpointing and network is None:
+        raise InputError("gradient_checkpointing needs to know the layers: give network")
     with scope(strategy):
         kept = Kept(
             model, average=config.ema, best=config.keep_best, patience=config.patience,
@@ -119,7 +123,7 @@ def fit(
             step = TrainStep(
                 model, strategy=strategy, part_rows=rows_at_once(config, strategy),
                 clipping=(config.clip, config.clip_norm), jit_compile=config.jit_compile, scale=scale,
-                rates=_rates_by_depth(model, config, depths),
+                rates=_rates_by_depth(model, config, depths), network=network,
             )  # fmt: skip
             evaluation = None if validation is None else Evaluation(model, validation, strategy)
             loop = Loop(

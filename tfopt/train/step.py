@@ -5,7 +5,7 @@ Keras 3 clips what each replica has before it sums, so that its steps on two rep
 parts are summed first, each counting by its rows, so that the step does not depend on how a batch is divided.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +16,10 @@ from tfopt.schedules import Clipping
 from tfopt.train.clipping import clipped
 from tfopt.train.loss_scale import LossScale
 from tfopt.train.parts import Part, part_of_replica
+
+# Inputs -> the answers of a model that trains, and what takes a gradient for each of their tensors to one for each
+# trainable variable, None where there is none.
+Network = Callable[[Any], tuple[Any, Callable[[Sequence[Any]], Sequence[Any]]]]
 
 
 class Taken(NamedTuple):
@@ -48,6 +52,7 @@ class TrainStep:
         scale: of the loss, for models that compute in float16, or None. A step whose gradients overflow is
             left out.
         rates: of each trainable variable, as a share of the learning rate; None for 1.
+        network: how the model is computed where it is not called as a whole.
     """
 
     def __init__(
@@ -60,7 +65,9 @@ class TrainStep:
         jit_compile: bool,
         scale: LossScale | None = None,
         rates: Sequence[float] | None = None,
+        network: Network | None = None,
     ) -> None:
+        self._network = network
         self._model, self._strategy, self._clipping = model, strategy, clipping
         self._replicas = 1 if strategy is None else strategy.num_replicas_in_sync
         self._part_rows, self._scale = part_rows, scale
@@ -170,14 +177,22 @@ class TrainStep:
 
     def _gradients_of(self, batch: tuple[Any, ...], share: Any) -> list[tf.Tensor]:
         x, y, weight = unpacked(batch)
+        answer, pull = None, None
+        if self._network is not None:
+            answer, pull = self._network(x)
+        ends = [] if pull is None else tf.nest.flatten(answer)
         with tf.GradientTape() as tape:
-            answer = self._model(x, training=True)
+            tape.watch(ends)
+            answer = self._model(x, training=True) if pull is None else answer
             # Keras divides by the number of replicas, whose losses it expects to be summed.
             loss = training.loss(self._model, x, y, answer=answer, weight=weight, training=True) * self._replicas
             shared = tf.cast(loss, tf.float32) * share
             scaled = shared if self._scale is None else shared * self._scale.value
         training.count(self._model, loss, batch=(x, y, weight), answer=answer)
-        gradients = tape.gradient(scaled, [keras_api.tf_variable(v) for v in self.variables])
+        found = tape.gradient(scaled, [*ends, *(keras_api.tf_variable(v) for v in self.variables)])
+        gradients = found[len(ends) :]  # with a network those of losses of weights alone
+        if pull is not None:
+            gradients = [_plus(*pair) for pair in zip(gradients, pull(found[: len(ends)]), strict=True)]
         self.learned = [i for i, gradient in enumerate(gradients) if gradient is not None]
         # Dense, since norms of a sparse one would count every mention of a row for itself.
         return [shared, *(tf.convert_to_tensor(gradients[i]) for i in self.learned)]
@@ -216,6 +231,13 @@ class EvaluationStep:
         loss = training.loss(self._model, x, y, answer=answer, weight=weight, training=False) * self._replicas
         training.count(self._model, loss, batch=(x, y, weight), answer=answer)
         return tf.constant(True)
+
+
+def _plus(one: Any, other: Any) -> Any:
+    """The sum of two gradients; None is zero."""
+    if one is None or other is None:
+        return other if one is None else one
+    return tf.convert_to_tensor(one) + tf.convert_to_tensor(other)
 
 
 def unpacked(batch: tuple[Any, ...]) -> tuple[Any, Any, Any]:

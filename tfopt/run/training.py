@@ -1,0 +1,96 @@
+"""The trainings of a run: what a recipe says of them, handed to the training loop."""
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import tensorflow as tf
+
+from tfopt.compress.base import Lessons
+from tfopt.recipe import Recipe
+from tfopt.recipe.sections import TrainSection
+from tfopt.run.folder import CHECKPOINTS, JOURNAL, RunFolder
+from tfopt.structure.depth import depth_of_weights
+from tfopt.structure.recompute import Recomputed
+from tfopt.train import TrainConfig, fit
+from tfopt.train.checkpoints import Checkpoints
+from tfopt.train.fit import total_steps
+from tfopt.train.strategy import is_chief, works_with_others
+
+_VALIDATION_BATCH = 64
+
+
+def train_config(recipe: Recipe, section: TrainSection) -> TrainConfig:
+    """How one of a recipe's models is trained."""
+    values = section.model_dump(exclude={"tensorboard", "label_smoothing", "learning_rate"})
+    return TrainConfig(**values, learning_rate=recipe.rate(section), seed=recipe.seed)
+
+
+class Trainings:
+    """Trains the models of a run on its data.
+
+    Args:
+        recipe: of the run.
+        folder: of the run, for checkpoints and what is kept of teachers.
+        task: gives the data and the losses.
+        strategy: in whose scope the models are made, or None.
+    """
+
+    def __init__(self, recipe: Recipe, folder: RunFolder, *, task: Any, strategy: Any) -> None:
+        self._recipe, self._folder, self._task, self._strategy = recipe, folder, task, strategy
+        self._writes = is_chief(strategy)
+
+    def fit(
+        self,
+        model: Any,
+        section: TrainSection,
+        *,
+        data: dict[str, Any],
+        callbacks: list[Any],
+        title: str,
+        lessons: Lessons | None = None,
+        cache: bool = False,
+        state: list[Any] | None = None,
+    ) -> dict[str, Any]:
+        """Trains a model in place, and returns the history.
+
+        Args:
+            model: of the run.
+            section: how it is trained.
+            data: facts about the data.
+            callbacks: of techniques.
+            title: of the model in the run.
+            lessons: of a teacher, or None.
+            cache: whether what the teacher answers is kept in the run's folder.
+            state: variables of techniques, which a checkpoint must hold.
+        """
+        config = train_config(self._recipe, section)
+        plain = functools.partial(self._task.compile, model, smoothing=section.label_smoothing)
+        validation = self._task.batches(_VALIDATION_BATCH, "validation")
+        checkpoints = None
+        if config.checkpoint_every:
+            place = self._folder.path / CHECKPOINTS / title
+            checkpoints = Checkpoints(place, every=config.checkpoint_every, extra=state or [], writes=self._writes)
+        kept = None
+        if cache and lessons is not None and not works_with_others(self._strategy):
+            kept = self._folder.lessons(f"{lessons.asked}-{config.batch_size}")
+        return fit(
+            model, functools.partial(self._batches, config.batch_size, lessons, kept), config=config,
+            steps=total_steps(data["train_records"], config), callbacks=callbacks,
+            validation=lessons.teach(validation) if lessons is not None else self._task.counted(validation),
+            strategy=self._strategy, title=title, checkpoints=checkpoints,
+            compile_with=plain if lessons is None else lessons.compile,
+            depths=depth_of_weights(model) if config.layer_decay < 1 else None,
+            network=Recomputed(model) if config.gradient_checkpointing else None,
+            journal=self._folder.path / JOURNAL / title if section.tensorboard and self._writes else None,
+        )  # fmt: skip
+
+    def _batches(
+        self, batch_size: int, lessons: Lessons | None, cache: Path | None, epoch: Any, skip: int
+    ) -> tf.data.Dataset:
+        """Batches of one pass, or of what is left of it, with what a teacher makes of them."""
+        if lessons is None or cache is None:
+            found = self._task.batches(batch_size, "train", shuffle=True, epoch=epoch, skip=skip)
+            return self._task.counted(found) if lessons is None else lessons.teach(found)
+        whole = self._task.batches(batch_size, "train", shuffle=True, epoch=0)
+        return lessons.teach(whole, cache, epoch=epoch).skip(skip)

@@ -1,0 +1,152 @@
+"""Gradient checkpointing: what is inside a transformer's layers is computed again when its gradients are.
+
+Chen et al., "Training Deep Nets with Sublinear Memory Cost", https://arxiv.org/abs/1604.06174: between the passes a
+layer keeps what it takes, for one more computation of it. `tf.recompute_grad` would draw other masks of dropout in
+the second pass, and count what passes a second time.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from tfopt._keras import keras_api
+from tfopt._keras.in_call import in_call
+from tfopt._keras.replay import Replay, Replayed
+from tfopt.errors import InputError
+from tfopt.structure.blocks import between, blocks_of
+from tfopt.structure.groups import structure_of
+from tfopt.structure.inlined import inlined
+from tfopt.structure.nodes import flat, functional, nodes, struct_of
+from tfopt.structure.segments import Segment, outputs_from, run_segment, segments_of, start_values
+
+Gradients = Sequence[tf.Tensor | None]
+Pull = Callable[[Gradients], list[tf.Tensor | None]]
+# What runs a second time must change nothing; these are the stateful operations that only read.
+_READS = {"ReadVariableOp", "ResourceGather", "PlaceholderWithDefault", "Placeholder", "VarHandleOp"}
+
+
+class Recomputed:
+    """A transformer that trains in little memory: gradients are those of the model itself.
+
+    Args:
+        model: functional, of either generation, with layers of attention that repeat.
+
+    Raises:
+        InputError: a model whose layers are not known, or that has losses inside.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self._graph = inlined(model)
+        blocks = blocks_of(self._graph, structure_of(self._graph))
+        if not blocks:
+            raise InputError(
+                f"model {model.name!r} has no layers of attention between tensors of one shape, which could be "
+                "computed again; train it without gradient_checkpointing"
+            )
+        for path, layer in keras_api.walk(model):
+            if getattr(layer, "activity_regularizer", None) is not None:
+                raise InputError(f"layer {path!r} has a loss of what passes it, which gradient_checkpointing loses")
+        graph = list(nodes(self._graph))
+        groups = [between(graph, block.start, block.end) for block in blocks]
+        repeated = {node.outputs for group in groups for node in group}
+        self._variables = [keras_api.tf_variable(v) for v in model.trainable_variables]
+        self._segments = segments_of(self._graph, groups)
+        self._again = {s.gives for s in self._segments if s.nodes[0].outputs in repeated}
+        inside = [*keras_api.walk(self._graph), *keras_api.operations(self._graph)]
+        self._replayed = Replayed([model, *(operation for _, operation in inside)])
+
+    def __call__(self, x: Any) -> tuple[Any, Pull]:
+        """Answers to a batch, as in training; for the graph of a `tf.function`.
+
+        Returns:
+            The answers, and a function from a gradient for each of their tensors to one for each trainable
+            variable of the model, None where they do not depend on it.
+        """
+        values = start_values(self._graph, x)
+        back = [self._forward(segment, values) for segment in self._segments]
+        ends = [id(tensor) for tensor in flat(struct_of(functional(self._graph), "outputs"))]
+
+        def pull(gradients: Gradients) -> list[tf.Tensor | None]:
+            found = dict(zip(ends, gradients, strict=True))
+            sums: list[tf.Tensor | None] = [None] * len(self._variables)
+            for segment, backward in zip(reversed(self._segments), reversed(back), strict=True):
+                of_inputs, of_variables = backward([found.pop(i, None) for i in segment.gives])
+                for i, gradient in zip(segment.takes, of_inputs, strict=True):
+                    found[i] = plus(found.get(i), gradient)
+                sums = [plus(*pair) for pair in zip(sums, of_variables, strict=True)]
+            return sums
+
+        return outputs_from(self._graph, values), pull
+
+    def _forward(self, segment: Segment, values: dict[int, tf.Tensor]) -> Callable[[Gradients], Any]:
+        """Adds what a segment gives to `values`; returns its backward pass."""
+        taken = [values[i] for i in segment.takes]
+        replayed, replay = self._replayed, Replay()
+
+        def run(inputs: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+            known = dict(zip(segment.takes, inputs, strict=True))
+            return in_call(self._graph, lambda: run_segment(segment, known))
+
+        if segment.gives not in self._again:
+            with tf.GradientTape() as tape:
+                tape.watch([t for t in taken if t.dtype.is_floating])
+                made = run(taken)
+            values.update(zip(segment.gives, made, strict=True))
+            return lambda gradients: self._pulled(tape, (taken, made), gradients)
+        with replayed.under(replay):
+            values.update(zip(segment.gives, run(taken), strict=True))
+
+        def backward(gradients: Gradients) -> Any:
+            if all(gradient is None for gradient in gradients):
+                return [None] * len(taken), [None] * len(self._variables)
+            replay.again()
+            again = after(taken, gradients)
+            count = len(tf.compat.v1.get_default_graph().get_operations())
+            with tf.GradientTape() as second, replayed.under(replay):
+                second.watch([t for t in again if t.dtype.is_floating])
+                made = run(again)
+            _check_changes_nothing(segment, count)
+            return self._pulled(second, (again, made), gradients)
+
+        return backward
+
+    def _pulled(self, tape: tf.GradientTape, between: tuple[Any, Any], gradients: Gradients) -> Any:
+        """Gradients of inputs and variables, from those of outputs."""
+        inputs, outputs = between
+        pairs = [(o, g) for o, g in zip(outputs, gradients, strict=True) if g is not None and o.dtype.is_floating]
+        if not pairs:
+            return [None] * len(inputs), [None] * len(self._variables)
+        found = tape.gradient(
+            [o for o, _ in pairs], [*inputs, *self._variables], output_gradients=[g for _, g in pairs]
+        )
+        dense = [None if gradient is None else tf.convert_to_tensor(gradient) for gradient in found]
+        return dense[: len(inputs)], dense[len(inputs) :]
+
+
+def plus(one: tf.Tensor | None, other: tf.Tensor | None) -> tf.Tensor | None:
+    """The sum of two gradients; None is zero."""
+    if one is None or other is None:
+        return other if one is None else one
+    return one + other
+
+
+def after(tensors: Sequence[tf.Tensor], others: Gradients) -> list[tf.Tensor]:
+    """The tensors, once the others are known; XLA and Grappler would merge equal computations otherwise."""
+    first = next(other for other in others if other is not None)
+    # Of data, not of control, which XLA does not keep; zero whatever the value is.
+    element = tf.cast(tf.reshape(first, [-1])[:1], tf.float32)
+    zero = tf.reduce_sum(tf.where(tf.equal(element, element), 0.0, 0.0 * tf.ones_like(element)))
+    return [t + tf.cast(zero, t.dtype) if t.dtype.is_floating else tf.identity(t) for t in tensors]
+
+
+def _check_changes_nothing(segment: Segment, count: int) -> None:
+    made = tf.compat.v1.get_default_graph().get_operations()[count:]
+    wrong = [op for op in made if op.op_def is not None and op.op_def.is_stateful and op.type not in _READS]
+    if wrong:
+        inside = wrong[0].name.split("/")
+        names = [node.operation.name for node in segment.nodes if node.operation.name in inside]
+        raise InputError(
+            f"{names[0] if names else wrong[0].name} changes something, or draws random numbers, while it trains "
+            f"({wrong[0].type}), and cannot be computed again; train without gradient_checkpointing"
+        )
