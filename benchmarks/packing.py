@@ -60,7 +60,7 @@ PEAK = """
 import sys
 from tfopt.data.pack import pack
 from tfopt.data.readers.open import open_source
-from tfopt.runtime.memory import peak_memory_bytes
+from tfopt._base.memory import peak_memory_bytes
 
 pack(open_source(sys.argv[1]), layout="text", labels=["0", "1"], out=sys.argv[2])
 print(peak_memory_bytes() / 2**20)

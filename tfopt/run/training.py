@@ -1,6 +1,7 @@
 """The trainings of a run: what a recipe says of them, handed to the training loop."""
 
 import functools
+import math
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,7 @@ class Trainings:
             strategy=self._strategy, title=title, checkpoints=checkpoints,
             compile_with=plain if lessons is None else lessons.compile,
             depths=depth_of_weights(model) if config.layer_decay < 1 else None,
+            longest=min(data.get("train_longest", math.inf), self._recipe.data.max_length),
             network=Recomputed(model) if config.gradient_checkpointing else None,
             journal=self._folder.path / JOURNAL / title if section.tensorboard and self._writes else None,
         )  # fmt: skip

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from tfopt._base.children import LIGHT, WARM, ChildFailedError, run_in_child
+from tfopt._base.memory import peak_memory_bytes
 from tfopt.errors import TfoptError
-from tfopt.runtime.memory import peak_memory_bytes
 from tfopt.runtime.predictor import Predictor
 
 _ROWS_IN_SECOND = 8  # its kernels are slow

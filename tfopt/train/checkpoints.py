@@ -93,6 +93,10 @@ class Checkpoints(keras_api.Callback):
         """Takes further variables of the training, before anything is restored or written."""
         self._extra += variables
 
+    def held(self, model: Any) -> list[Any]:
+        """The variables that a checkpoint copies while the training goes on."""
+        return list(_named(model, self._extra).values())
+
     def restore(self, model: Any) -> Position:
         """Gives a compiled model, and its optimizer, the state of the newest checkpoint that is whole.
 

@@ -21,6 +21,7 @@ from tfopt.train.journal import Journal
 from tfopt.train.kept import Kept
 from tfopt.train.loop import Evaluation, Loop
 from tfopt.train.loss_scale import LossScale
+from tfopt.train.memory import tell_memory
 from tfopt.train.optimizers import make_optimizer
 from tfopt.train.progress import Progress
 from tfopt.train.rates import RateByStep
@@ -60,9 +61,10 @@ def fit(
     journal: str | Path | None = None,
     depths: Mapping[str, int] | None = None,
     network: Network | None = None,
+    longest: int | None = None,
     compile_with: Callable[..., None],
 ) -> dict[str, list[float]]:
-    """Trains a model that gives logits, in place.
+    """Trains a model in place.
 
     Args:
         model: takes the inputs of `data` and gives logits of shape (batch, classes), or (batch, length, vocabulary)
@@ -78,6 +80,8 @@ def fit(
         checkpoints: of this training; it goes on from the newest one.
         journal: folder for what TensorBoard shows, or None.
         depths: path of a weight -> layers above it, for `config.layer_decay`.
+        longest: what stands for sizes that `data` does not tell when memory is estimated, as tokens of a text; by
+            default those of the first batch.
         network: how the model is computed, for `config.gradient_checkpointing`: a `structure.recompute.Recomputed`.
         compile_with: takes the optimizer and `jit_compile`, and compiles the model with its losses, as
             `Task.compile` and `Distiller.compile` do.
@@ -89,8 +93,6 @@ def fit(
         WorkFailedError: a weight or the loss became NaN; the model keeps the weights of the last good step.
     """
     callbacks = callbacks or []
-    if config.gradient_checkpointing and network is None:
-        raise InputError("gradient_checkpointing needs to know the layers: give network")
     with scope(strategy):
         kept = Kept(
             model, average=config.ema, best=config.keep_best, patience=config.patience,
@@ -102,9 +104,7 @@ def fit(
     number = tf.Variable(start.epoch, dtype=tf.int64, trainable=False)
     if start.step:
         _log.info("%s goes on at step %d of %d", title, start.step, steps)
-        for callback in callbacks:
-            if hasattr(callback, "go_on"):
-                callback.go_on()
+        _go_on(callbacks)
     finite = FiniteWeights(title)
     ending = Ending(config.minutes, title, holds_signals=checkpoints is not None)
     with (
@@ -120,10 +120,10 @@ def fit(
             written.append(Journal(journal, batch_size=config.batch_size, sources=callbacks))
         everything = [*rates, finite, *callbacks, _Passes(number), *written, progress]
         with scope(strategy):
-            step = TrainStep(
-                model, strategy=strategy, part_rows=rows_at_once(config, strategy),
-                clipping=(config.clip, config.clip_norm), jit_compile=config.jit_compile, scale=scale,
-                rates=_rates_by_depth(model, config, depths), network=network,
+            step = _step(model, config, strategy, scale=scale, depths=depths, network=network)
+            tell_memory(
+                title, step, lambda: data(start.epoch, start.batch), config=config, strategy=strategy,
+                keeps=[*kept.state, *(checkpoints.held(model) if checkpoints is not None else [])], longest=longest,
             )  # fmt: skip
             evaluation = None if validation is None else Evaluation(model, validation, strategy)
             loop = Loop(
@@ -149,6 +149,24 @@ def _begun(model: Any, kept: Kept, checkpoints: Checkpoints | None) -> tuple[Los
         return scale, Position()
     checkpoints.hold([*kept.state, *(scale.state if scale is not None else [])])
     return scale, checkpoints.restore(model)
+
+
+def _go_on(callbacks: list[Any]) -> None:
+    """Tells techniques that the training did not begin now."""
+    for callback in callbacks:
+        if hasattr(callback, "go_on"):
+            callback.go_on()
+
+
+def _step(
+    model: Any, config: TrainConfig, strategy: Any, *, depths: Mapping[str, int] | None, **further: Any
+) -> TrainStep:
+    if config.gradient_checkpointing and further["network"] is None:
+        raise InputError("gradient_checkpointing needs to know the layers: give network")
+    return TrainStep(
+        model, strategy=strategy, part_rows=rows_at_once(config, strategy), jit_compile=config.jit_compile,
+        clipping=(config.clip, config.clip_norm), rates=_rates_by_depth(model, config, depths), **further,
+    )  # fmt: skip
 
 
 def _rates_by_depth(model: Any, config: TrainConfig, depths: Mapping[str, int] | None) -> list[float] | None:

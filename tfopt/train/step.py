@@ -101,6 +101,10 @@ class TrainStep:
             self._late(gradients)
         return taken
 
+    def one_part(self, *batch: Any) -> Any:
+        """Loss and gradients of rows that are computed at once, on each replica; for a graph that is looked at."""
+        return self._run(self._gradients_of, batch, 1.0)
+
     def _step_of(self, parts: tuple[Part, ...], ends: tf.Tensor) -> tuple[Taken, list[Any]]:
         shares = self._run(self._first, parts, 0) if self._part_rows is None else self._in_turn(parts)
         found, gradients = self._run(self._summed, ends, *shares)
