@@ -24,6 +24,7 @@ ALLOWED = {
     "numerics": {"errors"},
     "data": {"errors", "_base"},
     "structure": BELOW | {"numerics"},
+    "parallel": BELOW | {"structure"},
     "quantization": BELOW | {"numerics"},
     "decoding": BELOW | {"numerics"},
     "tflite": {"errors", "_base", "numerics", "quantization"},

@@ -1,5 +1,7 @@
 """Copies of models, so that work on one leaves the other to whoever uses it."""
 
+import functools
+from collections.abc import Mapping
 from typing import Any
 
 from tfopt._keras import extras, keras_api
@@ -8,15 +10,17 @@ from tfopt._keras.adapted import carry_adapted
 _CARRIED = ("_tfopt_quantization",)  # what goes with the model object besides its members
 
 
-def copy_of(model: Any) -> Any | None:
+def copy_of(model: Any, device_of: Mapping[str, str] | None = None) -> Any | None:
     """A model with the same layers, names and weights; None where its configuration does not give one.
 
     Args:
         model: a built model of either generation; it is not changed.
+        device_of: name of a layer -> device that its weights are to be on; others are where TensorFlow puts them.
     """
     keras = keras_api.keras_module(keras_api.generation_of(model))
+    further = {} if device_of is None else {"clone_function": functools.partial(_on_device, device_of)}
     try:
-        made = keras.models.clone_model(model)
+        made = keras.models.clone_model(model, **further)
     except Exception:  # noqa: BLE001 - whatever somebody's own configuration raises; who calls says so
         return None
     if not made.built:
@@ -34,6 +38,17 @@ def copy_of(model: Any) -> Any | None:
     for name in _CARRIED:
         if name in vars(model):
             object.__setattr__(made, name, vars(model)[name])
+    return made
+
+
+def _on_device(device_of: Mapping[str, str], layer: Any) -> Any:
+    """A layer as it is configured, with its weights on its device."""
+    import tensorflow as tf
+
+    made = layer.__class__.from_config(layer.get_config())
+    if layer.name in device_of and getattr(layer, "weights", None) and not made.built:
+        with tf.device(device_of[layer.name]):
+            made.build_from_config(layer.get_build_config())
     return made
 
 

@@ -18,7 +18,15 @@ from tfopt.structure.blocks import between, blocks_of
 from tfopt.structure.groups import structure_of
 from tfopt.structure.inlined import inlined
 from tfopt.structure.nodes import flat, functional, nodes, struct_of
-from tfopt.structure.segments import Segment, outputs_from, run_segment, segments_of, start_values
+from tfopt.structure.segments import (
+    Segment,
+    outputs_from,
+    plus,
+    pulled,
+    run_segment,
+    segments_of,
+    start_values,
+)
 
 Gradients = Sequence[tf.Tensor | None]
 Pull = Callable[[Gradients], list[tf.Tensor | None]]
@@ -93,7 +101,9 @@ class Recomputed:
                 tape.watch([t for t in taken if t.dtype.is_floating])
                 made = run(taken)
             values.update(zip(segment.gives, made, strict=True))
-            return lambda gradients: self._pulled(tape, (taken, made), gradients)
+            return lambda gradients: pulled(
+                tape, list(zip(made, gradients, strict=True)), taken, variables=self._variables
+            )
         with replayed.under(replay):
             values.update(zip(segment.gives, run(taken), strict=True))
 
@@ -107,28 +117,9 @@ class Recomputed:
                 second.watch([t for t in again if t.dtype.is_floating])
                 made = run(again)
             _check_changes_nothing(segment, count)
-            return self._pulled(second, (again, made), gradients)
+            return pulled(second, list(zip(made, gradients, strict=True)), again, variables=self._variables)
 
         return backward
-
-    def _pulled(self, tape: tf.GradientTape, between: tuple[Any, Any], gradients: Gradients) -> Any:
-        """Gradients of inputs and variables, from those of outputs."""
-        inputs, outputs = between
-        pairs = [(o, g) for o, g in zip(outputs, gradients, strict=True) if g is not None and o.dtype.is_floating]
-        if not pairs:
-            return [None] * len(inputs), [None] * len(self._variables)
-        found = tape.gradient(
-            [o for o, _ in pairs], [*inputs, *self._variables], output_gradients=[g for _, g in pairs]
-        )
-        dense = [None if gradient is None else tf.convert_to_tensor(gradient) for gradient in found]
-        return dense[: len(inputs)], dense[len(inputs) :]
-
-
-def plus(one: tf.Tensor | None, other: tf.Tensor | None) -> tf.Tensor | None:
-    """The sum of two gradients; None is zero."""
-    if one is None or other is None:
-        return other if one is None else one
-    return one + other
 
 
 def after(tensors: Sequence[tf.Tensor], others: Gradients) -> list[tf.Tensor]:

@@ -68,12 +68,13 @@ def start_values(model: Any, given: Any) -> dict[int, Any]:
     return {id(s): tf.cast(value, s.dtype) for s, value in zip(symbolic, values, strict=True)}
 
 
-def run_segment(segment: Segment, values: Mapping[int, Any]) -> list[Any]:
-    """Runs the calls of a segment, as in training; within the call of a layer that trains.
+def run_segment(segment: Segment, values: Mapping[int, Any], *, training: bool = True) -> list[Any]:
+    """Runs the calls of a segment, within the call of a layer (`tfopt._keras.in_call`).
 
     Args:
         segment: of a functional model.
         values: tensor by identity, of all that the segment takes.
+        training: whether the layer trains.
 
     Returns:
         The tensors that it gives.
@@ -85,7 +86,7 @@ def run_segment(segment: Segment, values: Mapping[int, Any]) -> list[Any]:
         if keras_api.generation_of(node.operation) == "keras" and "training" in getattr(
             node.operation, "_call_context_args", {}
         ):
-            keywords = {**keywords, "training": True}
+            keywords = {**keywords, "training": training}
         known.update(zip(node.outputs, flat(node.operation(*arguments, **keywords)), strict=True))
     return [known[i] for i in segment.gives]
 
@@ -93,3 +94,32 @@ def run_segment(segment: Segment, values: Mapping[int, Any]) -> list[Any]:
 def outputs_from(model: Any, values: Mapping[int, Any]) -> Any:
     """The outputs of a model in their structure, from tensors by identity."""
     return filled(struct_of(functional(model), "outputs"), values)
+
+
+def pulled(tape: Any, outputs: Sequence[tuple[Any, Any]], inputs: Sequence[Any], variables: Sequence[Any]) -> Any:
+    """Gradients of inputs and of variables, None where there are none, from those of outputs.
+
+    Args:
+        tape: that saw the outputs computed.
+        outputs: pairs of a tensor and its gradient, or None.
+        inputs: that the tape watched.
+        variables: any.
+    """
+    import tensorflow as tf
+
+    known = [
+        (tensor, gradient) for tensor, gradient in outputs if gradient is not None and tensor.dtype.is_floating
+    ]
+    if not known:
+        return [None] * len(inputs), [None] * len(variables)
+    given = [gradient for _, gradient in known]
+    found = tape.gradient([tensor for tensor, _ in known], [*inputs, *variables], output_gradients=given)
+    dense = [None if gradient is None else tf.convert_to_tensor(gradient) for gradient in found]
+    return dense[: len(inputs)], dense[len(inputs) :]
+
+
+def plus(one: Any | None, other: Any | None) -> Any | None:
+    """The sum of two gradients; None is zero."""
+    if one is None or other is None:
+        return other if one is None else one
+    return one + other

@@ -9,6 +9,7 @@ from typing import Any
 import tensorflow as tf
 
 from tfopt._base.cluster import check_free, cluster_of
+from tfopt._keras.devices import devices
 from tfopt.errors import InputError
 from tfopt.schedules import StrategyName, check_choice
 
@@ -51,24 +52,11 @@ def _mirrored(replicas: int) -> Any:
         if gpus < 2:
             raise InputError(f"strategy 'mirrored' needs 2 replicas or more, or several GPUs; {gpus} were found")
         replicas = gpus
-    if gpus >= replicas:
-        return tf.distribute.MirroredStrategy([f"GPU:{i}" for i in range(replicas)])
-    cpu = tf.config.list_physical_devices("CPU")[0]
-    have = tf.config.get_logical_device_configuration(cpu)
-    if have is None or len(have) < replicas:
-        try:
-            tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * replicas)
-            tf.config.list_logical_devices()
-        except RuntimeError as error:
-            raise InputError(
-                f"cannot split the CPU into {replicas} replicas after TensorFlow has started; "
-                "make the strategy first"
-            ) from error
+    found = devices(replicas)
     # Keras 3 launches its collectives in no fixed order, and on CPUs those of two replicas now and then meet
     # the wrong partner ("Shape mismatch in the collective instance"); summing on one device has no such race.
-    return tf.distribute.MirroredStrategy(
-        [f"CPU:{i}" for i in range(replicas)], cross_device_ops=tf.distribute.ReductionToOneDevice()
-    )
+    sums = tf.distribute.ReductionToOneDevice() if found[0].startswith("CPU") else None
+    return tf.distribute.MirroredStrategy(found, cross_device_ops=sums)
 
 
 def _multi_worker(replicas: int) -> Any:

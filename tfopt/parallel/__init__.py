@@ -1,0 +1,1 @@
+"""One model over several devices: stages of a pipeline, and layers that are split."""
