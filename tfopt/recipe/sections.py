@@ -95,10 +95,10 @@ class ModelSection(Section):
 class TrainSection(Section):
     """One training; see `tfopt.train.TrainConfig`. With 0 epochs nothing is trained.
 
-    Without `learning_rate` it is that of the kind of model, `LEARNING_RATES`. With `minutes` it ends when
-    they are over. With `label_smoothing` the classes
-    share that part of each label, in the losses of validation too. With `tensorboard` the folder "tensorboard" of
-    the run has its figures.
+    Without `learning_rate` it is that of the kind of model, `LEARNING_RATES`. With `minutes` it ends when they are
+    over. With `stages` the layers of a transformer are spread over so many devices, which work on `micro_batches`
+    of each batch in turns. With `label_smoothing` the classes share that part of each label, in the losses of
+    validation too. With `tensorboard` the folder "tensorboard" of the run has its figures.
     """
 
     epochs: Annotated[int, Field(ge=0)] = 3
@@ -114,6 +114,8 @@ class TrainSection(Section):
     clip: Clipping = "global_norm"
     accumulate: Count = 1
     gradient_checkpointing: bool = False
+    stages: Count = 1
+    micro_batches: Count = 8
     jit_compile: bool = False
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
     keep_best: bool = False
@@ -122,6 +124,14 @@ class TrainSection(Section):
     tensorboard: bool = False
     checkpoint_every: Annotated[int, Field(ge=0)] = 200
     minutes: Annotated[float, Field(gt=0)] | None = None
+
+    @pydantic.model_validator(mode="after")
+    def _check_stages(self) -> "TrainSection":
+        others = [name for name in ("gradient_checkpointing", "jit_compile") if getattr(self, name)]
+        others += ["accumulate"] * (self.accumulate > 1)
+        if self.stages > 1 and others:
+            raise ValueError(f"stages compute a batch in micro_batches already: leave out {', '.join(others)}")
+        return self
 
 
 class ExportSection(Section):

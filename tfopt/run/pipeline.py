@@ -41,7 +41,7 @@ from tfopt.run.training import Trainings, train_config
 from tfopt.run.workers import folder_for
 from tfopt.tasks import task_of
 from tfopt.train import make_strategy
-from tfopt.train.fit import rows_at_once, seed_everything, total_steps
+from tfopt.train.fit import seed_everything, total_steps
 from tfopt.train.strategy import is_chief, scope, works_with_others
 
 Log = Callable[[str], None]
@@ -141,9 +141,6 @@ class _Run:
         self.task = task_of(recipe, folder.path / _DATA)
         self._strategy, self._writes = strategy, is_chief(strategy)
         self._trainings = Trainings(recipe, folder, task=self.task, strategy=strategy)
-        for section in (recipe.train, *(variant.train for variant in recipe.variants)):
-            if section.epochs:
-                rows_at_once(train_config(recipe, section), strategy)
 
     def artifacts(
         self, of: Collection[str] | None = None, go_on: bool = False
@@ -201,6 +198,7 @@ class _Run:
         with scope(self._strategy), policy:
             model, kept = self.task.build(data), self.task.kept_tokens()
             model = model if kept is None else cut_rows(model, kept)
+            model = self._trainings.placed(model, self.recipe.train)
         self._keep_for_texts(model, data)
         history = (
             self._trainings.fit(model, self.recipe.train, data=data, callbacks=[], title=BASELINE)
@@ -222,7 +220,7 @@ class _Run:
         steps = total_steps(data["train_records"], train_config(self.recipe, config)) if epochs else 0
         material = Material(steps, config.accumulate, task=self.task, baseline=self.path / _keras_file(BASELINE))
         with scope(self._strategy):
-            model = load_model(self.path / _keras_file(variant.start))
+            model = self._trainings.placed(load_model(self.path / _keras_file(variant.start)), config)
         callbacks: list[Any] = []
         helpers: list[str] = []
         state: list[Any] = []

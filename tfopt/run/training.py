@@ -7,7 +7,11 @@ from typing import Any
 
 import tensorflow as tf
 
+from tfopt._keras.devices import devices
 from tfopt.compress.base import Lessons
+from tfopt.errors import InputError
+from tfopt.parallel.pipeline import Pipeline
+from tfopt.parallel.stages import placed
 from tfopt.recipe import Recipe
 from tfopt.recipe.sections import TrainSection
 from tfopt.run.folder import CHECKPOINTS, JOURNAL, RunFolder
@@ -15,15 +19,16 @@ from tfopt.structure.depth import depth_of_weights
 from tfopt.structure.recompute import Recomputed
 from tfopt.train import TrainConfig, fit
 from tfopt.train.checkpoints import Checkpoints
-from tfopt.train.fit import total_steps
+from tfopt.train.fit import rows_at_once, total_steps
 from tfopt.train.strategy import is_chief, works_with_others
 
 _VALIDATION_BATCH = 64
+_NOT_OF_THE_LOOP = {"tensorboard", "label_smoothing", "learning_rate", "stages", "micro_batches"}
 
 
 def train_config(recipe: Recipe, section: TrainSection) -> TrainConfig:
     """How one of a recipe's models is trained."""
-    values = section.model_dump(exclude={"tensorboard", "label_smoothing", "learning_rate"})
+    values = section.model_dump(exclude=_NOT_OF_THE_LOOP)
     return TrainConfig(**values, learning_rate=recipe.rate(section), seed=recipe.seed)
 
 
@@ -40,6 +45,18 @@ class Trainings:
     def __init__(self, recipe: Recipe, folder: RunFolder, *, task: Any, strategy: Any) -> None:
         self._recipe, self._folder, self._task, self._strategy = recipe, folder, task, strategy
         self._writes = is_chief(strategy)
+        sections = [recipe.train, *(variant.train for variant in recipe.variants)]
+        stages = max(section.stages for section in sections)
+        if stages > 1 and strategy is not None:
+            raise InputError(f"stages {stages} are for one replica: leave out replicas, strategy and TF_CONFIG")
+        self._devices = devices(stages, "stages") if stages > 1 else []
+        for section in sections:
+            if section.epochs:
+                rows_at_once(train_config(recipe, section), strategy)
+
+    def placed(self, model: Any, section: TrainSection) -> Any:
+        """The model, with its weights on the devices that are to train it."""
+        return placed(model, self._devices[: section.stages]) if section.stages > 1 and section.epochs else model
 
     def fit(
         self,
@@ -75,7 +92,12 @@ class Trainings:
         kept = None
         if cache and lessons is not None and not works_with_others(self._strategy):
             kept = self._folder.lessons(f"{lessons.asked}-{config.batch_size}")
-        return fit(
+        network: Any = Recomputed(model) if config.gradient_checkpointing else None
+        told = {}
+        if section.stages > 1:
+            network = Pipeline(model, self._devices[: section.stages], micro_batches=section.micro_batches)
+            told = {"pipeline_idle_share": [network.idle_share]}
+        return told | fit(
             model, functools.partial(self._batches, config.batch_size, lessons, kept), config=config,
             steps=total_steps(data["train_records"], config), callbacks=callbacks,
             validation=lessons.teach(validation) if lessons is not None else self._task.counted(validation),
@@ -83,7 +105,7 @@ class Trainings:
             compile_with=plain if lessons is None else lessons.compile,
             depths=depth_of_weights(model) if config.layer_decay < 1 else None,
             longest=min(data.get("train_longest", math.inf), self._recipe.data.max_length),
-            network=Recomputed(model) if config.gradient_checkpointing else None,
+            network=network,
             journal=self._folder.path / JOURNAL / title if section.tensorboard and self._writes else None,
         )  # fmt: skip
 

@@ -1,0 +1,191 @@
+"""A model over several devices answers and learns as it does on one."""
+
+import dataclasses
+import itertools
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.conftest import TINY, without_exports
+from tests.decoders import FAMILIES
+from tfopt._keras import keras_api
+from tfopt._keras.devices import devices
+from tfopt._keras.loading import load_model
+from tfopt.errors import InputError
+from tfopt.models import bert, causal_lm
+from tfopt.parallel.pipeline import Pipeline
+from tfopt.parallel.stages import _balanced, idle_share, placed, stages_of
+from tfopt.recipe import Recipe
+from tfopt.run.pipeline import build
+from tfopt.structure.nodes import flat
+
+ROWS, LENGTH = 11, 12
+
+
+def inputs(names=("input_ids", "attention_mask")):
+    rng = np.random.default_rng(0)
+    ids = rng.integers(3, 60, (ROWS, LENGTH)).astype(np.int32)
+    mask = np.ones_like(ids)
+    mask[::2, 7:] = 0
+    return dict(zip(names, (ids * mask, mask, 0 * ids), strict=False))
+
+
+def models(generation):
+    """Name -> a model of four layers, or two, without dropout."""
+    shape = dataclasses.replace(TINY, num_hidden_layers=4, hidden_dropout_prob=0.0)
+    keras_api.keras_module(generation).utils.set_random_seed(1)
+    return {
+        "two layers": bert(dataclasses.replace(shape, num_hidden_layers=2), 3, generation=generation),
+        "classifier": bert(shape, 3, generation=generation),
+        "words, by the table of the first stage": bert(shape, head="masked_lm", generation=generation),
+        "several outputs": bert(shape, heads={"a": 2, "b": 3}, generation=generation),
+        "decoder": causal_lm(next(iter(FAMILIES.values())), generation=generation),
+    }
+
+
+def gradients(network, model, x):
+    """Answers and gradients of all variables, of a loss of every answer."""
+    variables = [keras_api.tf_variable(v) for v in model.trainable_variables]
+
+    def both(given):
+        if network is not None:
+            answer, pull = network(given)
+            return answer, pull([2.0 * a for a in flat(answer)])
+        with tf.GradientTape() as tape:
+            answer = model(given, training=True)
+            loss = tf.add_n([tf.reduce_sum(tf.square(a)) for a in flat(answer)])
+        found = tape.gradient(loss, variables)
+        return answer, [None if g is None else tf.convert_to_tensor(g) for g in found]
+
+    return tf.function(both, autograph=False)(x)
+
+
+def check_same(model, devices_, x, micro_batches):
+    copied = placed(model, devices_)
+    pipeline = Pipeline(copied, devices_, micro_batches=micro_batches)
+    answers, expected = gradients(None, model, x)
+    again, found = gradients(pipeline, copied, x)
+    for one, other, third in zip(flat(answers), flat(again), flat(pipeline.predict(x)), strict=True):
+        np.testing.assert_allclose(other, one, atol=1e-5, rtol=1e-5)
+        np.testing.assert_allclose(third, one, atol=1e-5, rtol=1e-5)
+    assert sum(g is not None for g in expected) > 5
+    for variable, one, other in zip(model.trainable_variables, expected, found, strict=True):
+        assert (one is None) == (other is None), variable.name
+        if one is not None:
+            np.testing.assert_allclose(other, one, atol=1e-5, rtol=1e-4, err_msg=variable.name)
+
+
+@pytest.mark.parametrize("micro_batches", [1, 4, 12], ids="{} micro-batches".format)
+def test_gradients_are_those_of_the_model(generation, micro_batches):
+    check_same(models(generation)["two layers"], devices(2, "stages"), inputs(), micro_batches)
+
+
+@pytest.mark.parametrize("name", ["words, by the table of the first stage", "several outputs", "decoder"])
+def test_other_models(generation, name):
+    check_same(models(generation)[name], devices(2, "stages"), inputs(), micro_batches=3)
+
+
+def test_a_model_of_keras_hub():
+    keras_hub = pytest.importorskip("keras_hub")
+    backbone = keras_hub.models.BertBackbone(
+        vocabulary_size=100, num_layers=2, num_heads=2, hidden_dim=16, intermediate_dim=32, max_sequence_length=16,
+        dropout=0.0,
+    )  # fmt: skip
+    model = keras_hub.models.BertTextClassifier(backbone, num_classes=3, preprocessor=None, dropout=0.0)
+    pipeline = Pipeline(model, devices(2, "stages"), micro_batches=4)
+    x = inputs(("token_ids", "padding_mask", "segment_ids"))
+    _, expected = gradients(None, model, x)
+    _, found = gradients(pipeline, model, x)
+    for variable, one, other in zip(model.trainable_variables, expected, found, strict=True):
+        np.testing.assert_allclose(other, one, atol=1e-5, rtol=1e-4, err_msg=variable.path)
+
+
+def test_each_stage_is_on_its_device(generation):
+    model = placed(models(generation)["classifier"], devices(2, "stages"))
+    on = {w.path: keras_api.tf_variable(w.variable).device[-5:] for w in keras_api.weights(model)}
+    assert on["word_embeddings/embeddings"] == on["layer_0_output/kernel"] == on["layer_1_output/kernel"] == "CPU:0"
+    assert on["layer_2_attention_query/kernel"] == on["layer_3_output/kernel"] == on["logits/kernel"] == "CPU:1"
+    pipeline = Pipeline(model, devices(2, "stages"), micro_batches=2)
+
+    def step(x):
+        answer, pull = pipeline(x)
+        return pull([answer])
+
+    graph = tf.function(step, autograph=False).get_concrete_function(inputs()).graph
+    products = [op.device[-5:] for op in graph.get_operations() if op.type in ("MatMul", "BatchMatMulV2")]
+    assert {"CPU:0", "CPU:1"} == set(products), "none is where nobody put it"
+    assert abs(products.count("CPU:0") - products.count("CPU:1")) < 0.2 * len(products)
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.integers(0, 20), min_size=1, max_size=7), st.data())
+def test_stages_are_as_even_as_they_can_be(costs, data):
+    count = data.draw(st.integers(1, len(costs)))
+    starts = _balanced(costs, count)
+
+    def most(found):
+        return max(sum(costs[a:b]) for a, b in itertools.pairwise([*found, len(costs)]))
+
+    others = [(0, *rest) for rest in itertools.combinations(range(1, len(costs)), count - 1)]
+    assert len(starts) == count and tuple(starts) in others
+    assert most(starts) == min(map(most, others))
+
+
+@given(st.integers(1, 9), st.integers(1, 30))
+def test_even_stages_wait_as_gpipe_says(stages, micro_batches):
+    expected = (stages - 1) / (micro_batches + stages - 1)
+    assert idle_share([2.5] * stages, micro_batches) == pytest.approx(expected)
+    assert idle_share([2.5] * stages + [5.0], micro_batches) > expected
+
+
+def test_what_cannot_be_is_refused(generation):
+    model = models(generation)["classifier"]
+    with pytest.raises(InputError, match="at most the 4 layers .* got 5"):
+        Pipeline(model, ["CPU:0"] * 5, micro_batches=2)
+    with pytest.raises(InputError, match="micro_batches must be 1 or more, got 0"):
+        Pipeline(model, ["CPU:0", "CPU:1"], micro_batches=0)
+    layers = keras_api.keras_module(generation).layers
+    dense = keras_api.keras_module(generation).Sequential([layers.Input((4,)), layers.Dense(3)])
+    with pytest.raises(InputError, match="at most the 0 layers"):
+        stages_of(dense, 2)
+    with pytest.raises(InputError, match="cannot split the CPU into 3 stages"):
+        devices(3, "stages")
+
+
+@pytest.fixture
+def recipe(tiny_recipe, tmp_path):
+    """A tiny recipe of two layers, with further lines for each training and at its top."""
+
+    def make(training="", top=""):
+        text = without_exports(tiny_recipe(top=top).read_text())
+        text = text.replace("num_hidden_layers = 1", "num_hidden_layers = 2\ndropout = 0.0")
+        text = text.replace("epochs = 4", "epochs = 1").replace("epochs = 2", "epochs = 1")
+        # Pruning is enough of the techniques; all work on the layers' own calls.
+        text = text[: text.index('[[variants]]\nname = "four"')] + text[text.index("[measure]") :]
+        path = tmp_path / "recipe.toml"
+        path.write_text(text.replace("batch_size = 16\n", f"batch_size = 16\n{training}"))
+        return Recipe.load(path)
+
+    return make
+
+
+def test_a_recipe_in_stages_ends_as_on_one_device(recipe, tmp_path):
+    found = {}
+    for name, stages in (("one", ""), ("two", "stages = 2\nmicro_batches = 2\n")):
+        built = build(recipe(stages), tmp_path / name, log=lambda line: None)
+        found[name] = load_model(tmp_path / name / "half" / "model.keras")
+        assert ("pipeline_idle_share" in built.curves["half"]) == bool(stages)
+    one, two = ({w.path: keras_api.to_numpy(w.variable) for w in keras_api.weights(m)} for m in found.values())
+    for path, value in one.items():
+        np.testing.assert_allclose(two[path], value, atol=1e-4, rtol=1e-3, err_msg=path)
+    with pytest.raises(InputError, match="stages 2 are for one replica"):
+        build(recipe("stages = 2\n", top="replicas = 2"), tmp_path / "replicas")
+
+
+@pytest.mark.parametrize("other", ["accumulate = 2", "gradient_checkpointing = true", "jit_compile = true"])
+def test_stages_do_not_go_with_other_ways_of_dividing(recipe, other):
+    with pytest.raises(InputError, match=f"leave out {other.partition(' ')[0]}"):
+        recipe(f"stages = 2\n{other}\n")
