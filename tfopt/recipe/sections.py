@@ -14,6 +14,7 @@ from tfopt.schedules import Clipping, OptimizerName, RateSchedule
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
+_OF_WHOLE_WEIGHTS = ("adafactor", "lamb", "muon")  # optimizers with statistics of whole weights
 # Kind of model -> the peak of the schedule: what was trained for long is changed with care, as BERT's authors tell
 # (https://arxiv.org/abs/1810.04805, appendix A.3); of somebody's own model it is not known.
 LEARNING_RATES = {"fresh": 1e-3, "pretrained": 5e-5, "keras": 2e-4}
@@ -97,8 +98,9 @@ class TrainSection(Section):
 
     Without `learning_rate` it is that of the kind of model, `LEARNING_RATES`. With `minutes` it ends when they are
     over. With `stages` the layers of a transformer are spread over so many devices, which work on `micro_batches`
-    of each batch in turns. With `label_smoothing` the classes share that part of each label, in the losses of
-    validation too. With `tensorboard` the folder "tensorboard" of the run has its figures.
+    of each batch in turns; with `tensor_parallel` its heads and neurons are; with `data_parallel` as well there are
+    so many of these, each for its share of a batch. With `label_smoothing` the classes share that part of each
+    label, in the losses of validation too. With `tensorboard` the folder "tensorboard" of the run has its figures.
     """
 
     epochs: Annotated[int, Field(ge=0)] = 3
@@ -116,6 +118,8 @@ class TrainSection(Section):
     gradient_checkpointing: bool = False
     stages: Count = 1
     micro_batches: Count = 8
+    tensor_parallel: Count = 1
+    data_parallel: Count = 1
     jit_compile: bool = False
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
     keep_best: bool = False
@@ -126,11 +130,18 @@ class TrainSection(Section):
     minutes: Annotated[float, Field(gt=0)] | None = None
 
     @pydantic.model_validator(mode="after")
-    def _check_stages(self) -> "TrainSection":
+    def _check_devices(self) -> "TrainSection":
+        several = [name for name in ("stages", "tensor_parallel") if getattr(self, name) > 1]
+        if len(several) > 1 or (self.data_parallel > 1 and not several):
+            raise ValueError("give stages or tensor_parallel, one of them; data_parallel alone is replicas")
         others = [name for name in ("gradient_checkpointing", "jit_compile") if getattr(self, name)]
         others += ["accumulate"] * (self.accumulate > 1)
-        if self.stages > 1 and others:
-            raise ValueError(f"stages compute a batch in micro_batches already: leave out {', '.join(others)}")
+        if several and others:
+            raise ValueError(f"{several[0]} divides the work of a batch by itself: leave out {', '.join(others)}")
+        whole: list[str] = [self.optimizer] if self.optimizer in _OF_WHOLE_WEIGHTS else []
+        whole += ["clip 'norm'"] * (self.clip == "norm") + ["layer_decay"] * (self.layer_decay < 1)
+        if self.tensor_parallel > 1 and whole:
+            raise ValueError(f"tensor_parallel divides weights, and {', '.join(whole)} needs them whole")
         return self
 
 

@@ -254,6 +254,8 @@ class VariantSection(Section):
         if not used and self.train.epochs:  # without both it is a copy, to be exported in another way
             raise ValueError(f"variant {self.name!r} needs one of the sections {', '.join(NAMES)}")
         names = [technique.name for technique, _ in used]
+        if used and self.train.tensor_parallel > 1:
+            raise ValueError(f"variant {self.name!r}: {names[0]} works on whole layers, tensor_parallel on parts")
         if self.distill is not None and self.train.label_smoothing:
             raise ValueError(
                 f"variant {self.name!r}: train.label_smoothing is for labels, and distill learns answers"

@@ -7,23 +7,22 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfopt._keras.devices import devices
 from tfopt.compress.base import Lessons
-from tfopt.errors import InputError
-from tfopt.parallel.pipeline import Pipeline
-from tfopt.parallel.stages import placed
 from tfopt.recipe import Recipe
 from tfopt.recipe.sections import TrainSection
 from tfopt.run.folder import CHECKPOINTS, JOURNAL, RunFolder
+from tfopt.run.placement import before_techniques, devices_of, placement
 from tfopt.structure.depth import depth_of_weights
-from tfopt.structure.recompute import Recomputed
 from tfopt.train import TrainConfig, fit
 from tfopt.train.checkpoints import Checkpoints
 from tfopt.train.fit import rows_at_once, total_steps
 from tfopt.train.strategy import is_chief, works_with_others
 
 _VALIDATION_BATCH = 64
-_NOT_OF_THE_LOOP = {"tensorboard", "label_smoothing", "learning_rate", "stages", "micro_batches"}
+_NOT_OF_THE_LOOP = {
+    "tensorboard", "label_smoothing", "learning_rate", "stages", "micro_batches", "tensor_parallel",
+    "data_parallel",
+}  # fmt: skip
 
 
 def train_config(recipe: Recipe, section: TrainSection) -> TrainConfig:
@@ -46,17 +45,14 @@ class Trainings:
         self._recipe, self._folder, self._task, self._strategy = recipe, folder, task, strategy
         self._writes = is_chief(strategy)
         sections = [recipe.train, *(variant.train for variant in recipe.variants)]
-        stages = max(section.stages for section in sections)
-        if stages > 1 and strategy is not None:
-            raise InputError(f"stages {stages} are for one replica: leave out replicas, strategy and TF_CONFIG")
-        self._devices = devices(stages, "stages") if stages > 1 else []
+        self._devices = devices_of(sections, strategy)
         for section in sections:
             if section.epochs:
                 rows_at_once(train_config(recipe, section), strategy)
 
     def placed(self, model: Any, section: TrainSection) -> Any:
         """The model, with its weights on the devices that are to train it."""
-        return placed(model, self._devices[: section.stages]) if section.stages > 1 and section.epochs else model
+        return before_techniques(model, section, self._devices)
 
     def fit(
         self,
@@ -83,7 +79,8 @@ class Trainings:
             state: variables of techniques, which a checkpoint must hold.
         """
         config = train_config(self._recipe, section)
-        plain = functools.partial(self._task.compile, model, smoothing=section.label_smoothing)
+        where = placement(model, section, self._devices)
+        plain = functools.partial(self._task.compile, where.model, smoothing=section.label_smoothing)
         validation = self._task.batches(_VALIDATION_BATCH, "validation")
         checkpoints = None
         if config.checkpoint_every:
@@ -92,22 +89,19 @@ class Trainings:
         kept = None
         if cache and lessons is not None and not works_with_others(self._strategy):
             kept = self._folder.lessons(f"{lessons.asked}-{config.batch_size}")
-        network: Any = Recomputed(model) if config.gradient_checkpointing else None
-        told = {}
-        if section.stages > 1:
-            network = Pipeline(model, self._devices[: section.stages], micro_batches=section.micro_batches)
-            told = {"pipeline_idle_share": [network.idle_share]}
-        return told | fit(
-            model, functools.partial(self._batches, config.batch_size, lessons, kept), config=config,
+        history = fit(
+            where.model, functools.partial(self._batches, config.batch_size, lessons, kept), config=config,
             steps=total_steps(data["train_records"], config), callbacks=callbacks,
             validation=lessons.teach(validation) if lessons is not None else self._task.counted(validation),
             strategy=self._strategy, title=title, checkpoints=checkpoints,
             compile_with=plain if lessons is None else lessons.compile,
             depths=depth_of_weights(model) if config.layer_decay < 1 else None,
             longest=min(data.get("train_longest", math.inf), self._recipe.data.max_length),
-            network=network,
+            network=where.network,
             journal=self._folder.path / JOURNAL / title if section.tensorboard and self._writes else None,
         )  # fmt: skip
+        where.finish(model)
+        return where.told | history
 
     def _batches(
         self, batch_size: int, lessons: Lessons | None, cache: Path | None, epoch: Any, skip: int
