@@ -126,6 +126,20 @@ def train_bpe(texts: Iterable[str], vocab_size: int, end_of_text: str | None = N
     return tokenizer
 
 
+def noise_ids(tokenizer: Any) -> tuple[list[int], tuple[int, ...]]:
+    """Ids that may take a token's place as noise, and those whose place nothing may take.
+
+    What stands for a mask or an unknown token where there is one, else any that is not special.
+    """
+    added = tokenizer.get_added_tokens_decoder()
+    kept = tuple(sorted(number for number, token in added.items() if token.special))
+    for name in ("[MASK]", "<mask>", "[UNK]", "<unk>"):
+        found = tokenizer.token_to_id(name)
+        if found is not None:
+            return [int(found)], kept
+    return sorted(set(range(tokenizer.get_vocab_size())) - set(kept)), kept
+
+
 def save_tokenizer(tokenizer: Any, path: str | Path) -> None:
     """Writes `tokenizer.json`."""
     with replacing(path) as temporary:

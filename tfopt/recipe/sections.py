@@ -100,7 +100,9 @@ class TrainSection(Section):
     over. With `stages` the layers of a transformer are spread over so many devices, which work on `micro_batches`
     of each batch in turns; with `tensor_parallel` its heads and neurons are; with `data_parallel` as well there are
     so many of these, each for its share of a batch. With `label_smoothing` the classes share that part of each
-    label, in the losses of validation too. With `tensorboard` the folder "tensorboard" of the run has its figures.
+    label, in the losses of validation too. With `token_noise` that share of the tokens of training texts is
+    unknown or wrong, other ones in every pass. With `tensorboard` the folder "tensorboard" of the run has its
+    figures.
     """
 
     epochs: Annotated[int, Field(ge=0)] = 3
@@ -125,6 +127,9 @@ class TrainSection(Section):
     keep_best: bool = False
     patience: Count | None = None
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    r_drop: Annotated[float, Field(ge=0)] = 0.0
+    adversarial: Annotated[float, Field(ge=0)] = 0.0
+    token_noise: Annotated[float, Field(ge=0, lt=1)] = 0.0
     tensorboard: bool = False
     checkpoint_every: Annotated[int, Field(ge=0)] = 200
     minutes: Annotated[float, Field(gt=0)] | None = None
@@ -136,6 +141,10 @@ class TrainSection(Section):
             raise ValueError("give stages or tensor_parallel, one of them; data_parallel alone is replicas")
         others = [name for name in ("gradient_checkpointing", "jit_compile") if getattr(self, name)]
         others += ["accumulate"] * (self.accumulate > 1)
+        twice = [name for name in ("r_drop", "adversarial") if getattr(self, name)]
+        if len(twice) > 1 or (twice and self.gradient_checkpointing):
+            raise ValueError("give one of r_drop, adversarial and gradient_checkpointing")
+        others += twice
         if several and others:
             raise ValueError(f"{several[0]} divides the work of a batch by itself: leave out {', '.join(others)}")
         whole: list[str] = [self.optimizer] if self.optimizer in _OF_WHOLE_WEIGHTS else []

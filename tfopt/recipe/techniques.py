@@ -256,9 +256,15 @@ class VariantSection(Section):
         names = [technique.name for technique, _ in used]
         if used and self.train.tensor_parallel > 1:
             raise ValueError(f"variant {self.name!r}: {names[0]} works on whole layers, tensor_parallel on parts")
-        if self.distill is not None and self.train.label_smoothing:
+        of_labels = [name for name in ("label_smoothing", "r_drop") if getattr(self.train, name)]
+        if self.distill is not None and of_labels:
             raise ValueError(
-                f"variant {self.name!r}: train.label_smoothing is for labels, and distill learns answers"
+                f"variant {self.name!r}: train.{of_labels[0]} is for labels, and distill learns answers"
+            )
+        if self.distill is not None and self.distill.cache and self.train.token_noise:
+            raise ValueError(
+                f"variant {self.name!r}: with train.token_noise a teacher answers other texts in every pass; set "
+                "distill.cache = false"
             )
         for technique, section in used:
             stage = technique.stage(getattr(section, "when", None), self.train.epochs)

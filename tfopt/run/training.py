@@ -8,6 +8,9 @@ from typing import Any
 import tensorflow as tf
 
 from tfopt.compress.base import Lessons
+from tfopt.data.noise import noisy
+from tfopt.data.tokenizers import load_tokenizer, noise_ids
+from tfopt.errors import InputError
 from tfopt.recipe import Recipe
 from tfopt.recipe.sections import TrainSection
 from tfopt.run.folder import CHECKPOINTS, JOURNAL, RunFolder
@@ -21,7 +24,7 @@ from tfopt.train.strategy import is_chief, works_with_others
 _VALIDATION_BATCH = 64
 _NOT_OF_THE_LOOP = {
     "tensorboard", "label_smoothing", "learning_rate", "stages", "micro_batches", "tensor_parallel",
-    "data_parallel",
+    "data_parallel", "token_noise",
 }  # fmt: skip
 
 
@@ -79,6 +82,8 @@ class Trainings:
             state: variables of techniques, which a checkpoint must hold.
         """
         config = train_config(self._recipe, section)
+        if section.r_drop and self._task.kind_of_output(model) != "logits":
+            raise InputError(f"train.r_drop is for models that give logits, and {title} gives probabilities")
         where = placement(model, section, self._devices)
         plain = functools.partial(self._task.compile, where.model, smoothing=section.label_smoothing)
         validation = self._task.batches(_VALIDATION_BATCH, "validation")
@@ -90,7 +95,7 @@ class Trainings:
         if cache and lessons is not None and not works_with_others(self._strategy):
             kept = self._folder.lessons(f"{lessons.asked}-{config.batch_size}")
         history = fit(
-            where.model, functools.partial(self._batches, config.batch_size, lessons, kept), config=config,
+            where.model, functools.partial(self._batches, section, lessons, kept), config=config,
             steps=total_steps(data["train_records"], config), callbacks=callbacks,
             validation=lessons.teach(validation) if lessons is not None else self._task.counted(validation),
             strategy=self._strategy, title=title, checkpoints=checkpoints,
@@ -104,11 +109,17 @@ class Trainings:
         return where.told | history
 
     def _batches(
-        self, batch_size: int, lessons: Lessons | None, cache: Path | None, epoch: Any, skip: int
+        self, section: TrainSection, lessons: Lessons | None, cache: Path | None, epoch: Any, skip: int
     ) -> tf.data.Dataset:
         """Batches of one pass, or of what is left of it, with what a teacher makes of them."""
+        batch_size, noise = section.batch_size, section.token_noise
         if lessons is None or cache is None:
             found = self._task.batches(batch_size, "train", shuffle=True, epoch=epoch, skip=skip)
+            if noise:
+                others, kept = noise_ids(load_tokenizer(self._task.data))
+                found = noisy(
+                    found, rate=noise, others=others, kept=kept, seed=self._recipe.seed, epoch=epoch, first=skip
+                )
             return self._task.counted(found) if lessons is None else lessons.teach(found)
         whole = self._task.batches(batch_size, "train", shuffle=True, epoch=0)
         return lessons.teach(whole, cache, epoch=epoch).skip(skip)

@@ -29,6 +29,10 @@ class TrainConfig:
             the step of the whole batch.
         gradient_checkpointing: keep between the passes only what each layer of a transformer takes, and compute the
             rest again: memory of one layer for about a third more time.
+        r_drop: weight of the divergence between two passes with other masks of dropout (R-Drop), 0 or more, for
+            models that give logits of classes; takes twice the time.
+        adversarial: how far texts are moved in embedding space to where the loss is worse, as a share of the length
+            of their embeddings, 0 or more; half of the loss is that of moved texts. Takes twice the time.
         seed: of initial weights, order and dropout.
         jit_compile: compile the training step with XLA.
         ema: decay of a moving average of the weights by a step, which the model is evaluated with and ends with, in
@@ -54,6 +58,8 @@ class TrainConfig:
     clip: Clipping = "global_norm"
     accumulate: int = 1
     gradient_checkpointing: bool = False
+    r_drop: float = 0.0
+    adversarial: float = 0.0
     seed: int = 0
     jit_compile: bool = False
     ema: float = 0.0

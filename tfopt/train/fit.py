@@ -22,6 +22,7 @@ from tfopt.train.kept import Kept
 from tfopt.train.loop import Evaluation, Loop
 from tfopt.train.loss_scale import LossScale
 from tfopt.train.memory import tell_memory
+from tfopt.train.objectives import Adversarial, TwoDropouts
 from tfopt.train.optimizers import make_optimizer
 from tfopt.train.progress import Progress
 from tfopt.train.rates import RateByStep
@@ -163,9 +164,18 @@ def _step(
 ) -> TrainStep:
     if config.gradient_checkpointing and further["network"] is None:
         raise InputError("gradient_checkpointing needs to know the layers: give network")
+    objective: Any = None
+    if config.r_drop:
+        replicas = 1 if strategy is None else strategy.num_replicas_in_sync
+        objective = TwoDropouts(model, config.r_drop, replicas=replicas)
+    elif config.adversarial:
+        objective = Adversarial(model, config.adversarial)
+    if objective is not None and further["network"] is not None:
+        raise InputError("r_drop and adversarial compute a model twice, as a whole; leave them out here")
     return TrainStep(
         model, strategy=strategy, part_rows=rows_at_once(config, strategy), jit_compile=config.jit_compile,
-        clipping=(config.clip, config.clip_norm), rates=_rates_by_depth(model, config, depths), **further,
+        clipping=(config.clip, config.clip_norm), rates=_rates_by_depth(model, config, depths), objective=objective,
+        **further,
     )  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from tfopt._keras import keras_api, training
 from tfopt.schedules import Clipping
 from tfopt.train.clipping import clipped
 from tfopt.train.loss_scale import LossScale
+from tfopt.train.objectives import Objective, Plain
 from tfopt.train.parts import Part, part_of_replica
 
 # Inputs -> the answers of a model that trains, and what takes a gradient for each of their tensors to one for each
@@ -53,6 +54,7 @@ class TrainStep:
             left out.
         rates: of each trainable variable, as a share of the learning rate; None for 1.
         network: how the model is computed where it is not called as a whole.
+        objective: the loss of a batch; None for the one that the model is compiled with.
     """
 
     def __init__(
@@ -66,8 +68,9 @@ class TrainStep:
         scale: LossScale | None = None,
         rates: Sequence[float] | None = None,
         network: Network | None = None,
+        objective: Objective | None = None,
     ) -> None:
-        self._network = network
+        self._network, self._objective = network, objective or Plain(model)
         self._model, self._strategy, self._clipping = model, strategy, clipping
         self._replicas = 1 if strategy is None else strategy.num_replicas_in_sync
         self._part_rows, self._scale = part_rows, scale
@@ -187,9 +190,11 @@ class TrainStep:
         ends = [] if pull is None else tf.nest.flatten(answer)
         with tf.GradientTape() as tape:
             tape.watch(ends)
-            answer = self._model(x, training=True) if pull is None else answer
-            # Keras divides by the number of replicas, whose losses it expects to be summed.
-            loss = training.loss(self._model, x, y, answer=answer, weight=weight, training=True) * self._replicas
+            if pull is None:
+                loss, answer = self._objective(x, y, weight)
+            else:
+                loss = training.loss(self._model, x, y, answer=answer, weight=weight, training=True)
+            loss *= self._replicas  # Keras divides by their number, since it expects losses to be summed
             shared = tf.cast(loss, tf.float32) * share
             scaled = shared if self._scale is None else shared * self._scale.value
         training.count(self._model, loss, batch=(x, y, weight), answer=answer)
