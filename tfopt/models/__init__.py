@@ -11,6 +11,7 @@ from tfopt.decoding.seq2seq_config import Seq2SeqConfig
 from tfopt.models.bert import BertConfig
 from tfopt.models.causal_lm import causal_lm
 from tfopt.models.encoder import bert, encoder
+from tfopt.models.ensemble import ensemble
 from tfopt.models.llama2c import read_llama2c
 from tfopt.models.pretrained import from_pretrained, save_pretrained
 from tfopt.models.rotary_encoder import RotaryEncoderConfig
@@ -19,5 +20,6 @@ from tfopt.models.seq2seq import seq2seq
 
 __all__ = [
     "BertConfig", "CausalLMConfig", "RotaryEncoderConfig", "Seq2SeqConfig", "bert", "causal_lm", "encoder",
+    "ensemble",
     "from_pretrained", "load", "read_llama2c", "rotated", "save", "save_pretrained", "seq2seq",
 ]  # fmt: skip

@@ -9,6 +9,7 @@ the graph into pieces and makes an int8 encoder 1.4 times slower than the additi
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any
 
 from tfopt._keras import extras, keras_api
@@ -36,6 +37,7 @@ class BertConfig:
         layer_norm_eps: epsilon of the layer norms.
         hidden_dropout_prob: dropout after each block while training, in [0, 1).
         position_offset: row of the position table that the first token gets; RoBERTa begins at 2.
+        shared_layers: whether all layers have the weights of one, as in ALBERT, https://arxiv.org/abs/1909.11942.
     """
 
     vocab_size: int
@@ -49,6 +51,7 @@ class BertConfig:
     layer_norm_eps: float = 1e-12
     hidden_dropout_prob: float = 0.1
     position_offset: int = 0
+    shared_layers: bool = False
 
     def __post_init__(self) -> None:
         for field in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads",
@@ -94,6 +97,7 @@ class BertLayers:
         self._keras = keras_api.keras_module(generation)
         self._layers = self._keras.layers
         self._words: Any = None
+        self._made: dict[str, Any] = {}
 
     def encode(self, ids: Any, mask: Any, types: Any) -> Any:
         """(batch, length) int32 ids, mask and, or None, token types -> (batch, length, hidden_size)."""
@@ -109,22 +113,23 @@ class BertLayers:
         # (batch, 1, 1, length), broadcast over heads and queries
         bias = (1.0 - self.ops.cast(mask, "float32"))[:, None, None, :] * MASKED
         for index in range(c.num_hidden_layers):
-            x = self._layer(x, bias, f"layer_{index}")
+            x = self._layer(x, bias, f"layer_{0 if c.shared_layers else index}")
         return x
 
     def dense(self, x: Any, units: int, name: str, activation: str | None = None, bias: bool = True) -> Any:
         """(..., inputs) -> (..., units)."""
         dtype = self.ops.output_type if "logits" in name else None
         tanh = activation == "gelu_tanh"  # no activation of this name is in both generations
-        layer = self._layers.Dense(
+        layer = self._once(name, lambda: self._layers.Dense(
             units, None if tanh else activation, use_bias=bias, kernel_initializer=self._initializer(), name=name,
             dtype=dtype,
-        )  # fmt: skip
+        ))  # fmt: skip
         return self.ops.gelu_tanh(layer(x)) if tanh else layer(x)
 
     def norm(self, x: Any, name: str) -> Any:
         """Normed along the last axis."""
-        return self._layers.LayerNormalization(epsilon=self.config.layer_norm_eps, name=name)(x)
+        norm = self._layers.LayerNormalization
+        return self._once(name, lambda: norm(epsilon=self.config.layer_norm_eps, name=name))(x)
 
     def dropout(self, x: Any) -> Any:
         """What training leaves out at random."""
@@ -170,6 +175,12 @@ class BertLayers:
         context = self.ops.matmul(self._layers.Softmax()(scores), split("value", (2, 1, 3)))
         merged = self._layers.Reshape((-1, c.hidden_size))(self._layers.Permute((2, 1, 3))(context))
         return self.dense(merged, c.hidden_size, f"{name}_output")
+
+    def _once(self, name: str, make: Callable[[], Any]) -> Any:
+        """The layer of that name, made the first time."""
+        if name not in self._made:
+            self._made[name] = make()
+        return self._made[name]
 
     def _initializer(self) -> Any:
         # A new one for each layer: tf_keras gives equal values to layers that share an instance.

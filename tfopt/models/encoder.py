@@ -87,6 +87,8 @@ def encoder(
     facts = {**dataclasses.asdict(config), "head": head, "pooling": pooling}
     if heads is not None:
         facts["cut"] = "it has several heads"  # as `save_pretrained` says of what no public layout holds
+    if isinstance(config, BertConfig) and config.shared_layers:
+        facts["cut"] = "its layers share their weights"
     extras.put(model, {extras.ENCODER: json.dumps(facts).encode()})
     return model
 

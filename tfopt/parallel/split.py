@@ -8,6 +8,7 @@ variables, crashes at slices that add an axis, and has no rule for fake quantiza
 """
 
 import dataclasses
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -157,6 +158,8 @@ def _joined(
     }
     part_of: dict[str, int] = {}
     last: set[str] = set()
+    sums: Counter[str] = Counter()
+    layers: dict[str, Any] = {}  # of parts, by name: one that is called twice is one
 
     def is_split(tensor: int) -> bool:
         axes = structure.axes[structure.trace.tensors[tensor].name]
@@ -186,14 +189,17 @@ def _joined(
             other = counterparts[node.outputs]
             layer = other.operation
             if hasattr(layer, "_flatten_layers"):
-                layer = _renamed(layer, _part(node.operation.name, number), sums=not inside, first=number == 0)
+                name = _part(node.operation.name, number)
+                if name not in layers:
+                    layers[name] = _renamed(layer, name, sums=not inside, first=number == 0)
+                layer = layers[name]
                 part_of[layer.name] = number
                 last |= set() if inside else {layer.name}
             else:  # an operation of Keras 3, which is this model's own
                 layer.name = _part(node.operation.name, number)
             results.append(_called(other, node, values, number=number, layer=layer))
         each = list(zip(*results, strict=True))
-        made = each if inside else [_summed(keras, node.operation, some) for some in each]
+        made = each if inside else [_summed(keras, node.operation, some, sums) for some in each]
         values.update(zip(node.outputs, made, strict=True))
     outputs = filled(struct_of(functional(graph), "outputs"), values)
     return keras.Model(inputs, outputs, name=graph.name), part_of, last
@@ -256,12 +262,14 @@ def _renamed(layer: Any, name: str, *, sums: bool, first: bool) -> Any:
     return made
 
 
-def _summed(keras: Any, layer: Any, parts: Sequence[Any]) -> Any:
-    """What a whole layer gives, from what its parts do."""
+def _summed(keras: Any, layer: Any, parts: Sequence[Any], sums: Counter[str]) -> Any:
+    """What a whole layer gives, from what its parts do; `sums` counts its calls."""
     activation = getattr(layer, "activation", None)
     linear = activation is None or activation is keras.activations.linear
-    total = keras.layers.Add(name=layer.name if linear else f"{layer.name}_sum")(list(parts))
-    return total if linear else keras.layers.Activation(activation, name=layer.name)(total)
+    sums[layer.name] += 1
+    again = f"_{sums[layer.name]}" if sums[layer.name] > 1 else ""
+    total = keras.layers.Add(name=f"{layer.name}_sum{again}")(list(parts))
+    return total if linear else keras.layers.Activation(activation, name=f"{layer.name}_of_sum{again}")(total)
 
 
 def _part(name: str, number: int) -> str:

@@ -65,6 +65,7 @@ class Recipe(Section):
     replicas: Count = 1
     strategy: StrategyName = "auto"
     precision: Precision = "float32"
+    gpu_memory: Literal["all", "grow"] | Annotated[float, Field(gt=0)] = "all"
     lengths: list[Count] | None = None
     data: DataSection = DataSection()
     model: ModelSection = ModelSection()

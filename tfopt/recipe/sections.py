@@ -66,6 +66,7 @@ class ModelSection(Section):
     num_hidden_layers: Count = 2
     num_attention_heads: Count = 4
     intermediate_size: Count = 512
+    shared_layers: bool = False
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
     pooling: Literal["mean", "cls", "pooler"] = "mean"
     architecture: Literal["llama", "gpt2"] = "llama"

@@ -15,6 +15,7 @@ from typing import Any
 from tfopt._base.files import remove, replacing, write_bytes, write_text
 from tfopt._keras import keras_api
 from tfopt._keras.copying import copy_of
+from tfopt._keras.devices import limit_gpu_memory
 from tfopt._keras.loading import load_model
 from tfopt._keras.precision import default_policy, widen
 from tfopt.compress.finish import finish_all
@@ -80,6 +81,7 @@ def run(
     """
     recipe = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)
     out = Path(out or Path("saved_models", recipe.name))
+    limit_gpu_memory(recipe.gpu_memory)
     strategy = make_strategy(recipe.replicas, kind=recipe.strategy)
     inputs = task_of(recipe, out / _DATA).check_inputs()
     folder = folder_for(strategy, out, recipe, inputs=inputs, resume=resume, overwrite=overwrite)

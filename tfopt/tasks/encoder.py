@@ -98,6 +98,7 @@ class EncoderTask(Task):
             vocab_size=vocab_size, hidden_size=section.hidden_size, num_hidden_layers=section.num_hidden_layers,
             num_attention_heads=section.num_attention_heads, intermediate_size=section.intermediate_size,
             max_position_embeddings=self.recipe.data.max_length, hidden_dropout_prob=section.dropout,
+            shared_layers=section.shared_layers,
         )  # fmt: skip
 
     def facts_of_text(
