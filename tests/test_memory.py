@@ -10,9 +10,10 @@ from tfopt._base.memory import free_memory_bytes, memory_bytes, peak_memory_byte
 from tfopt._keras import keras_api
 from tfopt.models import BertConfig, bert
 from tfopt.structure.recompute import Recomputed
-from tfopt.train import TrainConfig, fit, memory
+from tfopt.train import TrainConfig, fit, make_strategy, memory
 from tfopt.train.live_tensors import peak_bytes
 from tfopt.train.step import TrainStep
+from tfopt.train.strategy import scope
 
 MB = 2**20  # of a tensor of (512, 512) floats
 
@@ -93,6 +94,54 @@ def test_what_saves_memory_is_foretold_to(generation):
     assert of_training(generation, accumulate=4).tensors - 2 * weights < 0.5 * plain.tensors
     assert of_training(generation, gradient_checkpointing=True).tensors < 0.6 * plain.tensors
     assert plain.peak > plain.held > 100 * MB
+
+
+def trained(model, data, caplog, monkeypatch, **settings):
+    """What is said of a small training, as of a large one."""
+    monkeypatch.setattr(memory, "_LEAST_WEIGHTS", 1)
+    strategy = settings.pop("strategy", None)
+    keras = keras_api.keras_module(keras_api.generation_of(model))
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    with caplog.at_level(logging.INFO):
+        fit(
+            model, lambda number, skip: data, steps=1, strategy=strategy,
+            config=TrainConfig(epochs=1, batch_size=4, learning_rate=1e-3),
+            compile_with=lambda o, jit_compile: model.compile(o, loss, metrics=["accuracy"]), **settings,
+        )  # fmt: skip
+    return caplog.text
+
+
+def test_replicas_and_metrics(generation, caplog, monkeypatch):
+    strategy = make_strategy(2)
+    with scope(strategy):
+        model = bert(BertConfig(60, 16, 1, 2, 32, 16), 3, generation=generation)
+    ids = np.ones((4, 8), np.int32)
+    data = tf.data.Dataset.from_tensor_slices(({"input_ids": ids, "attention_mask": ids}, ids[:, 0])).batch(4)
+    assert "train needs about" in trained(model, data, caplog, monkeypatch, strategy=strategy)
+
+
+def test_models_of_one_length_and_data_that_says_nothing(generation, caplog, monkeypatch):
+    layers = keras_api.keras_module(generation).layers
+    start = layers.Input((8,))
+    model = keras_api.keras_module(generation).Model(start, layers.Dense(3)(start))
+
+    def batches():
+        yield np.ones((4, 8), np.float32), np.zeros(4, np.int32)
+
+    signature = tf.TensorSpec([None, None], tf.float32), tf.TensorSpec([None], tf.int32)
+    data = tf.data.Dataset.from_generator(batches, output_signature=signature)
+    assert "train needs about" in trained(model, data, caplog, monkeypatch, longest=5)
+
+
+def test_an_estimate_that_fails_is_no_matter(generation, caplog, monkeypatch):
+    def broken(*_, **__):
+        raise ValueError("whatever\nit says")
+
+    monkeypatch.setattr(memory, "estimate_memory", broken)
+    model = bert(BertConfig(60, 16, 1, 2, 32, 16), 3, generation=generation)
+    ids = np.ones((4, 8), np.int32)
+    data = tf.data.Dataset.from_tensor_slices(({"input_ids": ids, "attention_mask": ids}, ids[:, 0])).batch(4)
+    assert "what memory it needs is not known (whatever)" in trained(model, data, caplog, monkeypatch)
 
 
 def test_too_little_memory_is_a_warning(caplog, monkeypatch):

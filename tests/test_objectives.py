@@ -116,7 +116,7 @@ def test_texts_move_to_where_the_loss_is_worse(generation):
     loss, _ = objective(x, tf.constant(y), None)
     plain = objective._plain(x, tf.constant(y), None)[0]
     assert float(loss) > float(plain) + 1e-4, "half of it is that of moved texts"
-    table = keras_api.to_numpy(objective._table.weights[0])[x["input_ids"]]
+    table = keras_api.to_numpy(objective._table.weights[0])[x["input_ids"]] * x["attention_mask"][..., None]
     sizes = np.linalg.norm(moves[1].numpy().reshape(24, -1), axis=1)
     np.testing.assert_allclose(sizes, 0.5 * np.linalg.norm(table.reshape(24, -1), axis=1), rtol=1e-3)
     np.testing.assert_allclose(model(x), compiled(generation)(x), atol=1e-6, err_msg="nothing is left behind")

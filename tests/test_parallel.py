@@ -14,11 +14,13 @@ from tests.decoders import FAMILIES
 from tfopt._keras import keras_api
 from tfopt._keras.devices import devices
 from tfopt._keras.loading import load_model
+from tfopt.compress import quantize
 from tfopt.errors import InputError
 from tfopt.models import bert, causal_lm
 from tfopt.parallel.pipeline import Pipeline
 from tfopt.parallel.split import TensorParallel, split
 from tfopt.parallel.stages import _balanced, idle_share, placed, stages_of
+from tfopt.quantization import QuantizeConfig
 from tfopt.recipe import Recipe
 from tfopt.run.pipeline import build
 from tfopt.structure.nodes import flat
@@ -188,6 +190,34 @@ def test_split_heads_and_neurons(generation, name, parts, lanes):
     for path, value in ((w.path, keras_api.to_numpy(w.variable)) for w in keras_api.weights(model)):
         if path in wanted:
             np.testing.assert_allclose(value, wanted[path], atol=1e-5, rtol=1e-4, err_msg=path)
+
+
+def test_a_model_inside_another(generation):
+    keras = keras_api.keras_module(generation)
+    inner = models(generation)["two layers"]
+    outer = keras.Model(inner.input, keras.layers.Dense(2)(inner(inner.input)))
+    found, x = split(outer, devices(2, "devices")), inputs()
+    np.testing.assert_allclose(found.model(x), outer(x), atol=1e-5)
+    expected = [keras_api.to_numpy(w.variable).copy() for w in keras_api.weights(outer)]
+    for variable in found.model.trainable_variables:
+        variable.assign(2.0 * keras_api.tf_variable(variable))
+    found.write_to(outer)
+    learned = {id(v) for v in outer.trainable_variables}
+    for weight, value in zip(keras_api.weights(outer), expected, strict=True):
+        factor = 2.0 if id(weight.variable) in learned else 1.0
+        np.testing.assert_allclose(keras_api.to_numpy(weight.variable), factor * value, err_msg=weight.path)
+    with pytest.raises(InputError, match="calls other models"):
+        placed(outer, devices(2, "stages"))
+
+
+def test_quantization_learns_in_stages(generation):
+    model = models(generation)["two layers"]
+    prepared = quantize.prepare(model, QuantizeConfig(activations="static", warmup_steps=1))
+    network = Pipeline(model, [devices(2, "stages")], micro_batches=3, enter=prepared.enter)
+    for _ in range(3):
+        _, found = gradients(network, model, inputs())
+    assert int(keras_api.to_numpy(prepared.state[0])) == 3, "steps are counted, not micro-batches"
+    assert all(np.isfinite(g).all() for g in found if g is not None)
 
 
 def test_each_part_is_on_its_device(generation):

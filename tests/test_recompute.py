@@ -1,6 +1,7 @@
 """Gradient checkpointing gives the gradients of the model itself, whatever happens inside its layers."""
 
 import dataclasses
+import functools
 
 import numpy as np
 import pytest
@@ -9,14 +10,16 @@ import tensorflow as tf
 from tests.conftest import TINY
 from tests.test_contract import EACH, OTHER_WAYS
 from tfopt._keras import keras_api
+from tfopt.compress import quantize
 from tfopt.compress.techniques import TECHNIQUES
 from tfopt.errors import InputError
 from tfopt.models import bert
+from tfopt.quantization import QuantizeConfig
 from tfopt.structure.recompute import Recomputed
 from tfopt.train import TrainConfig, fit, make_strategy
 from tfopt.train.strategy import scope
 
-DROPS = dataclasses.replace(TINY, hidden_dropout_prob=0.3)
+DROPS = dataclasses.replace(TINY, num_hidden_layers=2, hidden_dropout_prob=0.3)
 WHILE_TRAINING = {n: way for n, way in {**EACH, **OTHER_WAYS}.items() if way[0] != "distill"}
 
 
@@ -33,10 +36,11 @@ def model_of(generation, config=DROPS):
     return bert(config, 3, generation=generation)
 
 
-def gradients_both_ways(model, x):
+def gradients_both_ways(model, x, layers=2):
     """Of the same computation: one by the model's own operations, one by `Recomputed`."""
     variables = [keras_api.tf_variable(v) for v in model.trainable_variables]
     network = Recomputed(model)
+    assert len(network._again) == layers
 
     def both(given):
         with tf.GradientTape() as tape:
@@ -100,6 +104,46 @@ def test_a_training_ends_the_same(generation, changes):
         np.testing.assert_allclose(found[path], value, atol=1e-5, rtol=1e-5, err_msg=path)
 
 
+@functools.cache
+def counted(generation, replicas=1, **changes):
+    """Ranges, and how many steps and activations were counted, in quantization-aware training."""
+    strategy = make_strategy(replicas) if replicas > 1 else None
+    with scope(strategy):
+        model = model_of(generation, TINY)
+        prepared = quantize.prepare(model, QuantizeConfig(activations="static", warmup_steps=2))
+    loss = keras_api.keras_module(generation).losses.SparseCategoricalCrossentropy(from_logits=True)
+    data = tf.data.Dataset.from_tensor_slices(batch(24)).batch(8)
+    settings = TrainConfig(epochs=2, batch_size=8, learning_rate=1e-3, **changes)
+    fit(
+        model, lambda number, skip: data.skip(skip), steps=6, config=settings, strategy=strategy,
+        callbacks=prepared.callbacks, compile_with=lambda o, jit_compile: model.compile(o, loss),
+        network=Recomputed(model, prepared.enter) if settings.gradient_checkpointing else None,
+    )  # fmt: skip
+    return [keras_api.to_numpy(v) for v in prepared.state]
+
+
+@pytest.mark.parametrize("replicas", [1, 2], ids="{} replicas".format)
+def test_quantization_counts_and_observes_as_without(generation, replicas):
+    expected = counted(generation)
+    assert expected[0] == 6, "steps"
+    found = counted(generation, replicas, gradient_checkpointing=True)
+    for one, other in zip(expected, found, strict=True):
+        np.testing.assert_allclose(other, one, atol=1e-4, rtol=1e-4)
+
+
+def test_masks_of_keras(generation):
+    keras = keras_api.keras_module(generation)
+    layers = keras.layers
+    start = layers.Input((8,), dtype="int32")
+    x = layers.Embedding(60, 16, mask_zero=True)(start)
+    for _ in range(2):
+        x = layers.LayerNormalization()(x + layers.MultiHeadAttention(2, 8)(x, x))
+        x = layers.LayerNormalization()(x + layers.Dense(16)(layers.Dense(32, "relu")(x)))
+    ids = np.random.default_rng(0).integers(1, 60, (4, 8)).astype(np.int32)
+    ids[:, 5:] = 0
+    check_gradients(keras.Model(start, layers.Dense(3)(x)), ids)
+
+
 def test_two_replicas(generation):
     found = steps(generation, make_strategy(2), gradient_checkpointing=True)
     for path, value in steps(generation).items():
@@ -144,8 +188,15 @@ def test_a_layer_that_cannot_run_twice_is_named(generation):
         gradients_both_ways(with_layer_inside(generation, Noise), x)
     with pytest.raises(InputError, match=r"batch_normalization.* changes something"):
         gradients_both_ways(with_layer_inside(generation, keras.layers.BatchNormalization), x)
-    with pytest.raises(InputError, match="has a loss of what passes it"):
-        Recomputed(with_layer_inside(generation, lambda: keras.layers.Dense(32, activity_regularizer="l2")))
+
+    class Loss(keras.layers.Layer):
+        def call(self, x):
+            self.add_loss(tf.reduce_mean(tf.square(x)))
+            return x
+
+    for layer in (lambda: keras.layers.Dense(32, activity_regularizer="l2"), Loss):
+        with pytest.raises(InputError, match="has a loss of what passes it"):
+            gradients_both_ways(with_layer_inside(generation, layer), x)
 
 
 def test_a_model_without_layers_of_attention_is_refused(generation):

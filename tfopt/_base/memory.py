@@ -4,9 +4,12 @@ import sys
 from pathlib import Path
 
 _STATUS = Path("/proc/self/status")
-_GROUPS = (  # limit and use of the containers that Linux runs processes in, of both of its kinds
-    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+_GROUPS = (  # limit, use and its parts of the containers that Linux runs processes in, of both of its kinds
+    tuple(Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory.current", "memory.stat")),
+    tuple(
+        Path("/sys/fs/cgroup/memory") / name
+        for name in ("memory.limit_in_bytes", "memory.usage_in_bytes", "memory.stat")
+    ),
 )
 
 
@@ -36,11 +39,16 @@ def free_memory_bytes() -> int | None:
     if not facts.exists():
         return None
     found = [_line_of(facts, "MemAvailable")]
-    for limit, use in _GROUPS:
-        if Path(limit).exists() and Path(use).exists():
-            most = Path(limit).read_text().strip()
-            found.append(int(most) - int(Path(use).read_text()) if most.isdigit() else None)
+    for limit, use, parts in _GROUPS:
+        if limit.exists() and use.exists() and limit.read_text().strip().isdigit():
+            found.append(int(limit.read_text()) - int(use.read_text()) + _cached(parts))
     return min((value for value in found if value is not None), default=None)
+
+
+def _cached(parts: Path) -> int:
+    """Bytes of files in a container's memory that are given up when somebody needs them."""
+    lines = parts.read_text().splitlines() if parts.exists() else []
+    return next((int(line.split()[1]) for line in lines if line.startswith("inactive_file ")), 0)
 
 
 def _line_of(path: Path, name: str) -> int | None:

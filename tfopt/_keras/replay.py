@@ -36,7 +36,13 @@ class Replay:
 def remembered(layer: Any, make: Callable[[], Any]) -> Any:
     """What `make` returns, or returned in the first of two passes; for state that a call of `layer` changes."""
     current = vars(layer).get(_REPLAY)
-    return make() if current is None else current.replay.value(make)
+    return make() if current is None else _through(current, make)
+
+
+def _through(current: threading.local, make: Callable[[], Any]) -> Any:
+    """What `make` returns in this thread, by its replay if it has one: another may be inside the layers."""
+    replay = getattr(current, "replay", None)
+    return make() if replay is None else replay.value(make)
 
 
 class Replayed:
@@ -61,14 +67,17 @@ class Replayed:
     def under(self, replay: Replay) -> Iterator[None]:
         """While entered, the layers draw and read through this replay."""
         self._current.replay = replay
-        with contextlib.ExitStack() as stack:
-            for owner, values in self._swaps:
-                stack.enter_context(swapped(owner, values))
-            yield
+        try:
+            with contextlib.ExitStack() as stack:
+                for owner, values in self._swaps:
+                    stack.enter_context(swapped(owner, values))
+                yield
+        finally:
+            self._current.replay = None
 
     def _seed_of(self, generator: Any) -> Callable[..., Any]:
         def seed(ordered: bool = True) -> Any:
-            return self._current.replay.value(lambda: type(generator).next(generator, ordered))
+            return _through(self._current, lambda: type(generator).next(generator, ordered))
 
         return seed
 
@@ -76,6 +85,6 @@ class Replayed:
         """Attributes of a generator of tf_keras that draws a seed once, and the rest from it."""
 
         def seed() -> Any:
-            return self._current.replay.value(lambda: tf.random.uniform([2], maxval=2**31 - 1, dtype=tf.int32))
+            return _through(self._current, lambda: tf.random.uniform([2], maxval=2**31 - 1, dtype=tf.int32))
 
         return {"_rng_type": "stateless", "make_seed_for_stateless_op": seed, "_maybe_init": lambda: None}

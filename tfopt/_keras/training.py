@@ -44,7 +44,7 @@ def statistics(model: Any) -> list[tf.Variable]:
         return []
     keras = keras_module("keras")
     norms = [layer for _, layer in walk(model) if isinstance(layer, keras.layers.BatchNormalization)]
-    return [tf_variable(v) for norm in norms for v in norm.non_trainable_variables]
+    return [tf_variable(v) for norm in norms for v in (norm.moving_mean, norm.moving_variance)]
 
 
 def expect_summed_gradients(optimizer: Any) -> None:

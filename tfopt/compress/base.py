@@ -5,7 +5,7 @@ lists; the row says when it works and what it goes with. Nothing else in the pac
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -40,6 +40,7 @@ class Prepared:
         helpers: names of layers that are there for the training only; other techniques leave them out.
         lessons: what compiles the model and makes its data, where labels are not all that counts.
         state: variables of the training that are no weights, which a checkpoint must hold.
+        enter: what is done to the inputs of the model where it is not called as a whole, or None.
     """
 
     model: Any
@@ -48,6 +49,7 @@ class Prepared:
     helpers: list[str] = dataclasses.field(default_factory=list)
     lessons: Lessons | None = None
     state: list[Any] = dataclasses.field(default_factory=list)
+    enter: Callable[[Any], Any] | None = None
 
     def __iter__(self) -> Iterator[Any]:
         return iter((self.model, self.callbacks))

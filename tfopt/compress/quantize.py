@@ -5,6 +5,7 @@ are replaced while it trains, and `finish` gives them back with the weights on t
 """
 
 import dataclasses
+import functools
 import logging
 from collections.abc import Iterator
 from typing import Any
@@ -16,6 +17,7 @@ from tfopt._keras.precision import computes_narrow, stores_narrow, widen
 from tfopt.compress.base import Option, Prepared
 from tfopt.errors import InputError
 from tfopt.numerics.fake_quant import scale_and_zero
+from tfopt.quantization.calls import enter
 from tfopt.quantization.config import QuantizeConfig
 from tfopt.quantization.plan import PlannedWeight, plan_weights
 from tfopt.quantization.record import Grid, Record, attach, record_of
@@ -43,7 +45,10 @@ def prepare(model: Any, config: QuantizeConfig) -> Prepared:
     for skipped in plan.skipped:
         _log.info("%s stays in float: %s", skipped.path, skipped.reason)
     simulation = Simulation(model, config, plan).install()
-    return Prepared(model, [QuantizationMonitor()], list(plan.skipped), state=simulation.state)
+    return Prepared(
+        model, [QuantizationMonitor()], list(plan.skipped), state=simulation.state,
+        enter=functools.partial(enter, simulation),
+    )  # fmt: skip
 
 
 def _make_wide(model: Any) -> None:

@@ -2,16 +2,19 @@
 
 import contextlib
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import tensorflow as tf
 
 from tfopt._keras import keras_api
 from tfopt._keras.in_call import in_call
+from tfopt.errors import InputError
 from tfopt.structure.nodes import Node, flat, functional, struct_of
 from tfopt.structure.segments import (
     Segment,
+    carry_mask,
+    check_has_no_losses,
     outputs_from,
     plus,
     pulled,
@@ -34,6 +37,7 @@ class Placed:
         places: for each group, which device of a lane it runs on.
         lanes: names of devices; each lane computes parts of a batch of its own.
         micro_batches: parts that a lane computes, one after the other where they meet on a device.
+        enter: what a technique does to the model's inputs (`compress.base.Prepared`), or None.
     """
 
     def __init__(
@@ -45,8 +49,9 @@ class Placed:
         places: Sequence[int],
         lanes: Sequence[Sequence[str]],
         micro_batches: int,
+        enter: Callable[[Any], Any] | None = None,
     ) -> None:
-        self._graph = graph
+        self._graph, self._enter = graph, enter
         self._segments = segments_of(graph, groups)
         place_of = {node.outputs: place for group, place in zip(groups, places, strict=True) for node in group}
         self._places = [place_of[segment.nodes[0].outputs] for segment in self._segments]
@@ -99,6 +104,9 @@ class Placed:
 
     def _forward(self, x: Any, training: bool) -> tuple[list[tf.Tensor], list[Values], list[list["_Taped"]]]:
         """Rows of every part, what it gave, and what each segment keeps of it for the way back."""
+        enter, given = self._enter, x
+        if enter is not None:
+            x = in_call(self._graph, lambda: enter(given), training=training)
         start, count = start_values(self._graph, x), len(self._lanes)
         rows = tf.shape(next(iter(start.values())))[0]
         bounds = [rows * i // count for i in range(count + 1)]
@@ -117,6 +125,10 @@ class Placed:
                 results += taped.made
             tapes[part].append(taped)
             values.update(zip(segment.gives, taped.made, strict=True))
+        check_has_no_losses(self._graph)
+        for i in self._ends:
+            if getattr(parts[0][i], "_keras_mask", None) is not None:
+                raise InputError("an output has a mask of Keras, which parts of a batch would lose")
         return sizes, parts, tapes
 
     def _backward(self, gradients: list[list[Any]], tapes: list[list["_Taped"]]) -> list[tf.Tensor | None]:
@@ -171,6 +183,8 @@ class _Taped:
     def __init__(self, graph: Any, segment: Segment, values: Values, *, training: bool) -> None:
         self._segment = segment
         self._taken = [tf.identity(values[i]) for i in segment.takes]
+        for i, new in zip(segment.takes, self._taken, strict=True):
+            carry_mask(values[i], new)
         known = dict(zip(segment.takes, self._taken, strict=True))
         self._tape = tf.GradientTape()
         with self._tape if training else contextlib.nullcontext():

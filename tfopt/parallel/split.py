@@ -46,7 +46,7 @@ class Split:
     def write_to(self, model: Any) -> None:
         """Gives the weights, as they are now, to the model that was split, or to one like it."""
         ours = {w.path: w.variable for w in keras_api.weights(self.model)}
-        for weight in keras_api.weights(model):
+        for weight in keras_api.weights(inlined(model)):
             layer, _, name = weight.path.rpartition("/")
             if weight.path not in self.rows:  # whole, or the bias that the first part alone has
                 found = ours.get(weight.path, ours.get(f"{_part(layer, 0)}/{name}"))
@@ -199,7 +199,7 @@ def _joined(
                 layer.name = _part(node.operation.name, number)
             results.append(_called(other, node, values, number=number, layer=layer))
         each = list(zip(*results, strict=True))
-        made = each if inside else [_summed(keras, node.operation, some, sums) for some in each]
+        made = each if inside else [_summed(keras, node.operation, some, sums=sums) for some in each]
         values.update(zip(node.outputs, made, strict=True))
     outputs = filled(struct_of(functional(graph), "outputs"), values)
     return keras.Model(inputs, outputs, name=graph.name), part_of, last

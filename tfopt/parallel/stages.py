@@ -9,8 +9,7 @@ from typing import Any
 from tfopt._keras import keras_api
 from tfopt._keras.copying import copy_of
 from tfopt.errors import InputError
-from tfopt.structure.blocks import between, blocks_of
-from tfopt.structure.groups import structure_of
+from tfopt.structure.blocks import calls_of_blocks
 from tfopt.structure.inlined import inlined
 from tfopt.structure.nodes import Node, nodes
 
@@ -45,33 +44,34 @@ def stages_of(model: Any, count: int) -> Stages:
         InputError: a count outside its range, or a model whose layers are not known.
     """
     graph = inlined(model)
-    blocks = blocks_of(graph, structure_of(graph))
-    if not 2 <= count <= len(blocks):
+    inside = calls_of_blocks(graph)
+    if not 2 <= count <= len(inside):
         raise InputError(
-            f"stages must be 2 or more and at most the {len(blocks)} layers of model {model.name!r} that repeat, "
+            f"stages must be 2 or more and at most the {len(inside)} layers of model {model.name!r} that repeat, "
             f"got {count}"
         )
     calls = [node for node in nodes(graph) if node.operation is not None]
-    inside = [between(calls, block.start, block.end) for block in blocks]
     block_of = {node.outputs: number for number, some in enumerate(inside) for node in some}
     # What follows the last layer is with it; all else, as tables and masks, is with the first.
-    behind = {blocks[-1].end}
+    last = {out for node in inside[-1] for out in node.outputs}
+    own = {node.outputs for node in inside[-1]}
+    behind = {i for node in calls if node.outputs not in own for i in node.inputs if i in last}
     place: dict[tuple[int, ...], int] = {}
     for node in calls:
         if behind & set(node.inputs):
             behind |= set(node.outputs)
-            place[node.outputs] = len(blocks) - 1
+            place[node.outputs] = len(inside) - 1
         else:
             place[node.outputs] = block_of.get(node.outputs, 0)
-    costs = [0.0] * len(blocks)
+    costs = [0.0] * len(inside)
     for node in calls:
         costs[place[node.outputs]] += _cost(node)
     starts = _balanced(costs, count)
-    stage_of_block = [sum(number >= start for start in starts[1:]) for number in range(len(blocks))]
+    stage_of_block = [sum(number >= start for start in starts[1:]) for number in range(len(inside))]
     groups: list[list[Node]] = [[] for _ in range(count)]
     for node in calls:
         groups[stage_of_block[place[node.outputs]]].append(node)
-    ends = [*starts[1:], len(blocks)]
+    ends = [*starts[1:], len(inside)]
     sums = tuple(sum(costs[start:end]) for start, end in zip(starts, ends, strict=True))
     return Stages(graph, tuple(map(tuple, groups)), costs=sums)
 
@@ -87,6 +87,8 @@ def placed(model: Any, devices: Sequence[str]) -> Any:
     for group, device in zip(stages.groups, devices, strict=True):
         for node in group:
             device_of.setdefault(node.operation.name, device)  # a table that two stages use is with the first
+    if stages.graph is not model:
+        raise InputError(f"model {model.name!r} calls other models, whose layers cannot be placed one by one")
     made = copy_of(model, device_of)
     if made is None:
         raise InputError(

@@ -14,6 +14,8 @@ from tfopt.quantization.plan import PlannedWeight
 from tfopt.quantization.points import Kind
 from tfopt.quantization.recurrent import recurrent
 
+_MOST_INPUTS = 4  # of a model, whose float ones get fixed ranges
+
 if TYPE_CHECKING:
     from tfopt.quantization.simulation import Simulation
 
@@ -46,6 +48,20 @@ def new_calls(simulation: "Simulation") -> Iterator[tuple[Any, str, Call]]:
     yield simulation.model, "call", _root(simulation)
 
 
+def enter(simulation: "Simulation", given: Any) -> Any:
+    """Counts a step, and rounds the float inputs of the whole model where those have fixed ranges."""
+    model = simulation.model
+    simulation.count_step(model)
+    keys = [f"model:input{i}" for i in range(_MOST_INPUTS * simulation.config.is_static)]
+    flat = tf.nest.flatten(given)
+    if not keys or len(flat) > len(keys):
+        return given
+    # Functional models of Keras 3 are given arrays as they are.
+    flat = [tf.convert_to_tensor(x) if isinstance(x, np.ndarray) else x for x in flat]
+    marked = [simulation.mark(x, key, model) for x, key in zip(flat, keys, strict=False)]
+    return tf.nest.pack_sequence_as(given, marked)
+
+
 def _static(simulation: "Simulation", node: Any, path: str, kind: str) -> Iterator[tuple[Any, str, Call]]:
     """Replacements for layers without kernels, whose outputs get fixed ranges."""
     names = class_names(node)
@@ -60,24 +76,16 @@ def _static(simulation: "Simulation", node: Any, path: str, kind: str) -> Iterat
 
 
 def _root(simulation: "Simulation") -> Call:
-    """Counts steps and rounds float inputs of the whole model."""
-    model = simulation.model
-    original = original_call(model)
-    keys = [
-        simulation.add_point(model, "model", f"input{i}", learns=False)
-        for i in range(4 * simulation.config.is_static)
-    ]
+    """The call of the whole model."""
+    original = original_call(simulation.model)
+    for number in range(_MOST_INPUTS * simulation.config.is_static):
+        simulation.add_point(simulation.model, "model", f"input{number}", learns=False)
 
     def call(*args: Any, **kwargs: Any) -> Any:
-        simulation.count_step(model)
-        if args and keys:
-            flat = tf.nest.flatten(args[0])
-            if len(flat) <= len(keys):
-                # Functional models of Keras 3 are given arrays as they are.
-                flat = [tf.convert_to_tensor(x) if isinstance(x, np.ndarray) else x for x in flat]
-                marked = [simulation.mark(x, key, model) for x, key in zip(flat, keys, strict=False)]
-                args = (tf.nest.pack_sequence_as(args[0], marked), *args[1:])
-        return original(*args, **kwargs)
+        if args:
+            return original(enter(simulation, args[0]), *args[1:], **kwargs)
+        simulation.count_step(simulation.model)
+        return original(**kwargs)
 
     return call
 

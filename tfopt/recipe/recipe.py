@@ -164,6 +164,8 @@ class Recipe(Section):
             return
         if self.data.max_length < 4:
             raise ValueError(f"data.max_length must be 4 or more for task 'causal_lm', got {self.data.max_length}")
+        if any(section.adversarial for section in (self.train, *(v.train for v in self.variants))):
+            raise ValueError("train.adversarial is for models that look tokens up once, not for task 'causal_lm'")
         static = next((e.quantization for e in self.exports if e.quantization in ("int8", "int16")), None)
         if static is not None:
             raise ValueError(

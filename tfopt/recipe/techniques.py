@@ -221,6 +221,11 @@ class DistillSection(TechniqueSection):
     temperature: Annotated[float, Field(gt=0)] = 1.0
     cache: bool = False
 
+    @property
+    def looks_inside(self) -> bool:
+        """Whether more than outputs count."""
+        return any((self.hidden, self.attention, self.embeddings, self.relations))
+
     def settings(self, material: Material) -> dict[str, Any]:
         return {**self.model_dump(exclude={"cache"}), "teacher": material.teacher()}
 
@@ -260,6 +265,12 @@ class VariantSection(Section):
         if self.distill is not None and of_labels:
             raise ValueError(
                 f"variant {self.name!r}: train.{of_labels[0]} is for labels, and distill learns answers"
+            )
+        inside = self.distill is not None and self.distill.looks_inside
+        if inside and (self.train.stages > 1 or self.train.gradient_checkpointing):
+            raise ValueError(
+                f"variant {self.name!r}: distill looks at states between layers, which stages and "
+                "gradient_checkpointing hide"
             )
         if self.distill is not None and self.distill.cache and self.train.token_noise:
             raise ValueError(

@@ -12,8 +12,8 @@ _IMPORTANCE_BATCH, _IMPORTANCE_BATCHES = 32, 32
 class Material:
     """What the techniques of a variant take from the run; see `recipe.techniques.Material`."""
 
-    def __init__(self, steps: int, accumulate: int, *, task: Any, baseline: Path) -> None:
-        self.steps, self.passes = steps, steps * accumulate
+    def __init__(self, steps: int, passes: int, *, task: Any, baseline: Path) -> None:
+        self.steps, self.passes = steps, steps * passes
         self._task, self._baseline = task, baseline
 
     def batches(self) -> Any:

@@ -8,7 +8,7 @@ import contextlib
 import dataclasses
 import functools
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from tfopt.measure.results import Measurement
 from tfopt.quantization import NAMED
 from tfopt.quantization.sensitivity import choose_bits
 from tfopt.recipe import BASELINE, PlannedArtifact, Recipe
-from tfopt.recipe.sections import ExportSection
+from tfopt.recipe.sections import ExportSection, TrainSection
 from tfopt.recipe.techniques import VariantSection
 from tfopt.report import Report, Step, machine_info
 from tfopt.report.html import page
@@ -38,6 +38,7 @@ from tfopt.report.plots import plots
 from tfopt.run.folder import CHECKPOINTS, LESSONS, RunFolder
 from tfopt.run.material import Material, without
 from tfopt.run.named import told
+from tfopt.run.placement import devices_of
 from tfopt.run.training import Trainings, train_config
 from tfopt.run.workers import folder_for
 from tfopt.tasks import task_of
@@ -83,10 +84,11 @@ def run(
     out = Path(out or Path("saved_models", recipe.name))
     limit_gpu_memory(recipe.gpu_memory)
     strategy = make_strategy(recipe.replicas, kind=recipe.strategy)
+    devices = devices_of(recipe, strategy)
     inputs = task_of(recipe, out / _DATA).check_inputs()
     folder = folder_for(strategy, out, recipe, inputs=inputs, resume=resume, overwrite=overwrite)
     with contextlib.closing(folder):
-        return _Run(recipe, folder, log, strategy=strategy).all()
+        return _Run(recipe, folder, log, strategy=strategy, devices=devices).all()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,11 +124,12 @@ def build(recipe: Recipe, out: Path, *, of: Collection[str] | None = None, log: 
     strategy = make_strategy(recipe.replicas, kind=recipe.strategy)
     if works_with_others(strategy):
         raise InputError("several workers run a recipe, with `tfopt launch`; a search is for one process")
+    devices = devices_of(recipe, strategy)
     folder = RunFolder(
         out, recipe, task_of(recipe, out / _DATA).check_inputs(), resume=out.exists(), overwrite=False
     )
     with contextlib.closing(folder):
-        work = _Run(recipe, folder, log, strategy=strategy)
+        work = _Run(recipe, folder, log, strategy=strategy, devices=devices)
         data, exported = work.artifacts(of, go_on=True)
         refused = {name: facts["refused"] for name, facts in exported.items() if "refused" in facts}
         return Built(
@@ -135,14 +138,16 @@ def build(recipe: Recipe, out: Path, *, of: Collection[str] | None = None, log: 
 
 
 class _Run:
-    def __init__(self, recipe: Recipe, folder: RunFolder, log: Log, *, strategy: Any) -> None:
+    def __init__(
+        self, recipe: Recipe, folder: RunFolder, log: Log, *, strategy: Any, devices: Sequence[str]
+    ) -> None:
         self.recipe, self.folder, self.log = recipe, folder, log
         self.path = folder.path
         self._loaded: tuple[str, Any] | None = None
         self.curves: dict[str, Any] = {}
         self.task = task_of(recipe, folder.path / _DATA)
         self._strategy, self._writes = strategy, is_chief(strategy)
-        self._trainings = Trainings(recipe, folder, task=self.task, strategy=strategy)
+        self._trainings = Trainings(recipe, folder, task=self.task, strategy=strategy, devices=devices)
 
     def artifacts(
         self, of: Collection[str] | None = None, go_on: bool = False
@@ -220,13 +225,13 @@ class _Run:
         seed_everything(self.recipe.generation, self.recipe.seed + 1)
         config, epochs = variant.train, variant.train.epochs
         steps = total_steps(data["train_records"], train_config(self.recipe, config)) if epochs else 0
-        material = Material(steps, config.accumulate, task=self.task, baseline=self.path / _keras_file(BASELINE))
+        material = Material(steps, _passes(config), task=self.task, baseline=self.path / _keras_file(BASELINE))
         with scope(self._strategy):
             model = self._trainings.placed(load_model(self.path / _keras_file(variant.start)), config)
         callbacks: list[Any] = []
         helpers: list[str] = []
         state: list[Any] = []
-        lessons = None
+        lessons = enter = None
         for technique, section in variant.techniques():
             module = technique.load()
             settings = without(section, helpers).settings(material)
@@ -238,13 +243,13 @@ class _Run:
             model, callbacks = prepared.model, callbacks + prepared.callbacks
             helpers += prepared.helpers
             state += prepared.state
-            lessons = prepared.lessons or lessons
+            lessons, enter = prepared.lessons or lessons, prepared.enter or enter
         history = {}
         if epochs:
             cache = variant.distill is not None and variant.distill.cache
             history = self._trainings.fit(
                 model, config, data=data, callbacks=callbacks, title=variant.name, lessons=lessons, cache=cache,
-                state=state,
+                state=state, enter=enter,
             )  # fmt: skip
         self._keep(finish_all(model), variant.name)
         return history
@@ -345,6 +350,11 @@ class _Run:
         chosen = [self.task.lengths(export) for export in self.recipe.exports]
         lengths = next((found for found in chosen if found), None)
         return values if lengths is None else {**values, "lengths": lengths}
+
+
+def _passes(section: TrainSection) -> int:
+    """How often the model is called in a step."""
+    return section.accumulate * (2 if section.r_drop or section.adversarial else 1)
 
 
 def _keras_file(owner: str) -> str:

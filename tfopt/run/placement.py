@@ -1,7 +1,7 @@
 """Where the models of a run are computed while they learn: on one device, in stages, or split."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from tfopt._keras.devices import devices
@@ -9,6 +9,7 @@ from tfopt.errors import InputError
 from tfopt.parallel.pipeline import Pipeline
 from tfopt.parallel.split import Split, TensorParallel, split
 from tfopt.parallel.stages import placed
+from tfopt.recipe import Recipe
 from tfopt.recipe.sections import TrainSection
 from tfopt.structure.recompute import Recomputed
 
@@ -34,13 +35,13 @@ class Placement:
             self._split.write_to(model)
 
 
-def devices_of(sections: Sequence[TrainSection], strategy: Any) -> list[str]:
-    """The devices that these trainings need together, none where one is enough; before TensorFlow starts.
+def devices_of(recipe: Recipe, strategy: Any) -> list[str]:
+    """The devices that a recipe's trainings need, none where one is enough; before TensorFlow starts.
 
     Raises:
         InputError: a strategy that has the devices for itself, or too few devices.
     """
-    count = max(_count(section) for section in sections)
+    count = max(_count(section) for section in (recipe.train, *(variant.train for variant in recipe.variants)))
     if count == 1:
         return []
     if strategy is not None:
@@ -56,20 +57,23 @@ def before_techniques(model: Any, section: TrainSection, names: Sequence[str]) -
     return placed(model, names[: section.stages]) if section.stages > 1 and section.epochs else model
 
 
-def placement(model: Any, section: TrainSection, names: Sequence[str]) -> Placement:
+def placement(
+    model: Any, section: TrainSection, names: Sequence[str], *, enter: Callable[[Any], Any] | None = None
+) -> Placement:
     """How a model is computed while it learns.
 
     Args:
         model: of the run, with its techniques.
         section: how it is trained.
         names: of devices, from `devices_of`.
+        enter: what a technique does to its inputs.
     """
     if section.gradient_checkpointing:
-        return Placement(model, Recomputed(model))
+        return Placement(model, Recomputed(model, enter))
     each = max(section.stages, section.tensor_parallel)
     lanes = [names[start : start + each] for start in range(0, each * section.data_parallel, each)]
     if section.stages > 1:
-        pipeline = Pipeline(model, lanes, micro_batches=section.micro_batches)
+        pipeline = Pipeline(model, lanes, micro_batches=section.micro_batches, enter=enter)
         return Placement(model, pipeline, {"pipeline_idle_share": [pipeline.idle_share]})
     if section.tensor_parallel > 1:
         parts = split(model, lanes[0])

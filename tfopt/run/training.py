@@ -2,6 +2,7 @@
 
 import functools
 import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from tfopt.errors import InputError
 from tfopt.recipe import Recipe
 from tfopt.recipe.sections import TrainSection
 from tfopt.run.folder import CHECKPOINTS, JOURNAL, RunFolder
-from tfopt.run.placement import before_techniques, devices_of, placement
+from tfopt.run.placement import before_techniques, placement
 from tfopt.structure.depth import depth_of_weights
 from tfopt.train import TrainConfig, fit
 from tfopt.train.checkpoints import Checkpoints
@@ -42,13 +43,21 @@ class Trainings:
         folder: of the run, for checkpoints and what is kept of teachers.
         task: gives the data and the losses.
         strategy: in whose scope the models are made, or None.
+        devices: from `placement.devices_of`.
     """
 
-    def __init__(self, recipe: Recipe, folder: RunFolder, *, task: Any, strategy: Any) -> None:
+    def __init__(
+        self, recipe: Recipe, folder: RunFolder, *, task: Any, strategy: Any, devices: Sequence[str]
+    ) -> None:
         self._recipe, self._folder, self._task, self._strategy = recipe, folder, task, strategy
         self._writes = is_chief(strategy)
+        inputs = recipe.model.inputs or {}
+        self._named = {
+            "ids": inputs.get("input_ids", "input_ids"),
+            "mask": inputs.get("attention_mask", "attention_mask"),
+        }
         sections = [recipe.train, *(variant.train for variant in recipe.variants)]
-        self._devices = devices_of(sections, strategy)
+        self._devices = devices
         for section in sections:
             if section.epochs:
                 rows_at_once(train_config(recipe, section), strategy)
@@ -68,6 +77,7 @@ class Trainings:
         lessons: Lessons | None = None,
         cache: bool = False,
         state: list[Any] | None = None,
+        enter: Callable[[Any], Any] | None = None,
     ) -> dict[str, Any]:
         """Trains a model in place, and returns the history.
 
@@ -80,11 +90,12 @@ class Trainings:
             lessons: of a teacher, or None.
             cache: whether what the teacher answers is kept in the run's folder.
             state: variables of techniques, which a checkpoint must hold.
+            enter: what a technique does to the model's inputs.
         """
         config = train_config(self._recipe, section)
         if section.r_drop and self._task.kind_of_output(model) != "logits":
             raise InputError(f"train.r_drop is for models that give logits, and {title} gives probabilities")
-        where = placement(model, section, self._devices)
+        where = placement(model, section, self._devices, enter=enter)
         plain = functools.partial(self._task.compile, where.model, smoothing=section.label_smoothing)
         validation = self._task.batches(_VALIDATION_BATCH, "validation")
         checkpoints = None
@@ -118,8 +129,9 @@ class Trainings:
             if noise:
                 others, kept = noise_ids(load_tokenizer(self._task.data))
                 found = noisy(
-                    found, rate=noise, others=others, kept=kept, seed=self._recipe.seed, epoch=epoch, first=skip
-                )
+                    found, rate=noise, others=others, kept=kept, seed=self._recipe.seed, epoch=epoch, first=skip,
+                    **self._named,
+                )  # fmt: skip
             return self._task.counted(found) if lessons is None else lessons.teach(found)
         whole = self._task.batches(batch_size, "train", shuffle=True, epoch=0)
         return lessons.teach(whole, cache, epoch=epoch).skip(skip)

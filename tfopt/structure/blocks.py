@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from tfopt._keras import keras_api
 from tfopt.errors import InputError
 from tfopt.structure.axes import leaves
-from tfopt.structure.groups import Structure
+from tfopt.structure.groups import Structure, structure_of
 from tfopt.structure.nodes import Node, flat, functional, nodes, struct_of
 
 _PRODUCTS = ("MatMul", "BatchMatMulV2", "BatchMatMulV3", "Einsum")
@@ -55,6 +56,25 @@ def blocks_of(model: Any, structure: Structure) -> list[Block]:
     return [
         _block(ends[i], ends[i + period], [n for some in inside[i : i + period] for n in some]) for i in attends
     ]
+
+
+def calls_of_blocks(graph: Any) -> list[list[Node]]:
+    """The calls of each layer of a transformer, first to last, whatever techniques do to its layers.
+
+    Args:
+        graph: functional model with every call spelled out (`structure.inlined`).
+    """
+    # What is simulated in a call, as ranges that are observed, hides where tensors are the same.
+    try:
+        plain = keras_api.keras_module(keras_api.generation_of(graph)).models.clone_model(graph)
+    except Exception:  # noqa: BLE001 - whatever somebody's own configuration raises; then as it is
+        plain = graph
+    before, now = ([node for node in nodes(one) if node.operation is not None] for one in (plain, graph))
+    if [type(node.operation) for node in before] != [type(node.operation) for node in now]:
+        plain, before = graph, now
+    same = {node.outputs: other for node, other in zip(before, now, strict=True)}
+    blocks = blocks_of(plain, structure_of(plain))
+    return [[same[node.outputs] for node in between(before, block.start, block.end)] for block in blocks]
 
 
 def _only_layer(inside: list[list[Node]], structure: Structure) -> int:

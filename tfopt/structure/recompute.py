@@ -14,12 +14,12 @@ from tfopt._keras import keras_api
 from tfopt._keras.in_call import in_call
 from tfopt._keras.replay import Replay, Replayed
 from tfopt.errors import InputError
-from tfopt.structure.blocks import between, blocks_of
-from tfopt.structure.groups import structure_of
+from tfopt.structure.blocks import calls_of_blocks
 from tfopt.structure.inlined import inlined
-from tfopt.structure.nodes import flat, functional, nodes, struct_of
+from tfopt.structure.nodes import flat, functional, struct_of
 from tfopt.structure.segments import (
     Segment,
+    check_has_no_losses,
     outputs_from,
     plus,
     pulled,
@@ -39,24 +39,20 @@ class Recomputed:
 
     Args:
         model: functional, of either generation, with layers of attention that repeat.
+        enter: what a technique does to the model's inputs (`compress.base.Prepared`).
 
     Raises:
-        InputError: a model whose layers are not known, or that has losses inside.
+        InputError: a model whose layers are not known; from a call, one that has losses inside.
     """
 
-    def __init__(self, model: Any) -> None:
-        self._graph = inlined(model)
-        blocks = blocks_of(self._graph, structure_of(self._graph))
-        if not blocks:
+    def __init__(self, model: Any, enter: Callable[[Any], Any] | None = None) -> None:
+        self._graph, self._enter = inlined(model), enter
+        groups = calls_of_blocks(self._graph)
+        if not groups:
             raise InputError(
                 f"model {model.name!r} has no layers of attention between tensors of one shape, which could be "
                 "computed again; train it without gradient_checkpointing"
             )
-        for path, layer in keras_api.walk(model):
-            if getattr(layer, "activity_regularizer", None) is not None:
-                raise InputError(f"layer {path!r} has a loss of what passes it, which gradient_checkpointing loses")
-        graph = list(nodes(self._graph))
-        groups = [between(graph, block.start, block.end) for block in blocks]
         repeated = {node.outputs for group in groups for node in group}
         self._variables = [keras_api.tf_variable(v) for v in model.trainable_variables]
         self._segments = segments_of(self._graph, groups)
@@ -71,8 +67,12 @@ class Recomputed:
             The answers, and a function from a gradient for each of their tensors to one for each trainable
             variable of the model, None where they do not depend on it.
         """
+        enter, given = self._enter, x
+        if enter is not None:
+            x = in_call(self._graph, lambda: enter(given))
         values = start_values(self._graph, x)
         back = [self._forward(segment, values) for segment in self._segments]
+        check_has_no_losses(self._graph)
         ends = [id(tensor) for tensor in flat(struct_of(functional(self._graph), "outputs"))]
 
         def pull(gradients: Gradients) -> list[tf.Tensor | None]:
@@ -91,6 +91,7 @@ class Recomputed:
         """Adds what a segment gives to `values`; returns its backward pass."""
         taken = [values[i] for i in segment.takes]
         replayed, replay = self._replayed, Replay()
+        masks = [getattr(tensor, "_keras_mask", None) for tensor in taken]  # Keras 3's attention takes them off
 
         def run(inputs: Sequence[tf.Tensor]) -> list[tf.Tensor]:
             known = dict(zip(segment.takes, inputs, strict=True))
@@ -112,6 +113,9 @@ class Recomputed:
                 return [None] * len(taken), [None] * len(self._variables)
             replay.again()
             again = after(taken, gradients)
+            for tensor, mask in zip(again, masks, strict=True):
+                if mask is not None:
+                    tensor._keras_mask = mask
             count = len(tf.compat.v1.get_default_graph().get_operations())
             with tf.GradientTape() as second, replayed.under(replay):
                 second.watch([t for t in again if t.dtype.is_floating])

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from tfopt._keras import keras_api
+from tfopt.errors import InputError
 from tfopt.structure.nodes import Node, filled, flat, functional, given_by_input, nodes, struct_of
 
 
@@ -94,6 +95,26 @@ def run_segment(segment: Segment, values: Mapping[int, Any], *, training: bool =
 def outputs_from(model: Any, values: Mapping[int, Any]) -> Any:
     """The outputs of a model in their structure, from tensors by identity."""
     return filled(struct_of(functional(model), "outputs"), values)
+
+
+def carry_mask(old: Any, new: Any) -> None:
+    """Puts the mask that Keras keeps on a tensor on one that stands for it."""
+    mask = getattr(old, "_keras_mask", None)
+    if mask is not None:
+        new._keras_mask = mask
+
+
+def check_has_no_losses(graph: Any) -> None:
+    """Looks for losses of what passes a layer, after it was called.
+
+    Raises:
+        InputError: there is one, which nobody would take the gradient of.
+    """
+    for path, layer in keras_api.walk(graph):
+        if getattr(layer, "_losses", None) or getattr(layer, "activity_regularizer", None) is not None:
+            raise InputError(
+                f"layer {path!r} has a loss of what passes it, which only a model that is called as a whole learns"
+            )
 
 
 def pulled(tape: Any, outputs: Sequence[tuple[Any, Any]], inputs: Sequence[Any], variables: Sequence[Any]) -> Any:

@@ -83,7 +83,8 @@ def fit(
         depths: path of a weight -> layers above it, for `config.layer_decay`.
         longest: what stands for sizes that `data` does not tell when memory is estimated, as tokens of a text; by
             default those of the first batch.
-        network: how the model is computed, for `config.gradient_checkpointing`: a `structure.recompute.Recomputed`.
+        network: how the model is computed where it is not called as a whole: a `structure.recompute.Recomputed`,
+            for `config.gradient_checkpointing`, or a `parallel.placed.Placed`.
         compile_with: takes the optimizer and `jit_compile`, and compiles the model with its losses, as
             `Task.compile` and `Distiller.compile` do.
 
@@ -123,7 +124,7 @@ def fit(
         with scope(strategy):
             step = _step(model, config, strategy, scale=scale, depths=depths, network=network)
             tell_memory(
-                title, step, lambda: data(start.epoch, start.batch), config=config, strategy=strategy,
+                title, step, lambda: data(start.epoch, 0), config=config, strategy=strategy,
                 keeps=[*kept.state, *(checkpoints.held(model) if checkpoints is not None else [])], longest=longest,
             )  # fmt: skip
             evaluation = None if validation is None else Evaluation(model, validation, strategy)

@@ -90,9 +90,14 @@ def tell_memory(
     """
     if sum(int(keras_api.tf_variable(v).shape.num_elements()) for v in step.variables) < _LEAST_WEIGHTS:
         return
-    batch = _batch_of(data(), longest)
-    found, free = estimate_memory(step, batch, config=config, strategy=strategy, keeps=keeps), free_memory_bytes()
+    try:
+        batch = _batch_of(data(), longest, inputs=step.inputs)
+        found = estimate_memory(step, batch, config=config, strategy=strategy, keeps=keeps)
+    except Exception as error:  # noqa: BLE001 - whatever somebody's data or layers raise, the training may go well
+        _log.info("%s: what memory it needs is not known (%s)", title, str(error).partition("\n")[0][:200])
+        return
     _log.info("%s needs about %.1f GB of memory", title, found.peak / 1e9)
+    free = None if tf.config.list_physical_devices("GPU") else free_memory_bytes()
     if free is not None and found.peak - found.held > free:
         _log.warning(
             "%s needs about %.1f GB of memory, and %.1f GB are free; set gradient_checkpointing, accumulate or a "
@@ -101,13 +106,15 @@ def tell_memory(
         )  # fmt: skip
 
 
-def _batch_of(data: tf.data.Dataset, longest: int | None) -> Any:
-    """Specifications of the largest batch."""
+def _batch_of(data: tf.data.Dataset, longest: int | None, *, inputs: Sequence[Any]) -> Any:
+    """Specifications of the largest batch, of a model with these inputs."""
     spec = data.element_spec
+    fixed = [size for tensor in inputs for size in tuple(tensor.shape)[1:2] if size is not None]
     if longest is None and any(None in t.shape[1:] for t in tf.nest.flatten(spec)):
         spec = tf.nest.map_structure(tf.TensorSpec.from_tensor, next(iter(data.take(1))))
+    length = fixed[0] if fixed else longest
     return tf.nest.map_structure(
-        lambda t: tf.TensorSpec([None, *(longest if size is None else size for size in t.shape[1:])], t.dtype), spec
+        lambda t: tf.TensorSpec([None, *(length if size is None else size for size in t.shape[1:])], t.dtype), spec
     )
 
 

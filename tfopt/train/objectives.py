@@ -44,10 +44,14 @@ class TwoDropouts:
 
     def __call__(self, x: Any, y: Any, weight: Any) -> tuple[tf.Tensor, Any]:
         plain = Plain(self.model)
-        (one, first), (other, second) = plain(x, y, weight), plain(x, y, weight)
-        pairs = list(zip(tf.nest.flatten(first), tf.nest.flatten(second), strict=True))
-        apart = tf.add_n([_divergence(*pair, weight=weight) for pair in pairs]) / self.replicas
-        return (one + other) / 2.0 + self.share * tf.cast(apart, one.dtype), first
+        (one, answer), (other, second) = plain(x, y, weight), plain(x, y, weight)
+        first = answer
+        if not isinstance(first, dict):
+            first, second, weight = {"": first}, {"": second}, {"": weight}
+        weights = weight if isinstance(weight, dict) else dict.fromkeys(first, weight)
+        each = [_divergence(first[name], second[name], weight=weights.get(name)) for name in first]
+        apart = tf.add_n(each) / self.replicas
+        return (one + other) / 2.0 + self.share * tf.cast(apart, one.dtype), answer
 
 
 class Adversarial:
@@ -88,9 +92,15 @@ class Adversarial:
                     "move more than the tokens of a text"
                 )
             (gradient,) = tape.gradient(loss, seen)
+            if gradient is None:
+                raise InputError(
+                    f"the loss does not depend on table {self._table.name!r}: nothing can be moved there"
+                )
             axes = list(range(1, len(gradient.shape)))
-            size = self._length * tf.norm(tf.cast(seen[0], tf.float32), axis=axes, keepdims=True)
             steep = tf.cast(gradient, tf.float32)
+            # Padding, on which nothing depends, has no length.
+            counts = tf.cast(tf.reduce_any(steep != 0, -1, keepdims=True), tf.float32)
+            size = self._length * tf.norm(tf.cast(seen[0], tf.float32) * counts, axis=axes, keepdims=True)
             # The square root of zero has no gradient, but a text that nothing depends on does not move.
             steep *= tf.math.rsqrt(tf.maximum(tf.reduce_sum(steep * steep, axes, keepdims=True), 1e-30))
             self._now.move = tf.stop_gradient(tf.cast(size * steep, gradient.dtype))
@@ -107,7 +117,7 @@ def _divergence(one: tf.Tensor, other: tf.Tensor, weight: Any) -> tf.Tensor:
     """Half of what logits of shape (batch, ..., classes) differ in, both ways; a mean over what counts."""
     first, second = (tf.nn.log_softmax(tf.cast(x, tf.float32)) for x in (one, other))
     each = 0.5 * tf.reduce_sum((tf.exp(first) - tf.exp(second)) * (first - second), -1)
-    if weight is None or isinstance(weight, dict):
+    if weight is None:
         return tf.reduce_mean(each)
     counts = tf.cast(weight, tf.float32)
     counts = tf.reshape(

@@ -5,6 +5,7 @@ Keras 3 clips what each replica has before it sums, so that its steps on two rep
 parts are summed first, each counting by its rows, so that the step does not depend on how a batch is divided.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -104,9 +105,14 @@ class TrainStep:
             self._late(gradients)
         return taken
 
+    @property
+    def inputs(self) -> list[Any]:
+        """The symbolic inputs of the model, where it has any."""
+        return list(getattr(self._model, "inputs", None) or [])
+
     def one_part(self, *batch: Any) -> Any:
         """Loss and gradients of rows that are computed at once, on each replica; for a graph that is looked at."""
-        return self._run(self._gradients_of, batch, 1.0)
+        return self._run(functools.partial(self._gradients_of, counts=False), batch, 1.0)
 
     def _step_of(self, parts: tuple[Part, ...], ends: tf.Tensor) -> tuple[Taken, list[Any]]:
         shares = self._run(self._first, parts, 0) if self._part_rows is None else self._in_turn(parts)
@@ -182,7 +188,7 @@ class TrainStep:
         variables = [self.variables[i] for i in self.learned]
         training.apply_summed(self._model.optimizer, list(zip(gradients, variables, strict=True)))
 
-    def _gradients_of(self, batch: tuple[Any, ...], share: Any) -> list[tf.Tensor]:
+    def _gradients_of(self, batch: tuple[Any, ...], share: Any, *, counts: bool = True) -> list[tf.Tensor]:
         x, y, weight = unpacked(batch)
         answer, pull = None, None
         if self._network is not None:
@@ -197,7 +203,8 @@ class TrainStep:
             loss *= self._replicas  # Keras divides by their number, since it expects losses to be summed
             shared = tf.cast(loss, tf.float32) * share
             scaled = shared if self._scale is None else shared * self._scale.value
-        training.count(self._model, loss, batch=(x, y, weight), answer=answer)
+        if counts:
+            training.count(self._model, loss, batch=(x, y, weight), answer=answer)
         found = tape.gradient(scaled, [*ends, *(keras_api.tf_variable(v) for v in self.variables)])
         gradients = found[len(ends) :]  # with a network those of losses of weights alone
         if pull is not None:
