@@ -212,7 +212,7 @@ def test_a_model_inside_another(generation):
 
 def test_quantization_learns_in_stages(generation):
     model = models(generation)["two layers"]
-    prepared = quantize.prepare(model, QuantizeConfig(activations="static", warmup_steps=1))
+    prepared = quantize.prepare(model, QuantizeConfig(activations="dynamic", warmup_steps=1))
     network = Pipeline(model, [devices(2, "stages")], micro_batches=3, enter=prepared.enter)
     for _ in range(3):
         _, found = gradients(network, model, inputs())

@@ -140,8 +140,12 @@ def with_statistics(generation, strategy, folder):
     keras = keras_api.keras_module(generation)
     keras.utils.set_random_seed(1)
     with scope(strategy):
-        layers = [keras.layers.Input((6,)), keras.layers.Dense(8), keras.layers.BatchNormalization()]
-        model = keras.Sequential([*layers, keras.layers.Dense(2)])
+        layers = [
+            keras.layers.Input((6,)),
+            keras.layers.Dense(8, name="first"),
+            keras.layers.BatchNormalization(name="norm"),
+        ]
+        model = keras.Sequential([*layers, keras.layers.Dense(2, name="last")])
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(64, 6)).astype(np.float32), rng.normal(size=(64, 2)).astype(np.float32)
     data = tf.data.Dataset.from_tensor_slices((x, y)).batch(BATCH)

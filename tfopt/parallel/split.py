@@ -82,10 +82,11 @@ def split(model: Any, devices: Sequence[str]) -> Split:
     Args:
         model: a functional transformer whose attention is spelled out, as `models.bert` and `models.causal_lm`
             build it.
-        devices: names, 2 or more, a divisor of the numbers of heads and of neurons.
+        devices: names, 2 or more, a divisor of the number of heads; layers whose neurons it does not divide stay
+            whole.
 
     Raises:
-        InputError: heads or neurons that cannot be divided, or a model without any between its layers.
+        InputError: heads that cannot be divided, or a model without heads and neurons between its layers.
     """
     count, graph = len(devices), inlined(model)
     structure = structure_of(graph)
@@ -107,7 +108,7 @@ def _chosen(model: Any, structure: Structure, count: int) -> list[Group]:
     taken: set[str] = set()
     for group in structure.groups:  # of dense layers in a row every other one's neurons: no weight is split twice
         paths = {place.path for place in group.slices}
-        if group.kind in _KINDS and not paths & taken:
+        if group.kind in _KINDS and not paths & taken and (group.kind == "heads" or group.units % count == 0):
             chosen.append(group)
             taken |= paths
     if count < 2 or not chosen:
@@ -119,8 +120,7 @@ def _chosen(model: Any, structure: Structure, count: int) -> list[Group]:
     if uneven:
         group = uneven[0]
         raise InputError(
-            f"the {group.units} {group.kind} of {group.name!r} cannot be divided among {count} devices; take a "
-            "divisor"
+            f"the {group.units} heads of {group.name!r} cannot be divided among {count} devices; take a divisor"
         )
     return chosen
 

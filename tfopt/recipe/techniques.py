@@ -272,6 +272,11 @@ class VariantSection(Section):
                 f"variant {self.name!r}: distill looks at states between layers, which stages and "
                 "gradient_checkpointing hide"
             )
+        if self.train.stages > 1 and self.quantize is not None and self.quantize.activations == "static":
+            raise ValueError(
+                f"variant {self.name!r}: ranges that are observed and stages do not go together; set "
+                "quantize.activations, or leave out stages"
+            )
         if self.distill is not None and self.distill.cache and self.train.token_noise:
             raise ValueError(
                 f"variant {self.name!r}: with train.token_noise a teacher answers other texts in every pass; set "
