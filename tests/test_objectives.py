@@ -166,6 +166,14 @@ def test_noise_is_another_in_every_pass_and_the_same_again():
     assert (one[:8] != one[8:16]).mean() > 0.2, "and in every batch"
 
 
+def test_noise_on_inputs_of_other_names_without_a_mask():
+    ids = np.full((8, 6), 5, np.int64)
+    data = tf.data.Dataset.from_tensor_slices(({"tokens": ids}, ids[:, 0])).batch(4)
+    found = noisy(data, rate=0.5, others=[9], kept=(), seed=0, epoch=0, ids="tokens", mask="attention_mask")
+    noised = np.concatenate([inputs["tokens"] for inputs, _ in found])
+    assert noised.dtype == np.int64 and set(noised.ravel()) == {5, 9}
+
+
 @pytest.fixture
 def recipe(tiny_recipe, tmp_path):
     def make(training):

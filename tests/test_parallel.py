@@ -18,12 +18,13 @@ from tfopt.compress import quantize
 from tfopt.errors import InputError
 from tfopt.models import bert, causal_lm
 from tfopt.parallel.pipeline import Pipeline
+from tfopt.parallel.placed import Placed
 from tfopt.parallel.split import TensorParallel, split
 from tfopt.parallel.stages import _balanced, idle_share, placed, stages_of
 from tfopt.quantization import QuantizeConfig
 from tfopt.recipe import Recipe
 from tfopt.run.pipeline import build
-from tfopt.structure.nodes import flat
+from tfopt.structure.nodes import flat, nodes
 
 ROWS, LENGTH = 11, 12
 
@@ -327,6 +328,43 @@ def test_a_technique_learns_in_stages(recipe, tmp_path):
 def test_what_does_not_go_together(recipe, lines, says):
     with pytest.raises(InputError, match=says):
         recipe(f"{lines}\n")
+
+
+@pytest.mark.parametrize(
+    ("sections", "lines", "says"),
+    [
+        ("[variants.distill]\nhidden = 1.0", "stages = 2", "distill looks at states between layers"),
+        ("[variants.distill]\nattention = 1.0", "gradient_checkpointing = true", "distill looks at states"),
+        ("[variants.quantize]\nactivations = 'static'", "stages = 2", "ranges that are observed and stages"),
+        ("[variants.distill]", "r_drop = 1.0", "train.r_drop is for labels"),
+        ("[variants.distill]\ncache = true", "token_noise = 0.1", "answers other texts in every pass"),
+    ],
+)  # fmt: skip
+def test_what_does_not_go_with_a_technique(sections, lines, says):
+    text = f'schema = 1\nname = "x"\n[[variants]]\nname = "one"\n[variants.train]\n{lines}\n{sections}\n'
+    with pytest.raises(InputError, match=says):
+        Recipe.parse(text)
+    assert Recipe.parse(text.replace(lines, "")).variants
+
+
+def test_steps_in_embedding_space_are_for_tables_that_are_looked_up_once():
+    with pytest.raises(InputError, match="adversarial is for models that look tokens up once"):
+        Recipe.parse('schema = 1\nname = "x"\ntask = "causal_lm"\n[train]\nadversarial = 0.1\n')
+
+
+def test_an_output_with_a_mask_is_refused(generation):
+    keras = keras_api.keras_module(generation)
+    start = keras.layers.Input((8,), dtype="int32")
+    x = keras.layers.Embedding(60, 16, mask_zero=True)(start)
+    for _ in range(2):
+        x = keras.layers.Dropout(0.1)(x)
+    model = keras.Model(start, x)
+    network = Placed(
+        model, model, groups=[[n for n in nodes(model) if n.operation is not None]], places=[0], lanes=[["CPU:0"]],
+        micro_batches=2,
+    )  # fmt: skip
+    with pytest.raises(InputError, match="an output has a mask of Keras"):
+        network.predict(np.ones((4, 8), np.int32))
 
 
 def test_techniques_need_whole_layers(recipe):

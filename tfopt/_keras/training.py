@@ -34,6 +34,13 @@ def metric_results(model: Any) -> dict[str, tf.Tensor]:
     return found
 
 
+def plus(one: Any, other: Any) -> Any:
+    """The sum of two gradients; None is zero."""
+    if one is None or other is None:
+        return other if one is None else one
+    return tf.convert_to_tensor(one) + tf.convert_to_tensor(other)
+
+
 def statistics(model: Any) -> list[tf.Variable]:
     """Variables that every replica changes by its own rows, and that nothing makes the same again.
 

@@ -9,21 +9,12 @@ import tensorflow as tf
 
 from tfopt._keras import keras_api
 from tfopt._keras.in_call import in_call
+from tfopt._keras.training import plus
 from tfopt.errors import InputError
 from tfopt.structure.nodes import Node, flat, functional, struct_of
-from tfopt.structure.segments import (
-    Segment,
-    carry_mask,
-    check_has_no_losses,
-    outputs_from,
-    plus,
-    pulled,
-    run_segment,
-    segments_of,
-    start_values,
-)
+from tfopt.structure.segments import check_has_no_losses, outputs_from, segments_of, start_values
+from tfopt.structure.taped import Gradients, Taped, mask_of
 
-Gradients = Sequence[tf.Tensor | None]
 Values = dict[int, tf.Tensor]
 
 
@@ -102,7 +93,7 @@ class Placed:
                 if self._starts[part] + number == tick:
                     yield part, number
 
-    def _forward(self, x: Any, training: bool) -> tuple[list[tf.Tensor], list[Values], list[list["_Taped"]]]:
+    def _forward(self, x: Any, training: bool) -> tuple[list[tf.Tensor], list[Values], list[list[Taped]]]:
         """Rows of every part, what it gave, and what each segment keeps of it for the way back."""
         enter, given = self._enter, x
         if enter is not None:
@@ -116,22 +107,22 @@ class Placed:
         cuts = [slice(low, tf.maximum(low + size, low + 1)) for low, size in zip(first, sizes, strict=True)]
         parts = [{i: value[cut] for i, value in start.items()} for cut in cuts]
         turns = _Turns()
-        tapes: list[list[_Taped]] = [[] for _ in parts]
+        tapes: list[list[Taped]] = [[] for _ in parts]
         # What is ready at once is started in the order in which it was made.
         for part, number in self._schedule():
             segment, values = self._segments[number], parts[part]
             with turns.taken(self._lanes[part][self._places[number]]) as results:
-                taped = _Taped(self._graph, segment, values, training=training)
+                taped = Taped(self._graph, segment, values, training=training, tapes=training)
                 results += taped.made
             tapes[part].append(taped)
             values.update(zip(segment.gives, taped.made, strict=True))
         check_has_no_losses(self._graph)
         for i in self._ends:
-            if getattr(parts[0][i], "_keras_mask", None) is not None:
+            if mask_of(parts[0][i]) is not None:
                 raise InputError("an output has a mask of Keras, which parts of a batch would lose")
         return sizes, parts, tapes
 
-    def _backward(self, gradients: list[list[Any]], tapes: list[list["_Taped"]]) -> list[tf.Tensor | None]:
+    def _backward(self, gradients: list[list[Any]], tapes: list[list[Taped]]) -> list[tf.Tensor | None]:
         found = [dict(zip(self._ends, some, strict=True)) for some in gradients]
         turns, none = _Turns(), [None] * len(self._variables)
         sums: dict[str, list[tf.Tensor | None]] = {}
@@ -139,7 +130,8 @@ class Placed:
             segment, values = self._segments[number], found[part]
             device = self._lanes[part][self._places[number]]
             with turns.taken(device) as results:
-                of_inputs, of_variables = tapes[part][number].pulled(values, self._variables)
+                given = [values.get(i) for i in segment.gives]
+                of_inputs, of_variables = tapes[part][number].pulled(given, self._variables)
                 before = sums.get(device, none)
                 sums[device] = [plus(*pair) for pair in zip(before, of_variables, strict=True)]
                 results += [g for g in [*of_inputs, *sums[device]] if g is not None]
@@ -175,25 +167,3 @@ class _Turns:
         with tf.device(device), tf.control_dependencies(self._before.get(device, [])):
             yield results
         self._before[device] = [result.op for result in results]
-
-
-class _Taped:
-    """The work of a segment on one part of a batch."""
-
-    def __init__(self, graph: Any, segment: Segment, values: Values, *, training: bool) -> None:
-        self._segment = segment
-        self._taken = [tf.identity(values[i]) for i in segment.takes]
-        for i, new in zip(segment.takes, self._taken, strict=True):
-            carry_mask(values[i], new)
-        known = dict(zip(segment.takes, self._taken, strict=True))
-        self._tape = tf.GradientTape()
-        with self._tape if training else contextlib.nullcontext():
-            if training:
-                self._tape.watch([t for t in self._taken if t.dtype.is_floating])
-            self.made = in_call(graph, lambda: run_segment(segment, known, training=training), training=training)
-
-    def pulled(self, gradients: Values, variables: Sequence[Any]) -> tuple[list[Any], list[Any]]:
-        """Gradients of what the segment took, and of variables, from those of what it gave."""
-        wanted = [(t, gradients.get(i)) for i, t in zip(self._segment.gives, self.made, strict=True)]
-        found: tuple[list[Any], list[Any]] = pulled(self._tape, wanted, self._taken, variables=variables)
-        return found

@@ -66,14 +66,11 @@ class TensorParallel(Placed):
         split: from `split`.
         lanes: devices of each replica, a name for each part; each computes its share of a batch with the weights of
             the first, so that lanes and parts are a mesh of data and model.
-        micro_batches: parts of a lane's share, one after the other.
     """
 
-    def __init__(self, split: Split, lanes: Sequence[Sequence[str]], *, micro_batches: int = 1) -> None:
+    def __init__(self, split: Split, lanes: Sequence[Sequence[str]]) -> None:
         groups, places = _groups(split)
-        super().__init__(
-            split.model, split.model, groups=groups, places=places, lanes=lanes, micro_batches=micro_batches
-        )
+        super().__init__(split.model, split.model, groups=groups, places=places, lanes=lanes, micro_batches=1)
 
 
 def split(model: Any, devices: Sequence[str]) -> Split:

@@ -13,22 +13,14 @@ import tensorflow as tf
 from tfopt._keras import keras_api
 from tfopt._keras.in_call import in_call
 from tfopt._keras.replay import Replay, Replayed
+from tfopt._keras.training import plus
 from tfopt.errors import InputError
 from tfopt.structure.blocks import calls_of_blocks
 from tfopt.structure.inlined import inlined
 from tfopt.structure.nodes import flat, functional, struct_of
-from tfopt.structure.segments import (
-    Segment,
-    check_has_no_losses,
-    outputs_from,
-    plus,
-    pulled,
-    run_segment,
-    segments_of,
-    start_values,
-)
+from tfopt.structure.segments import Segment, check_has_no_losses, outputs_from, segments_of, start_values
+from tfopt.structure.taped import Gradients, Taped, mask_of, put_mask
 
-Gradients = Sequence[tf.Tensor | None]
 Pull = Callable[[Gradients], list[tf.Tensor | None]]
 # What runs a second time must change nothing; these are the stateful operations that only read.
 _READS = {"ReadVariableOp", "ResourceGather", "PlaceholderWithDefault", "Placeholder", "VarHandleOp"}
@@ -90,23 +82,16 @@ class Recomputed:
     def _forward(self, segment: Segment, values: dict[int, tf.Tensor]) -> Callable[[Gradients], Any]:
         """Adds what a segment gives to `values`; returns its backward pass."""
         taken = [values[i] for i in segment.takes]
-        replayed, replay = self._replayed, Replay()
-        masks = [getattr(tensor, "_keras_mask", None) for tensor in taken]  # Keras 3's attention takes them off
-
-        def run(inputs: Sequence[tf.Tensor]) -> list[tf.Tensor]:
-            known = dict(zip(segment.takes, inputs, strict=True))
-            return in_call(self._graph, lambda: run_segment(segment, known))
-
+        masks = [mask_of(tensor) for tensor in taken]
         if segment.gives not in self._again:
-            with tf.GradientTape() as tape:
-                tape.watch([t for t in taken if t.dtype.is_floating])
-                made = run(taken)
-            values.update(zip(segment.gives, made, strict=True))
-            return lambda gradients: pulled(
-                tape, list(zip(made, gradients, strict=True)), taken, variables=self._variables
-            )
-        with replayed.under(replay):
-            values.update(zip(segment.gives, run(taken), strict=True))
+            taped = Taped(self._graph, segment, values)
+            values.update(zip(segment.gives, taped.made, strict=True))
+            return lambda gradients: taped.pulled(gradients, self._variables)
+        replay = Replay()
+        with self._replayed.under(replay):
+            # Nothing takes note of this pass, so that nothing of it is kept.
+            made = Taped(self._graph, segment, values, training=True, tapes=False).made
+        values.update(zip(segment.gives, made, strict=True))
 
         def backward(gradients: Gradients) -> Any:
             if all(gradient is None for gradient in gradients):
@@ -114,14 +99,12 @@ class Recomputed:
             replay.again()
             again = after(taken, gradients)
             for tensor, mask in zip(again, masks, strict=True):
-                if mask is not None:
-                    tensor._keras_mask = mask
+                put_mask(tensor, mask)
             count = len(tf.compat.v1.get_default_graph().get_operations())
-            with tf.GradientTape() as second, replayed.under(replay):
-                second.watch([t for t in again if t.dtype.is_floating])
-                made = run(again)
+            with self._replayed.under(replay):
+                second = Taped(self._graph, segment, dict(zip(segment.takes, again, strict=True)))
             _check_changes_nothing(segment, count)
-            return pulled(second, list(zip(made, gradients, strict=True)), again, variables=self._variables)
+            return second.pulled(gradients, self._variables)
 
         return backward
 

@@ -97,13 +97,6 @@ def outputs_from(model: Any, values: Mapping[int, Any]) -> Any:
     return filled(struct_of(functional(model), "outputs"), values)
 
 
-def carry_mask(old: Any, new: Any) -> None:
-    """Puts the mask that Keras keeps on a tensor on one that stands for it."""
-    mask = getattr(old, "_keras_mask", None)
-    if mask is not None:
-        new._keras_mask = mask
-
-
 def check_has_no_losses(graph: Any) -> None:
     """Looks for losses of what passes a layer, after it was called.
 
@@ -115,32 +108,3 @@ def check_has_no_losses(graph: Any) -> None:
             raise InputError(
                 f"layer {path!r} has a loss of what passes it, which only a model that is called as a whole learns"
             )
-
-
-def pulled(tape: Any, outputs: Sequence[tuple[Any, Any]], inputs: Sequence[Any], variables: Sequence[Any]) -> Any:
-    """Gradients of inputs and of variables, None where there are none, from those of outputs.
-
-    Args:
-        tape: that saw the outputs computed.
-        outputs: pairs of a tensor and its gradient, or None.
-        inputs: that the tape watched.
-        variables: any.
-    """
-    import tensorflow as tf
-
-    known = [
-        (tensor, gradient) for tensor, gradient in outputs if gradient is not None and tensor.dtype.is_floating
-    ]
-    if not known:
-        return [None] * len(inputs), [None] * len(variables)
-    given = [gradient for _, gradient in known]
-    found = tape.gradient([tensor for tensor, _ in known], [*inputs, *variables], output_gradients=given)
-    dense = [None if gradient is None else tf.convert_to_tensor(gradient) for gradient in found]
-    return dense[: len(inputs)], dense[len(inputs) :]
-
-
-def plus(one: Any | None, other: Any | None) -> Any | None:
-    """The sum of two gradients; None is zero."""
-    if one is None or other is None:
-        return other if one is None else one
-    return one + other

@@ -35,12 +35,11 @@ class _Buffers:
         self.held -= self.sizes.pop(buffer, 0)
 
 
-def peak_bytes(graph: Any, *, unknown: int = 1) -> int:
+def peak_bytes(graph: Any) -> int:
     """Bytes of tensors that are alive at once, at most; variables are not counted, nor what is given to the graph.
 
     Args:
-        graph: of a concrete function, with functions that it calls.
-        unknown: what stands for a size that is not known.
+        graph: of a concrete function, with functions that it calls; sizes that it does not know count as 1.
     """
     operations = _needed(graph)
     outputs = {tensor.ref() for tensor in graph.outputs}
@@ -55,12 +54,12 @@ def peak_bytes(graph: Any, *, unknown: int = 1) -> int:
         return left.get(tensor.ref(), 0) + (tensor.ref() in outputs)
 
     for op in operations:
-        inside = max((peak_bytes(g, unknown=unknown) for g in _called(op)), default=0)
+        inside = max((peak_bytes(g) for g in _called(op)), default=0)
         buffers.most = max(buffers.most, buffers.held + inside)
         for number, tensor in enumerate(op.outputs):
             taken = _taken_over(op, number, buffers, waits=waits)
             if taken is None:
-                buffers.make(tensor.ref(), 0 if op.type in _FREE else _size(tensor, unknown))
+                buffers.make(tensor.ref(), 0 if op.type in _FREE else _size(tensor))
                 waits[tensor.ref()] = readers(tensor)
             else:
                 buffers.of[tensor.ref()] = taken
@@ -82,7 +81,7 @@ def _taken_over(op: Any, number: int, buffers: _Buffers, waits: dict[Any, int]) 
         return buffers.of.get(op.inputs[number].ref())
     if op.type not in _IN_PLACE:
         return None
-    size = _size(op.outputs[number], 1)
+    size = _size(op.outputs[number])
     reads = [buffers.of.get(tensor.ref()) for tensor in op.inputs]
     for buffer in reads:
         last = buffer is not None and waits[buffer] == reads.count(buffer)
@@ -91,12 +90,12 @@ def _taken_over(op: Any, number: int, buffers: _Buffers, waits: dict[Any, int]) 
     return None
 
 
-def _size(tensor: Any, unknown: int) -> int:
+def _size(tensor: Any) -> int:
     if tensor.shape.rank is None or tensor.dtype.size == 0 or tensor.dtype.name in ("resource", "variant"):
         return 0
     size: int = tensor.dtype.size
     for dimension in tensor.shape:
-        size *= unknown if dimension is None else dimension
+        size *= 1 if dimension is None else dimension
     return size
 
 

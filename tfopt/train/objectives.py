@@ -120,7 +120,6 @@ def _divergence(one: tf.Tensor, other: tf.Tensor, weight: Any) -> tf.Tensor:
     if weight is None:
         return tf.reduce_mean(each)
     counts = tf.cast(weight, tf.float32)
-    counts = tf.reshape(
-        counts, tf.concat([tf.shape(counts), tf.ones(tf.rank(each) - tf.rank(counts), tf.int32)], 0)
-    )
+    for _ in range(len(each.shape) - len(counts.shape)):
+        counts = counts[..., None]
     return tf.reduce_mean(each * counts)

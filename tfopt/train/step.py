@@ -208,7 +208,7 @@ class TrainStep:
         found = tape.gradient(scaled, [*ends, *(keras_api.tf_variable(v) for v in self.variables)])
         gradients = found[len(ends) :]  # with a network those of losses of weights alone
         if pull is not None:
-            gradients = [_plus(*pair) for pair in zip(gradients, pull(found[: len(ends)]), strict=True)]
+            gradients = [training.plus(*pair) for pair in zip(gradients, pull(found[: len(ends)]), strict=True)]
         self.learned = [i for i, gradient in enumerate(gradients) if gradient is not None]
         # Dense, since norms of a sparse one would count every mention of a row for itself.
         return [shared, *(tf.convert_to_tensor(gradients[i]) for i in self.learned)]
@@ -247,13 +247,6 @@ class EvaluationStep:
         loss = training.loss(self._model, x, y, answer=answer, weight=weight, training=False) * self._replicas
         training.count(self._model, loss, batch=(x, y, weight), answer=answer)
         return tf.constant(True)
-
-
-def _plus(one: Any, other: Any) -> Any:
-    """The sum of two gradients; None is zero."""
-    if one is None or other is None:
-        return other if one is None else one
-    return tf.convert_to_tensor(one) + tf.convert_to_tensor(other)
 
 
 def unpacked(batch: tuple[Any, ...]) -> tuple[Any, Any, Any]:
