@@ -85,7 +85,7 @@ def _child(generation: str, stages: int, steps: int = 8) -> dict[str, Any]:
     network: Any = None
     if stages > 1:
         model = placed(model, names)
-        network = Pipeline(model, names, micro_batches=MICRO_BATCHES)
+        network = Pipeline(model, [names], micro_batches=MICRO_BATCHES)
     model.compile(keras.optimizers.AdamW(1e-4), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     model.optimizer.build(model.trainable_variables)
     step = TrainStep(

@@ -229,8 +229,18 @@ def test_operators_are_timed_and_told_by_the_path_they_ran_on(make_bert, tokens,
     times = {time.name: time for time in operator_times(path, {n: v[:1] for n, v in tokens.items()}, threads=1)}
     products, lookups = times["FULLY_CONNECTED"], times.get("GATHER") or times["EMBEDDING_LOOKUP"]
     assert products.count == products.accelerated == 7 and lookups.accelerated == 0 < lookups.count
-    assert all(time.milliseconds >= 0 for time in times.values()) and products.milliseconds > 0
+    assert all(time.milliseconds >= 0 for time in times.values())
     assert list(times) == sorted(times, key=lambda name: -times[name].milliseconds)
+
+
+def test_the_operator_that_takes_the_time_is_told_first(keras, tmp_path):
+    """2 billion multiplications beside 2,000 additions: no noise of a machine turns them around."""
+    inputs = keras.Input((64, 1024), name="x")
+    wide = keras.layers.Dense(1024, use_bias=False)(inputs)
+    outputs = keras.layers.Softmax()(keras.layers.Dense(2)(wide))
+    path = tfopt.export(keras.Model(inputs, outputs), tmp_path / "m.tflite").path
+    times = operator_times(path, {"x": np.ones((16, 64, 1024), np.float32)}, threads=1)
+    assert times[0].name == "FULLY_CONNECTED" and times[0].milliseconds > times[1].milliseconds
 
 
 def test_changed_answers_have_their_texts_and_names():

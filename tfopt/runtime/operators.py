@@ -1,8 +1,8 @@
 """How long each operator of a TFLite file takes, and whether LiteRT's accelerated kernels (XNNPACK) take it.
 
 LiteRT's Python interface has no profiler. So every operator becomes a file of its own, with the same constants and
-shapes, and is timed alone; the call itself is timed with an operator that does nothing, and left out. What an
-operator gains or loses among its neighbours is not seen.
+shapes, and is timed alone, in turn with an operator that does nothing, whose time is left out. What an operator
+gains or loses among its neighbours is not seen.
 """
 
 import copy
@@ -52,13 +52,14 @@ def operator_times(
     model = fb.read(Path(path).read_bytes())
     graph = model.subgraphs[_subgraph(model, inputs)]
     rows = next(iter(inputs.values())).shape[0]
-    idle = _time(_nothing(model), threads)[0]
+    idle = _interpreter(_nothing(model), threads)
     found: dict[str, list[tuple[float, bool]]] = {}
     shapes = {id(tensor): _fixed(tensor, rows) for tensor in graph.tensors}
     for operator in graph.operators:
-        seconds, accelerated = _time(_alone(model, graph, operator, shapes=shapes), threads)
+        alone = _interpreter(_alone(model, graph, operator, shapes=shapes), threads)
+        accelerated = any(op["op_name"] == _ACCELERATED for op in alone._get_ops_details())
         name = operator_names().get(fb.code(model, operator), "CUSTOM")
-        found.setdefault(name, []).append((max(seconds - idle, 0.0), accelerated))
+        found.setdefault(name, []).append((max(_beyond(alone, idle), 0.0), accelerated))
     times = [
         OperatorTime(
             name, count=len(some), accelerated=sum(taken for _, taken in some),
@@ -136,8 +137,8 @@ def _nothing(model: Any) -> Any:
     return made
 
 
-def _time(model: Any, threads: int | None) -> tuple[float, bool]:
-    """Median seconds of a call, and whether the accelerated kernels took the operator."""
+def _interpreter(model: Any, threads: int | None) -> Any:
+    """Ready to be called, its inputs filled."""
     from ai_edge_litert.interpreter import Interpreter
 
     interpreter = Interpreter(model_content=fb.write(model), num_threads=threads or usable_cores())
@@ -145,10 +146,16 @@ def _time(model: Any, threads: int | None) -> tuple[float, bool]:
     for detail in interpreter.get_input_details():
         fill = np.zeros if np.issubdtype(detail["dtype"], np.integer) else np.ones
         interpreter.set_tensor(detail["index"], fill(detail["shape"], detail["dtype"]))
+    return interpreter
+
+
+def _beyond(interpreter: Any, idle: Any) -> float:
+    """Median seconds that a call takes beyond one of `idle`, each pair in turn: a busy machine slows both."""
     taken = []
     for _ in range(_WARM + _ROUNDS):
         started = time.perf_counter()
         interpreter.invoke()
-        taken.append(time.perf_counter() - started)
-    accelerated = any(op["op_name"] == _ACCELERATED for op in interpreter._get_ops_details())
-    return float(np.median(taken[_WARM:])), accelerated
+        between = time.perf_counter()
+        idle.invoke()
+        taken.append(2 * between - started - time.perf_counter())
+    return float(np.median(taken[_WARM:]))
