@@ -1,4 +1,5 @@
 from . import callbacks, compress, errors, models, schedules, store
+from ._base.spread import Workers
 from .archive import pack, unpack
 from .compress.cluster import cluster
 from .compress.distill import Distiller
@@ -10,6 +11,7 @@ from .compress.quantize import quantize_aware
 from .compress.shrink import ShrinkConfig, shrink
 from .compress.vocabulary import cut_vocabulary
 from .decoding.generate import GenerateConfig
+from .engine.batch_prediction import batch_predict
 from .engine.generator import Generator
 from .errors import TfoptError
 from .export import Artifact, export, export_streamed
@@ -29,8 +31,8 @@ from .search import optimize, search
 __version__: str
 __all__ = [
     "Artifact", "Distiller", "GenerateConfig", "Generator", "Inspection", "LoraConfig", "Measurement",
-    "Predictor", "PruneConfig", "QuantizeConfig", "Recipe", "Report", "ShrinkConfig", "TfoptError",
-    "callbacks", "cluster", "compare", "compress", "cut_vocabulary", "errors", "export",
+    "Predictor", "PruneConfig", "QuantizeConfig", "Recipe", "Report", "ShrinkConfig", "TfoptError", "Workers",
+    "batch_predict", "callbacks", "cluster", "compare", "compress", "cut_vocabulary", "errors", "export",
     "export_streamed", "factorize",
     "finish", "inspect", "measure", "measure_generation", "measure_sensitivity", "models", "optimize", "pack",
     "perplexity", "prune", "quantize_aware", "run", "schedules", "search", "shrink", "store", "unpack",

@@ -16,15 +16,26 @@ def told_one_by_one(title: str, names: Sequence[str], log: Log) -> Iterator[str]
         yield name
 
 
+def now_and_then(log: Log) -> Log:
+    """A function that takes lines and passes one on every 15 seconds."""
+    last = time.monotonic()
+
+    def told(line: str) -> None:
+        nonlocal last
+        if time.monotonic() - last >= _SECONDS_BETWEEN_LINES:
+            last = time.monotonic()
+            log(line)
+
+    return told
+
+
 def told_now_and_then(title: str, log: Log) -> Callable[[int, int], None]:
     """A function that takes how much is done and how much there is, and tells it every 15 seconds."""
-    started = last = time.monotonic()
+    started, tell = time.monotonic(), now_and_then(log)
 
     def told(done: int, total: int) -> None:
-        nonlocal last
-        now = time.monotonic()
-        if now - last >= _SECONDS_BETWEEN_LINES and done:
-            last = now
-            log(f"{title}: {done / total:.0%} ({(now - started) * (total - done) / done:.0f} s left)")
+        if done:
+            left = (time.monotonic() - started) * (total - done) / done
+            tell(f"{title}: {done / total:.0%} ({left:.0f} s left)")
 
     return told

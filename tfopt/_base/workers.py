@@ -1,7 +1,9 @@
 """Many calls of one function in a few processes, with results in order and little of it under way at once."""
 
+import logging
 import multiprocessing.connection
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -12,6 +14,7 @@ from tfopt.errors import TfoptError
 _ENDING_S = 10.0
 _PATIENCE_S = 600.0  # for one call, as `run_in_child` has
 _UNDER_WAY = 3  # calls for each process whose results were not taken yet
+_log = logging.getLogger(__name__)
 
 
 def in_children(
@@ -21,6 +24,8 @@ def in_children(
     workers: int,
     preload: tuple[str, ...],
     apart: bool = False,
+    setup: Callable[[], Any] | None = None,
+    again: int = 0,
 ) -> Iterator[Any]:
     """What `function` returns for each call, in their order; calls are drawn as they are needed.
 
@@ -30,27 +35,35 @@ def in_children(
         workers: processes; 1 for none but this one.
         preload: modules that the processes have from the beginning.
         apart: never call it in this process, and limit the memory of the others: it parses what nobody here wrote.
+        setup: is called once in each process, before the first call; what it returns is the first argument of all.
+        again: times that a call is done once more, in a new process, after one that was killed at it.
 
     Raises:
         TfoptError: what a call raised.
         ChildFailedError: a process ended, or a call raised something else.
     """
     if workers < 2 and not apart:
+        first = () if setup is None else (setup(),)
         for arguments in calls:
-            yield function(*arguments)
+            yield function(*first, *arguments)
         return
     pool: list[_Worker] = []
     try:
         for _ in range(max(workers, 1)):
-            pool.append(_Worker(function, preload, PARSING_BYTES if apart else None))
-        yield from _spread(iter(calls), pool)
+            pool.append(_Worker(function, preload, memory=PARSING_BYTES if apart else None, setup=setup))
+        yield from _spread(iter(calls), pool, again)
     finally:
         for worker in pool:
             worker.end()
 
 
-def _spread(calls: Iterator[tuple[Any, ...]], pool: "list[_Worker]") -> Iterator[Any]:
+class _EndedError(ChildFailedError):
+    """A process is gone without an answer."""
+
+
+def _spread(calls: Iterator[tuple[Any, ...]], pool: "list[_Worker]", again: int) -> Iterator[Any]:
     done: dict[int, Any] = {}
+    killed: Counter[int] = Counter()
     given = taken = 0
     more = True
     idle = list(pool)
@@ -74,39 +87,63 @@ def _spread(calls: Iterator[tuple[Any, ...]], pool: "list[_Worker]") -> Iterator
             raise ChildFailedError(f"no answer of a worker within {_PATIENCE_S:.0f} seconds")
         for pipe in ready:
             worker = busy[pipe]  # type: ignore[index]
-            number, result = worker.take()
-            done[number] = result
+            try:
+                done[worker.number] = worker.take()
+            except _EndedError as ended:
+                killed[worker.number] += 1
+                if killed[worker.number] > again:
+                    raise ChildFailedError(str(ended)) from None
+                _log.warning("%s; what it had to do is done again by another", ended)
+                worker.start_again()
+                continue
             idle.append(worker)
 
 
 class _Worker:
     """A process that answers calls until it is told to end."""
 
-    def __init__(self, function: Callable[..., Any], preload: tuple[str, ...], memory: int | None) -> None:
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        preload: tuple[str, ...],
+        *,
+        memory: int | None,
+        setup: Callable[[], Any] | None,
+    ) -> None:
+        self._preload, self._work = preload, (function, setup, memory)
+        self.number, self._arguments = -1, ()
+        self._start()
+
+    def _start(self) -> None:
         self.pipe, theirs = multiprocessing.connection.Pipe()
-        self._child = Child(preload, _serve, (function, memory, theirs))
+        self._child = Child(self._preload, _serve, (*self._work, theirs))
         self._child.start()
         theirs.close()
-        self._number = -1
+
+    def start_again(self) -> None:
+        """A new process does what the last one did not."""
+        self.end()
+        self._start()
+        self.give(self.number, self._arguments)
 
     def give(self, number: int, arguments: tuple[Any, ...]) -> None:
-        self._number = number
+        self.number, self._arguments = number, arguments
         try:
             self.pipe.send(arguments)
         except OSError:  # it has ended: `take` says how
             self.pipe.close()
 
-    def take(self) -> tuple[int, Any]:
+    def take(self) -> Any:
         try:
             kind, value = self.pipe.recv()
         except (EOFError, OSError):
             self._child.join(_ENDING_S)
             code = self._child.exitcode or 0
             how = f"signal {-code}" if code < 0 else f"exit code {code}"
-            raise ChildFailedError(f"a worker process ended ({how})") from None
+            raise _EndedError(f"a worker process ended ({how})") from None
         if kind == "error":
             raise value
-        return self._number, value
+        return value
 
     def end(self) -> None:
         self.pipe.close()
@@ -114,20 +151,33 @@ class _Worker:
         self._child.join()
 
 
-def _serve(function: Callable[..., Any], memory: int | None, pipe: Any) -> None:
+def _serve(function: Callable[..., Any], setup: Callable[[], Any] | None, memory: int | None, pipe: Any) -> None:
     """The child's side."""
     if memory is not None:
         limit_memory(memory)
+    call = Call(function, setup)
     while True:
         try:
             arguments = pipe.recv()
         except EOFError:
             return
+        pipe.send(call(arguments))
+
+
+class Call:
+    """Calls a function for others; what it returns or raises is told as "result" or "error"."""
+
+    def __init__(self, function: Callable[..., Any], setup: Callable[[], Any] | None) -> None:
+        self._function, self._setup = function, setup
+        self._first: tuple[Any, ...] = ()
+
+    def __call__(self, arguments: tuple[Any, ...]) -> tuple[str, Any]:
         try:
-            answer = ("result", function(*arguments))
+            if self._setup is not None:
+                self._first, self._setup = (self._setup(),), None
+            return "result", self._function(*self._first, *arguments)
         except TfoptError as error:
-            answer = ("error", error)
+            return "error", error
         except Exception as error:  # noqa: BLE001 - whatever it is, the parent is told
             traceback.print_exc()
-            answer = ("error", ChildFailedError(f"a worker failed: {type(error).__name__}: {error}"))
-        pipe.send(answer)
+            return "error", ChildFailedError(f"a worker failed: {type(error).__name__}: {error}")

@@ -10,7 +10,9 @@ import typer
 from tfopt._base.files import existing
 from tfopt._base.foreign import read_text, to_text
 from tfopt._base.limits import MAX_MEMBER_BYTES
-from tfopt.cli.output import Imports, Json, Threads, Trust, show
+from tfopt._base.remaining import now_and_then
+from tfopt._base.spread import Workers
+from tfopt.cli.output import Imports, Json, Threads, Trust, progress, show
 from tfopt.errors import InputError
 
 
@@ -23,6 +25,15 @@ def predict(
     ] = None,
     truncate: Annotated[bool, typer.Option("--truncate", help="Leave out what is beyond the longest.")] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Texts in one run.")] = 32,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for the answers as TFRecord shards; --file may be large, or a table."),
+    ] = None,
+    text_column: Annotated[
+        str | None, typer.Option(help="With --out: column or key of the text in --file.")
+    ] = None,
+    workers: Annotated[int, typer.Option(help="With --out: processes, each with the artifact loaded.")] = 1,
+    ray: Annotated[bool, typer.Option("--ray", help="With --out: workers are actors of Ray.")] = False,
     threads: Threads = None,
     trust: Trust = False,
     imports: Imports = None,
@@ -30,6 +41,17 @@ def predict(
 ) -> None:
     """Answers texts: label and probability, entities, or the part that answers a question."""
     existing(artifact, "artifact")
+    if out is not None:
+        if file is None or texts or context is not None:
+            raise InputError("--out is for the texts of a file: give --file, and no texts or --context")
+        settings = {"text_column": text_column, "batch_size": batch_size, "threads": threads, "trust": trust}
+        _to_records(
+            artifact, file, out, workers=Workers(workers, "ray" if ray else "processes"), as_json=as_json,
+            imports=imports or (), on_long="truncate" if truncate else None, **settings,
+        )  # fmt: skip
+        return
+    if workers != 1 or ray or text_column is not None:
+        raise InputError("--workers, --ray and --text-column go with --out FOLDER")
     asked: list[Any] = _asked(texts, file)
     if context is not None:
         around = read_text(context, "context", most=MAX_MEMBER_BYTES)
@@ -50,6 +72,16 @@ def predict(
             typer.echo("\t".join([*map(_word, row.values()), text if isinstance(text, str) else text[0]]))
 
     show(as_json, {"answers": [{"text": text, **row} for text, row in zip(asked, rows, strict=True)]}, shown)
+
+
+def _to_records(artifact: Path, file: Path, out: Path, *, as_json: bool, **settings: Any) -> None:
+    from tfopt.engine.batch_prediction import batch_predict
+
+    told = now_and_then(progress)
+    manifest = batch_predict(artifact, file, out, progress=lambda rows: told(f"{rows} texts answered"), **settings)
+    show(as_json, dataclasses.asdict(manifest), lambda: typer.echo(
+        f"{out}: {manifest.records} answers in {len(manifest.shards)} shards"
+    ))  # fmt: skip
 
 
 def _asked(texts: list[str] | None, file: Path | None) -> list[str]:

@@ -78,13 +78,20 @@ def _run(
 def launch(
     arguments: Annotated[list[str], typer.Argument(help="The command for each worker: run RECIPE ...")],
     workers: Annotated[int, typer.Option(help="Processes that train together.")] = 2,
+    restarts: Annotated[
+        int, typer.Option(help="Times that all begin anew, from the last checkpoint, after one was killed.")
+    ] = 0,
+    ray: Annotated[bool, typer.Option("--ray", help="Workers are actors of Ray Train.")] = False,
 ) -> None:
     """Starts local processes that train together: tfopt launch --workers 2 -- run RECIPE."""
     if arguments[0] != "run":
         raise InputError(f"workers run recipes: tfopt launch -- run RECIPE, got {arguments[0]!r}")
-    from tfopt.run.launch import launch as start
+    if ray:
+        from tfopt.run.ray_launch import launch_by_ray as start
+    else:
+        from tfopt.run.launch import launch as start
 
-    code = start(arguments, workers, show=typer.echo)
+    code = start(arguments, workers, restarts=restarts, show=typer.echo)
     if code:
         raise typer.Exit(code)
 

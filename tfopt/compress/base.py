@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
+from tfopt._base.spread import ALONE, Workers
 from tfopt._keras.selection import Skipped
 
 _ATTRIBUTE = "_tfopt_attached"
@@ -26,7 +27,9 @@ class Lessons(Protocol):
 
     def compile(self, optimizer: Any, **settings: Any) -> None: ...
 
-    def teach(self, data: Any, cache: str | Path | None = None, *, epoch: Any = None) -> Any: ...
+    def teach(
+        self, data: Any, cache: str | Path | None = None, *, epoch: Any = None, workers: Workers = ALONE
+    ) -> Any: ...
 
 
 @dataclasses.dataclass(frozen=True)

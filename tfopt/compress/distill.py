@@ -15,10 +15,12 @@ from typing import Any
 
 import tensorflow as tf
 
+from tfopt._base.spread import ALONE, Workers
 from tfopt._keras import extras, keras_api
 from tfopt._keras.input_facts import facts_of, size_to_try
 from tfopt._keras.keras_io import Inputs, inputs_of
 from tfopt.compress.base import Option, Prepared, attach, attached, detach
+from tfopt.compress.taught import answered_by
 from tfopt.data.cache import cached
 from tfopt.errors import InputError
 from tfopt.numerics.distillation import Kind, divergence, hidden_error, relation_divergence
@@ -189,7 +191,12 @@ class Distiller:
         self.model.compile(optimizer, loss=wanted, loss_weights=weights, **settings)
 
     def teach(
-        self, data: tf.data.Dataset, cache: str | Path | None = None, *, epoch: Any = None
+        self,
+        data: tf.data.Dataset,
+        cache: str | Path | None = None,
+        *,
+        epoch: Any = None,
+        workers: Workers | int = ALONE,
     ) -> tf.data.Dataset:
         """Batches for `model.fit`: the inputs, and what the teacher makes of them.
 
@@ -198,6 +205,7 @@ class Distiller:
             cache: folder for TFRecord files with all of it: the teacher runs once, now or in an earlier run, and
                 later passes shuffle whole batches. Other data is told by its shapes and number of batches alone.
             epoch: of a cache, the number of the pass, on which the order depends, or a variable that holds it.
+            workers: of a cache, who runs the teacher; a number is one of processes.
 
         Raises:
             InputError: no labels where they count.
@@ -217,19 +225,23 @@ class Distiller:
         if self.config.labels:
             labels_by_loss(data.element_spec[1], list(self._kinds))  # raises here, and not in the traced function
 
-        def taught(*batch: Any) -> tuple[Any, dict[str, tf.Tensor]]:
+        def lesson(batch: tuple[Any, ...], found: Mapping[str, tf.Tensor]) -> tuple[Any, dict[str, tf.Tensor]]:
             masks = self._masks_in(batch[0])
-            found = self._taught(batch[0], training=False)
             targets = {name: _without_padding(name, value, masks) for name, value in found.items()}
             if self.config.labels:
                 targets |= labels_by_loss(batch[1], list(self._kinds))
             return batch[0], targets
 
-        lessons = data.map(taught)
+        lessons = data.map(lambda *batch: lesson(batch, self._taught(batch[0], training=False)))
         if cache is None:
             return lessons
         fingerprint = self._fingerprint(lessons.element_spec, int(lessons.cardinality()))
-        return cached(lessons, cache, fingerprint, epoch=epoch)
+        who = Workers.of(workers)
+        made = None
+        if who.elsewhere:
+            answers = answered_by(who, self._taught, data)
+            made = (lesson(batch, found) for batch, found in answers)
+        return cached(lessons, cache, fingerprint, epoch=epoch, made=made)
 
     def _masks_in(self, given: Any) -> dict[str, tf.Tensor]:
         """The masks of padding, whatever they are called."""

@@ -1,7 +1,7 @@
 """Batches of packed token ids of similar length, padded to the bucket they fall into."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,8 @@ import numpy as np
 import tensorflow as tf
 
 from tfopt.data.records.manifest import SPLIT, Manifest, read_manifest
-from tfopt.data.records.read import Cut, Order, Source, parse, read_batches
+from tfopt.data.records.mixture import open_split
+from tfopt.data.records.read import Cut, Order, parse, read_batches
 from tfopt.errors import DataError, InputError
 
 DEFAULT_BUCKETS = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
@@ -29,7 +30,7 @@ def batches(
     shuffle: bool = False,
     seed: int = 0,
     by_length: bool = True,
-    split: str = SPLIT,
+    split: str | Mapping[str, float] = SPLIT,
     epoch: int | tf.Variable | None = None,
     skip: int = 0,
     worker: tuple[int, int] = (0, 1),
@@ -48,7 +49,8 @@ def batches(
         shuffle: new order of shards, records and batches in every pass, the same for the same seed.
         seed: of the shuffle.
         by_length: group records of similar length; else batches keep the file order.
-        split: name of the split to read.
+        split: name of the split to read; or names of several with the weight of each, how often a record comes
+            from it relative to the others: a pass has as many records as all of them.
         epoch: the number of the pass, whose order is then the same each time, or a variable that holds it; None
             for another pass each time.
         skip: batches of a pass that were had before: a training that was cut off goes on with the next one.
@@ -59,11 +61,11 @@ def batches(
         DataError: a shard disagrees with the manifest.
         InputError: a bad batch size, or buckets that do not hold the longest record.
     """
-    manifest = read_manifest(folder, split)
+    records, manifest = open_split(folder, split, on_damage)
     limits = check_buckets(buckets, manifest.max_length)
     grouped = tuple(limits) if by_length else ()
     order = Order(shuffle, seed, epoch, skip=skip, worker=worker, on_damage=on_damage, buckets=grouped)
-    return read_batches(Source.open(folder, manifest, on_damage), batch_size, order, cut=token_cut(limits))
+    return read_batches(records, batch_size, order, cut=token_cut(limits))
 
 
 def check_buckets(buckets: Sequence[int] | None, longest: int) -> list[int]:

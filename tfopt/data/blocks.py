@@ -1,6 +1,6 @@
 """Running text as windows of tokens, for models that predict the next one."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +78,9 @@ def write_blocks(
     return write_encoded(folder, split, encoded, ids=None, shards=shards, seed=seed, facts=facts)
 
 
-def next_tokens(folder: str | Path, batch_size: int, split: str, **order: Any) -> tf.data.Dataset:
+def next_tokens(
+    folder: str | Path, batch_size: int, split: str | Mapping[str, float], **order: Any
+) -> tf.data.Dataset:
     """Batches of ({"input_ids", "attention_mask"}, labels), all int32 of shape (batch, length - 1).
 
     The label at each token is the one after it. Arguments are those of `data.batches`.

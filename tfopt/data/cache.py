@@ -1,5 +1,6 @@
 """Batches of a dataset in TFRecord files, so that what made them runs once."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,13 @@ _BUFFER_BYTES = 1 << 28  # of batches that a pass draws from
 
 
 def cached(
-    data: tf.data.Dataset, folder: str | Path, fingerprint: str, *, seed: int = 0, epoch: Any = None
+    data: tf.data.Dataset,
+    folder: str | Path,
+    fingerprint: str,
+    *,
+    seed: int = 0,
+    epoch: Any = None,
+    made: Iterable[Any] | None = None,
 ) -> tf.data.Dataset:
     """The batches of a dataset, from `folder` if they are there already.
 
@@ -27,6 +34,7 @@ def cached(
         fingerprint: of what made them.
         seed: of the order.
         epoch: number of the pass, or a variable that holds it: the order is then the same each time.
+        made: the same batches where others make them.
 
     Raises:
         InputError: a dataset without an end.
@@ -37,7 +45,7 @@ def cached(
     folder = Path(folder)
     spec = data.element_spec
     if not folder.exists():
-        _write(data, folder, fingerprint)
+        _write(data if made is None else made, folder, fingerprint)
     count = _check(folder, fingerprint)
     flat = tf.nest.flatten(spec)
 
@@ -64,7 +72,7 @@ def cached(
     return batches.apply(tf.data.experimental.assert_cardinality(count)).prefetch(2)
 
 
-def _write(data: tf.data.Dataset, folder: Path, fingerprint: str) -> None:
+def _write(data: Iterable[Any], folder: Path, fingerprint: str) -> None:
     count = 0
     with replacing(folder) as temporary:
         temporary.mkdir()

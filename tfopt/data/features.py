@@ -13,8 +13,9 @@ import tensorflow as tf
 
 from tfopt.data.batches import buckets_up_to, padded
 from tfopt.data.records.fields import Field, columns_of
-from tfopt.data.records.manifest import Manifest, read_manifest
-from tfopt.data.records.read import Order, Source, read_batches
+from tfopt.data.records.manifest import Manifest
+from tfopt.data.records.mixture import open_split
+from tfopt.data.records.read import Order, read_batches
 from tfopt.data.records.write import ShardWriter, encode_block
 
 IGNORED = -1  # a tag or class that does not count
@@ -88,7 +89,7 @@ def feature_batches(
     folder: str | Path,
     batch_size: int,
     *,
-    split: str,
+    split: str | Mapping[str, float],
     shuffle: bool = False,
     seed: int = 0,
     epoch: int | tf.Variable | None = None,
@@ -101,7 +102,7 @@ def feature_batches(
     Args:
         folder: a folder with splits that `write_features` wrote.
         batch_size: records per batch.
-        split: to read.
+        split: to read, or several with the weight of each, as for `data.batches.batches`.
         shuffle: a new order in every pass.
         seed: of the order.
         epoch, skip: as for `data.batches.batches`.
@@ -110,7 +111,7 @@ def feature_batches(
         DataError: a shard disagrees with the manifest.
         InputError: a bad batch size.
     """
-    manifest = read_manifest(folder, split)
+    records, manifest = open_split(folder, split, "error")
     features = [Feature(name, kind) for name, kind in manifest.features.items()]  # type: ignore[arg-type]
     buckets = buckets_up_to(manifest.max_length)
     limits = tf.constant(buckets, tf.int64)
@@ -123,7 +124,7 @@ def feature_batches(
         return {**inputs, **types}, values
 
     order = Order(shuffle, seed, epoch, skip=skip, buckets=tuple(buckets))
-    return read_batches(Source.open(folder, manifest, order.on_damage), batch_size, order, cut=cut)
+    return read_batches(records, batch_size, order, cut=cut)
 
 
 def _values(found: dict[str, Any], feature: Feature, rows: tf.Tensor, *, width: tf.Tensor) -> tf.Tensor:

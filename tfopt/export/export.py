@@ -12,6 +12,7 @@ from tfopt._base import children
 from tfopt._base.files import replacing
 from tfopt._base.formats import WRITTEN, Format, format_for, format_named
 from tfopt._base.members import FACTS
+from tfopt._base.spread import Workers
 from tfopt._keras import keras_api
 from tfopt._keras.copying import copy_of
 from tfopt._keras.input_facts import facts_of
@@ -59,6 +60,7 @@ def export(
     tokenizer: str | Path | None = None,
     labels: Sequence[str] | None = None,
     allow_flex: bool = False,
+    workers: Workers | int = 1,
 ) -> Artifact:
     """Writes the model for another runtime and verifies what was written.
 
@@ -92,6 +94,7 @@ def export(
         tokenizer: a `tokenizer.json`, or its folder, for artifacts that take texts; by default the model's.
         labels: names of the classes in the order of their numbers, for answers; by default the model's.
         allow_flex: for float TFLite files, keep operators of TensorFlow's Flex delegate; nothing here runs them.
+        workers: who runs representative data for the ranges of static quantization; a number is one of processes.
 
     Returns:
         The artifact with its checks: passed, or accepted.
@@ -115,7 +118,7 @@ def export(
         model, representative = _to_generate(model, representative)
     wanted = Wanted(
         quantization, jit_compile=jit_compile, lengths=lengths, batch_size=batch_size, cache=cache,
-        accept=tuple(accept), allow_flex=allow_flex,
+        accept=tuple(accept), allow_flex=allow_flex, workers=Workers.of(workers),
     )  # fmt: skip
     _check_wanted(kind, wanted, path)
     _check_can_be_exported(model)
@@ -124,7 +127,7 @@ def export(
         artifact = export(
             cut.model, path, format=format, quantization=quantization, representative=ids_for(cut, representative),
             lengths=lengths, batch_size=batch_size, accept=accept, tokenizer=tokenizer, labels=labels,
-            allow_flex=allow_flex,
+            allow_flex=allow_flex, workers=workers,
         )  # fmt: skip
         return dataclasses.replace(artifact, checks=(check_cut(model, cut), *artifact.checks))
     members = members_for_texts(model, tokenizer, labels)

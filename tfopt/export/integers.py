@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from tfopt._base.children import run_in_child
+from tfopt._base.spread import Workers
 from tfopt._keras import keras_api
 from tfopt._keras.keras_io import Inputs
 from tfopt._keras.sizes import Size
@@ -156,8 +157,9 @@ def _check_untouched(model: Any, record: Record) -> None:
 
 
 def make_record(
-    model: Any, config: QuantizeConfig, inputs: Inputs, representative: dict[str, np.ndarray] | None
-) -> tuple[Record, list[Check]]:
+    model: Any, config: QuantizeConfig, inputs: Inputs, representative: dict[str, np.ndarray] | None,
+    workers: Workers,
+) -> tuple[Record, list[Check]]:  # fmt: skip
     """Grids and ranges for a file: those that were trained, else new ones.
 
     Raises:
@@ -176,7 +178,7 @@ def make_record(
     if config.is_static and not record.ranges:
         if representative is None:
             raise InputError(_NEEDS_DATA)
-        record, rows = calibrate(model, record, inputs, samples=representative)
+        record, rows = calibrate(model, record, inputs, samples=representative, workers=workers)
         checks.append(Check("calibration", f"{rows} rows, {len(record.ranges)} ranges", "every batch seen"))
     return record, checks
 
@@ -237,7 +239,9 @@ def write_integers(job: Job, path: Path, decoder: Converter | None = None) -> Wr
     """
     assert job.config is not None
     with smoother(job.model, job.config, job.inputs, representative=job.calibration) as smoothing:
-        record, checks = make_record(job.model, job.config, job.inputs, representative=job.calibration)
+        record, checks = make_record(
+            job.model, job.config, job.inputs, representative=job.calibration, workers=job.wanted.workers
+        )
         written = _write(job, path, record, decoder=decoder)
         with as_written(job.model, written):
             expected = outputs_of(job)

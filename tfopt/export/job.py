@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from tfopt._base.spread import ALONE, Workers
 from tfopt._keras.input_facts import InputFacts
 from tfopt._keras.keras_io import Inputs, call
 from tfopt._keras.sizes import Size
@@ -28,6 +29,7 @@ class Wanted:
     cache: str
     accept: tuple[str, ...]
     allow_flex: bool = False
+    workers: Workers = ALONE
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from tfopt._base.children import run_in_child
+from tfopt._base.spread import ALONE, Workers
 from tfopt.measure.results import Measurement
 from tfopt.numerics.metrics import Scored
 
@@ -31,6 +32,7 @@ def measure_in_child(
     memory: bool,
     errors: Mapping[str, float],
     log: Callable[[str], None],
+    workers: Workers = ALONE,
 ) -> list[Measurement]:
     """`compare_artifacts` in a process of its own; the first target is the baseline.
 
@@ -47,12 +49,13 @@ def measure_in_child(
         memory: whether the peak memory of each is measured.
         errors: name -> largest difference from the Keras model.
         log: told what is being measured.
+        workers: who answers the held-out data.
 
     Raises:
         ChildFailedError: the process failed; the message holds its last words.
     """
     settings = {"threads": threads, "rounds": rounds, "seconds": seconds, "memory": memory, "errors": dict(errors),
-                "text": text, "window": window, "score": score}  # fmt: skip
+                "text": text, "window": window, "score": score, "workers": workers}  # fmt: skip
     paths = {name: str(path) for name, path in targets.items()}
     folder = None if data is None else str(data)
     found: list[Measurement] = run_in_child(

@@ -13,6 +13,7 @@ import numpy as np
 from tfopt import archive
 from tfopt._base.files import size_of
 from tfopt._base.remaining import told_one_by_one
+from tfopt._base.spread import Workers
 from tfopt.errors import InputError
 from tfopt.measure import latency, quality, size
 from tfopt.measure.results import Measurement
@@ -21,6 +22,7 @@ from tfopt.numerics.metrics import Scored, agreement, confusion
 from tfopt.runtime import Predictor
 from tfopt.runtime.child import try_in_child
 from tfopt.runtime.operators import operator_times
+from tfopt.runtime.shared import SharedPredictor
 from tfopt.runtime.tflite import TFLitePredictor
 
 Log = Callable[[str], None]
@@ -37,6 +39,7 @@ def measure(
     rounds: int = 50,
     seconds: float = 1.0,
     memory: bool = True,
+    workers: Workers | int = 1,
 ) -> Measurement:
     """Measures one artifact.
 
@@ -49,11 +52,13 @@ def measure(
         rounds: timed calls.
         seconds: for which the throughput is counted.
         memory: whether the peak memory of a process of its own is measured, which takes seconds.
+        workers: who answers the held-out data; a number is one of processes.
     """
     label = name or Path(target.path if isinstance(target, Predictor) else target).stem
     found = compare_artifacts(
-        {label: target}, data=data, inputs=inputs, threads=threads, rounds=rounds, seconds=seconds, memory=memory
-    )
+        {label: target}, data=data, inputs=inputs, threads=threads, rounds=rounds, seconds=seconds, memory=memory,
+        workers=workers,
+    )  # fmt: skip
     return dataclasses.replace(found[0], speedup=None, shrink=None, agreement=None)
 
 
@@ -70,18 +75,20 @@ def compare_artifacts(
     log: Log = lambda line: None,
     text: np.ndarray | None = None,
     window: int | None = None,
-    score: Callable[[Predictor], Scored] | None = None,
+    score: Callable[[Any], Scored] | None = None,
+    workers: Workers | int = 1,
 ) -> list[Measurement]:
     """Measures several artifacts; the first target is the baseline of the rest.
 
     Args:
         targets: name -> artifact.
-        data, inputs, threads, rounds, seconds, memory: as for `measure`.
+        data, inputs, threads, rounds, seconds, memory, workers: as for `measure`.
         errors: name -> largest difference from the Keras model, as export found it.
         log: told what is being measured.
         text: token ids (length,) of held-out text, for causal language models: perplexity and generation.
         window: with it, how many tokens a model sees at once.
-        score: what an artifact's answers are worth, where accuracy on `data` does not tell it.
+        score: what an artifact's answers are worth, where accuracy on `data` does not tell it; it takes what has
+            the methods `predict` and `answered` of a Predictor.
 
     Raises:
         InputError: a text without a window.
@@ -106,7 +113,9 @@ def compare_artifacts(
     if data is not None:
         score = functools.partial(quality.accuracy_on, list(data))
     if score is not None:
-        _add_quality(found, predictors, score, log=log)
+        who = Workers.of(workers)
+        asked = {n: SharedPredictor(p, who) for n, p in predictors.items()} if who.elsewhere else predictors
+        _add_quality(found, asked, score, log=log)
     if text is not None and window is not None:
         log("perplexity and generation of all in turns")
         found = add_text_figures(found, predictors, text, window=window, rounds=rounds)
@@ -174,8 +183,8 @@ def _add_memory(
 
 def _add_quality(
     found: dict[str, Measurement],
-    predictors: Mapping[str, Predictor],
-    score: Callable[[Predictor], Scored],
+    predictors: Mapping[str, Predictor | SharedPredictor],
+    score: Callable[[Any], Scored],
     log: Log,
 ) -> None:
     reference: list[Any] | None = None

@@ -6,12 +6,14 @@ from typing import Any
 
 import numpy as np
 
+from tfopt._base.spread import ALONE, Workers
 from tfopt._keras import keras_api
 from tfopt._keras.keras_io import Inputs, call
 from tfopt.errors import InputError, WorkFailedError
 from tfopt.quantization.config import QuantizeConfig
 from tfopt.quantization.gptq import Rounded, gptq
 from tfopt.quantization.kinds import class_names, einsum_input_axes, role
+from tfopt.quantization.observing import observed_by
 from tfopt.quantization.plan import PlannedWeight, QuantizationPlan, plan_weights
 from tfopt.quantization.record import Grid, Record
 from tfopt.quantization.simulation import Simulation, watched_inputs
@@ -97,7 +99,9 @@ def batches_of(samples: dict[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]
         yield {name: value[start : start + BATCH] for name, value in samples.items()}
 
 
-def calibrate(model: Any, record: Record, inputs: Inputs, samples: dict[str, np.ndarray]) -> tuple[Record, int]:
+def calibrate(
+    model: Any, record: Record, inputs: Inputs, samples: dict[str, np.ndarray], workers: Workers = ALONE
+) -> tuple[Record, int]:
     """Adds the ranges of activations that `samples` produce.
 
     Args:
@@ -105,6 +109,7 @@ def calibrate(model: Any, record: Record, inputs: Inputs, samples: dict[str, np.
         record: its grids.
         inputs: how it is called.
         samples: inputs by name, checked.
+        workers: who runs them; the ranges are the same.
 
     Returns:
         The record with ranges, and the number of rows that were run.
@@ -115,23 +120,29 @@ def calibrate(model: Any, record: Record, inputs: Inputs, samples: dict[str, np.
     """
     check_varied(samples)
     rows = len(next(iter(samples.values())))
-    plan = plan_weights(model, record.config)
-    simulation = Simulation(model, record.config, plan, mode="calibrate").install()
-    try:
-        for batch in batches_of(samples):
-            call(model, inputs, batch)
-        ranges = simulation.observed()
-        counts = [point.value()[2] for point in simulation.points.values()]
-    finally:
-        simulation.remove()
-    if max(counts, default=0) < -(-rows // BATCH):
-        raise WorkFailedError(
-            f"calibration did not run: {max(counts, default=0)} of {-(-rows // BATCH)} batches seen"
-        )
+    if workers.elsewhere:
+        ranges, count = observed_by(workers, model, record.config, inputs, batches_of(samples))
+    else:
+        ranges, count = _observed(model, record.config, inputs, samples=samples)
+    if count < -(-rows // BATCH):
+        raise WorkFailedError(f"calibration did not run: {count} of {-(-rows // BATCH)} batches seen")
     for key, (low, high) in ranges.items():
         if not np.isfinite([low, high]).all():
             raise WorkFailedError(f"activation {key!r} became NaN or infinite on the representative data")
     return dataclasses.replace(record, ranges=ranges), rows
+
+
+def _observed(
+    model: Any, config: QuantizeConfig, inputs: Inputs, samples: dict[str, np.ndarray]
+) -> tuple[dict[str, tuple[float, float]], int]:
+    """Ranges, and the batches that the point that saw most of them saw."""
+    simulation = Simulation(model, config, plan_weights(model, config), mode="calibrate").install()
+    try:
+        for batch in batches_of(samples):
+            call(model, inputs, batch)
+        return simulation.observed(), max((point.value()[2] for point in simulation.points.values()), default=0)
+    finally:
+        simulation.remove()
 
 
 def check_varied(samples: dict[str, np.ndarray]) -> None:

@@ -1,5 +1,6 @@
 """Activations with a fixed range: what is observed of them, and the range that follows."""
 
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import numpy as np
@@ -27,7 +28,7 @@ class ActivationPoint:
     """
 
     def __init__(self, layer: Any, key: str, learned: bool, widest: bool) -> None:
-        self._widest = widest  # 16 bits have room for every value seen, fewer do better without rare ones
+        self.widest = widest  # 16 bits have room for every value seen, fewer do better without rare ones
         self.seen = tf.Variable(
             tf.zeros([3]), trainable=False, synchronization=tf.VariableSynchronization.ON_READ,
             aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA, name="range",
@@ -48,12 +49,11 @@ class ActivationPoint:
         low = tf.reduce_min(tf.reduce_max(x, -1)) - _SOFTMAX_DEPTH if kind == "scores" else tf.reduce_min(x)
         now = _of_all(tf.stack([tf.minimum(tf.maximum(low, tf.reduce_min(x)), 0.0), tf.maximum(high, 0.0)]))
         old = tf.convert_to_tensor(self.seen)
-        count = old[2] + 1.0
-        rate = tf.maximum(1.0 - momentum, 1.0 / count)  # a plain mean until the moving average has warmed up
-        mean = old[:2] + rate * (now - old[:2])
-        widest = tf.stack([tf.minimum(old[0], now[0]), tf.maximum(old[1], now[1])])
-        new = tf.concat([widest if self._widest else mean, [count]], 0)
-        self.seen.assign(tf.where(active, new, old))
+        self.seen.assign(tf.where(active, _joined(old, now, momentum, widest=self.widest), old))
+
+    def forget(self) -> None:
+        """Begins anew."""
+        self.seen.assign(tf.zeros([3]))
 
     def now(self) -> tf.Tensor:
         """Lowest value, highest value and number of observations, of shape (3,)."""
@@ -70,6 +70,28 @@ class ActivationPoint:
         seen = np.asarray(self.seen.read_value())
         gains = np.ones(2) if self.gain is None else np.exp(keras_api.to_numpy(self.gain))
         return float(seen[0] * gains[0]), float(seen[1] * gains[1]), round(float(seen[2]))
+
+
+def _joined(old: tf.Tensor, now: tf.Tensor, momentum: float, *, widest: bool) -> tf.Tensor:
+    """What was seen (lowest value, highest, observations) with one observation (lowest, highest) more."""
+    count = old[2] + 1.0
+    rate = tf.maximum(1.0 - momentum, 1.0 / count)  # a plain mean until the moving average has warmed up
+    mean = old[:2] + rate * (now - old[:2])
+    reach = tf.stack([tf.minimum(old[0], now[0]), tf.maximum(old[1], now[1])])
+    return tf.concat([reach if widest else mean, [count]], 0)
+
+
+def folded(seen: Iterable[np.ndarray], momentum: float, *, widest: bool) -> tuple[float, float, int]:
+    """What one point would have seen in the end, of what each batch alone showed it, in their order.
+
+    A point that a batch meets several times, in a layer that is called so, counts as often with the mean of these.
+    """
+    found = tf.zeros([3])
+    for values in seen:
+        for _ in range(round(float(values[2]))):
+            found = _joined(found, tf.constant(values[:2]), momentum, widest=widest)
+    low, high, count = found.numpy()
+    return float(low), float(high), round(float(count))
 
 
 def _of_all(now: tf.Tensor) -> tf.Tensor:

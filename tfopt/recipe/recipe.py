@@ -28,6 +28,7 @@ from tfopt.recipe.sections import (
     ModelSection,
     Section,
     TrainSection,
+    WorkersSection,
 )
 from tfopt.recipe.techniques import VariantSection
 from tfopt.schedules import Precision, StrategyName
@@ -73,6 +74,7 @@ class Recipe(Section):
     variants: list[VariantSection] = Field(default_factory=list)
     exports: list[ExportSection] = Field(default_factory=list)
     measure: MeasureSection = MeasureSection()
+    workers: WorkersSection = WorkersSection()
 
     @pydantic.model_validator(mode="after")
     def _check_names(self) -> "Recipe":
@@ -141,6 +143,8 @@ class Recipe(Section):
             raise ValueError(
                 "data.source is 'packed', so data.train, data.validation and data.tokenizer are not read"
             )
+        if data.mix and (data.source != "files" or data.train is None):
+            raise ValueError("data.mix goes with data.train, and with data.source 'files'")
         if data.least_count is not None and (
             self.task != "classification" or data.source == "packed" or model.kind == "fresh"
         ):

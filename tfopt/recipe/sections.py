@@ -8,6 +8,7 @@ import pydantic
 from pydantic import BaseModel, ConfigDict, Field
 
 from tfopt._base.formats import WRITTEN, format_named
+from tfopt._base.spread import Through, Workers
 from tfopt.numerics.agreement import ACCEPTABLE
 from tfopt.quantization import NAMED
 from tfopt.schedules import Clipping, OptimizerName, RateSchedule
@@ -33,11 +34,14 @@ class DataSection(Section):
     the last tenth is held out, and `max_length` is the tokens of a training window. `packed` takes a `folder` with
     splits "train" and "validation" as they are, such as the `data` of another run. With `least_count`, tokens that
     the training texts have less often go, from a given tokenizer and from the table of the classifier with it.
+    `mix` are further training files with a weight for each, where `train` has 1: how often the next record of a
+    training comes from there. A pass has as many records as all of them; a small source comes again in it.
     """
 
     source: Literal["files", "stdlib_docs", "packed"] = "files"
     folder: str | None = None
     train: str | None = None
+    mix: dict[str, Annotated[float, Field(gt=0)]] = {}
     validation: str | None = None
     text_column: str | None = None
     label_column: str = "label"
@@ -227,6 +231,19 @@ class ExportSection(Section):
         if self.bits and {self.max_bytes, self.max_loss} != {None}:
             raise ValueError("give either bits or a budget that chooses them")
         return self
+
+
+class WorkersSection(Section):
+    """Who keeps a teacher's answers, finds ranges for static quantization and answers held-out data.
+
+    `count` processes, each with the model or artifact; `through` "ray" as actors of Ray Data.
+    """
+
+    count: Count = 1
+    through: Through = "processes"
+
+    def made(self) -> Workers:
+        return Workers(self.count, self.through)
 
 
 class MeasureSection(Section):

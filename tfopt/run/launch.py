@@ -18,13 +18,13 @@ from tfopt.errors import InputError, WorkFailedError
 _GRACE_S = 20.0  # from SIGTERM to SIGKILL
 _TO_FOLLOW_S = 5.0  # from the first end to that of the others
 _TO_WRITE_S = 300.0  # a checkpoint, after a signal
-_INTERRUPTED = 75
+INTERRUPTED = 75
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
 _LAST_WORDS = 20
 _EVERY_S = 0.05
 
 
-def launch(arguments: Sequence[str], workers: int, *, show: Callable[[str], None]) -> int:
+def launch(arguments: Sequence[str], workers: int, *, restarts: int = 0, show: Callable[[str], None]) -> int:
     """Runs `tfopt` with these arguments in several processes that train together, and waits for them.
 
     Each gets an address of the loopback interface in `TF_CONFIG`, and its share of the cores.
@@ -32,22 +32,53 @@ def launch(arguments: Sequence[str], workers: int, *, show: Callable[[str], None
     Args:
         arguments: of the command, as ["run", "recipe.toml"].
         workers: processes, 2 or more.
+        restarts: times that all begin anew, from the last checkpoint, after one was killed.
         show: takes what they write, line by line, each with the number of its worker before it.
 
     Returns:
         The exit code: 0, or that of the first worker that failed; a signal to this process goes on to all of them.
 
     Raises:
-        InputError: fewer than two workers.
+        InputError: fewer than two workers, or restarts below 0.
         WorkFailedError: a worker was killed.
     """
+    check_workers(workers, restarts)
+    for left in range(restarts, -1, -1):
+        cluster, crew = Cluster(free_addresses(workers), 0), _Crew()
+        try:
+            with crew:
+                for number in range(workers):
+                    crew.workers.append(_Worker(arguments, cluster, number, show=show))
+                return crew.wait()
+        except WorkFailedError as error:
+            if not left or crew.told:
+                raise
+            show(f"{error}. All begin anew, {left - 1} more times at most")
+            arguments = resumed(arguments)
+    raise AssertionError("the last attempt returns or raises")
+
+
+def check_workers(workers: int, restarts: int) -> None:
+    """Raises InputError for numbers that make no sense."""
     if workers < 2:
         raise InputError(f"workers must be 2 or more, got {workers}; one needs no launcher")
-    cluster, crew = Cluster(free_addresses(workers), 0), _Crew()
-    with crew:
-        for number in range(workers):
-            crew.workers.append(_Worker(arguments, cluster, number, show=show))
-        return crew.wait(show)
+    if restarts < 0:
+        raise InputError(f"restarts must be 0 or more, got {restarts}")
+
+
+def resumed(arguments: Sequence[str]) -> list[str]:
+    """The command that goes on with what one of these arguments began."""
+    return [*(one for one in arguments if one not in ("--overwrite", "--resume")), "--resume"]
+
+
+def told_killed(number: int, code: int, last_words: Sequence[str]) -> WorkFailedError:
+    """What is told of a worker that a signal ended, -code."""
+    name = signal.Signals(-code).name if -code in list(signal.Signals) else str(-code)
+    said = next((f"; its last words: {line}" for line in reversed(last_words) if line.strip()), "")
+    return WorkFailedError(
+        f"worker {number} was ended by {name}{said}. The others were ended as well; the same command with "
+        "--resume goes on from the last checkpoint"
+    )
 
 
 class _Worker:
@@ -58,17 +89,13 @@ class _Worker:
     ) -> None:
         self.number, self._show = number, show
         self.last_words: deque[str] = deque(maxlen=_LAST_WORDS)
-        cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-        own = cores[number :: len(cluster.workers)]
         self.process = subprocess.Popen(
             [sys.executable, "-m", "tfopt", *arguments],
             env={**os.environ, VARIABLE: cluster.for_worker(number), **_gpus_of(number, len(cluster.workers))},
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
             process_group=0,  # Ctrl-C of a terminal comes by way of this process, once
         )  # fmt: skip
-        if own:
-            with contextlib.suppress(OSError):  # it has ended
-                os.sched_setaffinity(self.process.pid, own)
+        share_cores(self.process.pid, number, len(cluster.workers))
         assert self.process.stdout is not None
         self._stream: IO[str] = self.process.stdout
         self._thread = threading.Thread(target=self._follow, daemon=True)
@@ -97,12 +124,7 @@ class _Worker:
         """The worker's exit code; raises where a signal ended it."""
         if code > 0:
             return code
-        name = signal.Signals(-code).name if -code in list(signal.Signals) else str(-code)
-        said = next((f"; its last words: {line}" for line in reversed(self.last_words) if line.strip()), "")
-        raise WorkFailedError(
-            f"worker {self.number} was ended by {name}{said}. The others were ended as well; the same command with "
-            "--resume goes on from the last checkpoint"
-        )
+        raise told_killed(self.number, code, list(self.last_words))
 
 
 class _Crew:
@@ -124,7 +146,12 @@ class _Crew:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def wait(self, show: Callable[[str], None]) -> int:
+    @property
+    def told(self) -> bool:
+        """Whether a signal told them to end."""
+        return self._told is not None
+
+    def wait(self) -> int:
         """The exit code of all, once the chief or a failure decides."""
         while True:
             codes = [worker.process.poll() for worker in self.workers]
@@ -146,8 +173,8 @@ class _Crew:
     def _code(self, codes: list[int | None]) -> int:
         if codes[0] == 0:  # the chief alone writes, and has done so
             return 0
-        if self._told is not None and any(code == _INTERRUPTED for code in codes):
-            return _INTERRUPTED
+        if self._told is not None and any(code == INTERRUPTED for code in codes):
+            return INTERRUPTED
         code, number = min((code, number) for number, code in enumerate(codes) if code)
         return self.workers[number].failed(code)
 
@@ -159,6 +186,15 @@ class _Crew:
         for worker in self.workers:
             if worker.process.poll() is None:
                 worker.process.terminate()
+
+
+def share_cores(pid: int, number: int, workers: int) -> None:
+    """Gives a worker its share of the cores, where there are enough and the system can."""
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    own = cores[number::workers]
+    if own:
+        with contextlib.suppress(OSError):  # it has ended
+            os.sched_setaffinity(pid, own)
 
 
 def free_addresses(count: int) -> tuple[str, ...]:

@@ -270,7 +270,7 @@ class _Run:
             model, self.path / planned.path, format=section.format,
             quantization=self._quantization(section, model, samples), jit_compile=section.jit_compile,
             representative=samples, lengths=self.task.lengths(section), in_place=True,
-            accept=section.accept,
+            accept=section.accept, workers=self.recipe.workers.made(),
         )  # fmt: skip
         layers = [dataclasses.asdict(layer) for layer in artifact.layers]
         return {"max_abs_error": artifact.max_abs_error, "layers": layers}
@@ -312,7 +312,7 @@ class _Run:
             data=held_out.data, text=held_out.text, window=held_out.window, score=held_out.score,
             inputs=held_out.inputs,
             threads=section.threads, rounds=section.rounds, seconds=section.seconds, memory=section.memory,
-            errors=errors, log=self.log,
+            errors=errors, log=self.log, workers=self.recipe.workers.made(),
         )  # fmt: skip
         layers = {name: facts["layers"] or None for name, facts in exported.items()}
         return [

@@ -134,4 +134,4 @@ class Trainings:
                 )  # fmt: skip
             return self._task.counted(found) if lessons is None else lessons.teach(found)
         whole = self._task.batches(batch_size, "train", shuffle=True, epoch=0)
-        return lessons.teach(whole, cache, epoch=epoch).skip(skip)
+        return lessons.teach(whole, cache, epoch=epoch, workers=self._recipe.workers.made()).skip(skip)

@@ -9,7 +9,7 @@ import dataclasses
 import itertools
 import math
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -317,6 +317,22 @@ class Predictor(abc.ABC):
             if most not in (None, length):
                 return {n: v[:, :length] if self._follows(name, n) else v for n, v in outputs.items()}
         return outputs
+
+    def row_shape(self, output: str) -> tuple[int | None, ...]:
+        """Shape of an output's row; None for sizes that go with the inputs. Of answers to texts it is ()."""
+        shapes = [s.outputs[output][1:] for s in self.signatures if output in s.outputs]
+        if not shapes:
+            return ()
+        sizes = [size[0] if len(set(size)) == 1 else None for size in zip(*shapes, strict=True)]
+        if any(s.is_fixed for s in self.signatures) and any(self._follows(name, output) for name in self._padded):
+            sizes[0] = None
+        return tuple(sizes)
+
+    def answered(
+        self, pairs: Iterable[tuple[Mapping[str, Any], Any]]
+    ) -> Iterator[tuple[Mapping[str, Any], Any, dict[str, np.ndarray]]]:
+        """Inputs, what came with them, such as labels, and what `predict` returns for them."""
+        return ((inputs, other, self.predict(inputs)) for inputs, other in pairs)
 
     def _follows(self, name: str, output: str) -> bool:
         """Whether the second axis of an output is that of an input, the sequence axis."""

@@ -67,6 +67,17 @@ class Task(abc.ABC):
         """Number of a held-out row, as `held_out` has them -> its text, where it can be told."""
         return {}
 
+    @property
+    def mixed(self) -> dict[str, str]:
+        """Further files of training texts by the split that each becomes."""
+        return {f"train-{number}": path for number, path in enumerate(self.recipe.data.mix, 1)}
+
+    def drawn_from(self, split: str) -> str | dict[str, float]:
+        """The split that batches come from, or what is mixed for a training, with weights."""
+        if split != "train" or not self.mixed:
+            return split
+        return {split: 1.0, **dict(zip(self.mixed, self.recipe.data.mix.values(), strict=True))}
+
     @abc.abstractmethod
     def pack(self, log: Log) -> dict[str, Any]:
         """Writes the data's folder and returns facts about it, among them "train_records"."""

@@ -56,6 +56,7 @@ class CausalLMTask(Task):
                 raise InputError(f"recipe {recipe.name!r} needs data.train: set it or pass --train FILE")
             named = {"train": recipe.data.train, "validation": recipe.data.validation}
             inputs = [existing(path, f"{key} data") for key, path in named.items() if path is not None]
+            inputs += [existing(path, "data to mix") for path in recipe.data.mix]
         if recipe.model.kind == "pretrained":
             return inputs + self._check_folder()
         if recipe.model.folder is not None:
@@ -99,20 +100,24 @@ class CausalLMTask(Task):
     def pack(self, log: Log) -> dict[str, Any]:
         section = self.recipe.data
         train, validation = self._documents()
+        given = {"train": train, "validation": validation}
+        given |= {split: read_documents(path, section.text_column) for split, path in self.mixed.items()}
         with replacing(self.data) as folder:
             folder.mkdir()
-            end = self._write_tokenizer(folder, train.texts)
+            end = self._write_tokenizer(
+                folder, [text for split, texts in given.items() if split != "validation" for text in texts.texts]
+            )
             tokenizer = _read_tokenizer(folder)
             (folder / _TEXT).write_bytes("\n".join(validation.texts).encode())
             facts: dict[str, Any] = {"end_token": end}
-            for split, texts in (("train", train), ("validation", validation)):
+            for split, texts in given.items():
                 ids = token_stream(
                     texts.texts,
                     tokenizer.encode_ids,
                     end,
                     progress=told_now_and_then(f"packing {split} texts", log),
                 )
-                shards = section.shards if split == "train" else 1
+                shards = 1 if split == "validation" else section.shards
                 written = write_blocks(
                     folder,
                     split,
@@ -123,8 +128,10 @@ class CausalLMTask(Task):
                     shards=shards,
                     seed=self.recipe.seed,
                 )
-                facts |= {f"{split}_texts": len(texts), f"{split}_records": written.records}
-                facts[f"{split}_tokens"] = len(ids)
+                counts = {"texts": len(texts), "records": written.records, "tokens": len(ids)}
+                for name, count in counts.items():  # of all that is trained on together
+                    key = f"{split.partition('-')[0]}_{name}"
+                    facts[key] = facts.get(key, 0) + count
         facts["vocab_size"] = _vocab_size(tokenizer)
         return facts
 
@@ -184,7 +191,7 @@ class CausalLMTask(Task):
         return model
 
     def batches(self, batch_size: int, split: str, **order: Any) -> tf.data.Dataset:
-        return next_tokens(self.data, batch_size, split, seed=self.recipe.seed, **order)
+        return next_tokens(self.data, batch_size, self.drawn_from(split), seed=self.recipe.seed, **order)
 
     def lengths(self, section: ExportSection) -> list[int] | None:
         """Lengths of caches for TFLite, of windows for XLA."""

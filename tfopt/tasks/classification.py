@@ -17,7 +17,7 @@ from tfopt._keras.loading import load_model
 from tfopt.data import batches as batching
 from tfopt.data.features import Feature
 from tfopt.data.pack import write_pack
-from tfopt.data.readers.texts import Texts, label_names, read_texts
+from tfopt.data.readers.texts import Texts, joined, label_names, read_texts
 from tfopt.data.records.manifest import Manifest, check_shards, manifest_name, read_manifest
 from tfopt.data.stdlib_docs import read_stdlib_docs
 from tfopt.data.text_facts import ONLY, TextFacts
@@ -78,7 +78,8 @@ class ClassificationTask(EncoderTask):
                 for name in _packed_files(manifests):
                     shutil.copy2(Path(str(section.folder), name), folder / name)
             return self._facts(manifests, load_tokenizer(self.data).get_vocab_size(), log)
-        train, validation = self._texts()
+        given = self._texts()
+        train = joined([texts for split, texts in given.items() if split != "validation"])
         names = label_names(train)
         source = section.tokenizer or self.recipe.model.folder
         tokenizer = load_tokenizer(source) if source else train_bpe(train.texts, section.vocab_size)
@@ -94,10 +95,10 @@ class ClassificationTask(EncoderTask):
             manifests = {
                 split: write_pack(
                     folder, split, data=texts, tokenizer=tokenizer, max_length=section.max_length, labels=names,
-                    shards=section.shards if split == "train" else 1, on_long=section.on_long,
+                    shards=1 if split == "validation" else section.shards, on_long=section.on_long,
                     seed=self.recipe.seed, progress=told_now_and_then(f"packing {split} texts", log),
                 )
-                for split, texts in (("train", train), ("validation", validation))
+                for split, texts in given.items()
             }  # fmt: skip
         return self._facts(manifests, tokenizer.get_vocab_size(), log)
 
@@ -105,25 +106,29 @@ class ClassificationTask(EncoderTask):
         facts: dict[str, Any] = {
             "labels": manifests["train"].labels, "vocab_size": vocab_size, "on_long": manifests["train"].on_long,
         }  # fmt: skip
-        for split, m in manifests.items():
-            facts[f"{split}_texts"], facts[f"{split}_records"] = m.texts, m.records
-            facts[f"{split}_too_long"], facts[f"{split}_longest"] = m.too_long, m.longest
-            facts[f"{split}_majority"] = round(max(m.class_counts) / m.records, 4)
+        for split in _SPLITS:
+            some = [m for name, m in manifests.items() if name.startswith(split)]
+            records = sum(m.records for m in some)
+            facts[f"{split}_texts"], facts[f"{split}_records"] = sum(m.texts for m in some), records
+            facts[f"{split}_too_long"] = sum(m.too_long for m in some)
+            facts[f"{split}_longest"] = max(m.longest for m in some)
+            counts = np.sum([m.class_counts for m in some], axis=0)
+            facts[f"{split}_majority"] = round(int(counts.max()) / records, 4)
         for note in self.notes(facts):
             log(note)
         return facts
 
-    def _texts(self) -> tuple[Texts, Texts]:
+    def _texts(self) -> dict[str, Texts]:
+        """By split, those that are mixed among them."""
         section = self.recipe.data
         if section.source == "stdlib_docs":
-            return read_stdlib_docs(self.recipe.seed)
-        found = []
-        for path in (section.train, section.validation):
-            texts = read_texts(str(path), section.text_column, section.label_column)
+            return dict(zip(_SPLITS, read_stdlib_docs(self.recipe.seed), strict=True))
+        found = {}
+        for split, path in {"train": section.train, "validation": section.validation, **self.mixed}.items():
+            found[split] = texts = read_texts(str(path), section.text_column, section.label_column)
             if texts.labels is None:
                 raise DataError(f"{path} has no labels; a classifier needs a .tsv, .csv or .jsonl file with them")
-            found.append(texts)
-        return found[0], found[1]
+        return found
 
     def build(self, facts: dict[str, Any]) -> Any:
         section, classes = self.recipe.model, len(facts["labels"])
@@ -173,8 +178,9 @@ class ClassificationTask(EncoderTask):
 
     def batches(self, batch_size: int, split: str, **order: Any) -> tf.data.Dataset:
         found = batching.batches(
-            self.data, batch_size, seed=self.recipe.seed, split=split, buckets=self._own[1], **order
-        )
+            self.data, batch_size, seed=self.recipe.seed, split=self.drawn_from(split), buckets=self._own[1],
+            **order,
+        )  # fmt: skip
         names = self._own[0]
         return found.map(lambda inputs, labels: (renamed(inputs, names), labels))
 
@@ -241,10 +247,13 @@ def score(folder: str, names: Mapping[str, str], buckets: list[int] | None, pred
     """The share of right classes of the held-out texts, and the classes."""
     predicted: list[int] = []
     true: list[int] = []
-    for inputs, labels in batching.batches(folder, _SCORED, split="validation", buckets=buckets):
-        given = {name: value.numpy() for name, value in renamed(inputs, names).items()}
-        (outputs,) = predictor.predict(given).values()
-        predicted, true = predicted + outputs.argmax(-1).tolist(), true + labels.numpy().tolist()
+    given = (
+        ({name: value.numpy() for name, value in renamed(inputs, names).items()}, labels.numpy())
+        for inputs, labels in batching.batches(folder, _SCORED, split="validation", buckets=buckets)
+    )
+    for _, labels, outputs in predictor.answered(given):
+        (scores,) = outputs.values()
+        predicted, true = predicted + scores.argmax(-1).tolist(), true + labels.tolist()
     return Scored({"accuracy": agreement(predicted, true)}, predicted, true)
 
 

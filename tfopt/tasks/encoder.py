@@ -47,6 +47,7 @@ class EncoderTask(Task):
                 if value is None:
                     raise InputError(f"recipe {recipe.name!r} needs data.{key}: set it or pass --{key} FILE")
                 inputs.append(existing(value, f"{key} data"))
+            inputs += [existing(path, "data to mix") for path in recipe.data.mix]
         elif recipe.data.source == "packed":
             inputs += self.check_packed()
         config = None

@@ -2,6 +2,7 @@
 
 import abc
 import json
+import operator
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -60,12 +61,13 @@ class LabelledTask(EncoderTask):
     def pack(self, log: Log) -> dict[str, Any]:
         section = self.recipe.data
         examples = {}
-        for split in SPLITS:
-            path = existing(str(getattr(section, split)), f"{split} data")
+        for split, given in {**{split: getattr(section, split) for split in SPLITS}, **self.mixed}.items():
+            path = existing(str(given), f"{split} data")
             examples[split] = self.read(json_rows(path), str(path))
-        heads = self.heads(examples["train"])
+        train = [row for split, rows in examples.items() if split != "validation" for row in rows]
+        heads = self.heads(train)
         source = section.tokenizer or self.recipe.model.folder
-        texts = self.texts(examples["train"])
+        texts = self.texts(train)
         tokenizer = load_tokenizer(source) if source else train_bpe(texts, section.vocab_size)
         facts: dict[str, Any] = {
             "heads": heads,
@@ -77,8 +79,11 @@ class LabelledTask(EncoderTask):
             save_tokenizer(tokenizer, folder / "tokenizer.json")
             lines = [json.dumps(example, ensure_ascii=False) for example in examples["validation"]]
             write_text(folder / _EXAMPLES, "\n".join(lines) + "\n")
-            for split in SPLITS:
-                facts |= self._write(folder, split, examples[split], tokenizer=tokenizer, heads=heads)
+            for split, rows in examples.items():
+                found = self._write(folder, split, rows, tokenizer=tokenizer, heads=heads)
+                for name, count in found.items():  # of all that is trained on together
+                    key, fold = f"{split.partition('-')[0]}_{name}", max if name == "longest" else operator.add
+                    facts[key] = fold(facts.get(key, 0), count)
         for note in self.notes(facts):
             log(note)
         return facts
@@ -101,7 +106,7 @@ class LabelledTask(EncoderTask):
             for record in records
         ]
         write_features(
-            folder, split, features=self.features, shards=section.shards if split == "train" else 1,
+            folder, split, features=self.features, shards=1 if split == "validation" else section.shards,
             columns={feature.name: [record[feature.name] for record in records] for feature in self.features},
             seed=self.recipe.seed,
             facts={
@@ -109,10 +114,7 @@ class LabelledTask(EncoderTask):
                 "too_long": len(over), "longest": longest, "heads": heads,
             },
         )  # fmt: skip
-        return {
-            f"{split}_texts": len(examples), f"{split}_records": len(records), f"{split}_too_long": len(over),
-            f"{split}_longest": longest,
-        }  # fmt: skip
+        return {"texts": len(examples), "records": len(records), "too_long": len(over), "longest": longest}
 
     def build(self, facts: dict[str, Any]) -> Any:
         section, generation = self.recipe.model, self.recipe.generation
@@ -122,7 +124,7 @@ class LabelledTask(EncoderTask):
         return encoder(self.encoder_config(facts["vocab_size"]), generation=generation, **head)
 
     def batches(self, batch_size: int, split: str, **order: Any) -> tf.data.Dataset:
-        found = feature_batches(self.data, batch_size, split=split, seed=self.recipe.seed, **order)
+        found = feature_batches(self.data, batch_size, split=self.drawn_from(split), seed=self.recipe.seed, **order)
         return found.map(lambda inputs, labels: (inputs, self.targets(labels)))
 
     def targets(self, labels: Any) -> Any:
@@ -163,10 +165,11 @@ def read_examples(folder: str | Path) -> list[Row]:
 
 
 def answered(predictor: Any, folder: str | Path) -> Any:
-    """Yields ids, example numbers and outputs of a loaded artifact, a batch at a time."""
-    for inputs, labels in feature_batches(folder, 32, split="validation"):
-        given = {name: value.numpy() for name, value in inputs.items()}
-        yield given, {name: value.numpy() for name, value in labels.items()}, predictor.predict(given)
+    """Inputs, labels and outputs of a loaded artifact, a batch at a time."""
+    return predictor.answered(
+        ({name: value.numpy() for name, value in part.items()} for part in parts)
+        for parts in feature_batches(folder, 32, split="validation")
+    )
 
 
 def text_of(row: Row, key: str, source: str, number: int) -> str:

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +76,16 @@ def read_texts(path: str | Path, text_column: str | None = None, label_column: s
     if not texts:
         raise DataError(f"{path} holds no texts")
     return Texts(texts, labels if source.labelled else None, str(path))
+
+
+def joined(parts: Sequence[Texts]) -> Texts:
+    """Texts one after another."""
+    if len(parts) == 1:
+        return parts[0]
+    labels = [label for part in parts for label in part.labels or []]
+    return Texts(
+        [text for part in parts for text in part.texts], labels or None, ", ".join(part.source for part in parts)
+    )
 
 
 def read_piece(piece: Piece) -> Read:

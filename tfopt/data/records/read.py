@@ -116,9 +116,10 @@ class Source:
 
     def serialized(self, order: Order, epoch: tf.Tensor) -> tf.data.Dataset:
         """The records of one pass, one by one."""
+        files = min(4, len(self.paths)) if order.shuffle else 1
         found = tf.data.Dataset.from_tensor_slices(self.ordered(order, epoch)).interleave(
-            self.shard, cycle_length=min(4, len(self.paths)), block_length=64,
-            num_parallel_calls=min(_AT_ONCE, len(self.paths)), deterministic=True,
+            self.shard, cycle_length=files, block_length=64, num_parallel_calls=min(_AT_ONCE, files),
+            deterministic=True,
         )  # fmt: skip
         index, count = order.worker
         return found.shard(count, index) if count > 1 else found
