@@ -10,6 +10,7 @@ import sys
 import time
 
 import numpy as np
+import psutil
 import pytest
 
 from tests.conftest import REPOSITORY, without_exports
@@ -103,51 +104,78 @@ def weights(folder, owner):
     return {w.path: keras_api.to_numpy(w.variable) for w in keras_api.weights(model)}
 
 
-def test_a_run_by_two_workers_that_are_stopped_and_killed_ends_as_one_by_one(recipe, tmp_path):
-    """Stopped by SIGTERM, then one worker killed, both in the middle of a training; then to the end."""
-    path = recipe("keras", 12)
-    run(path, tmp_path / "alone", log=lambda line: None)
-    command = [sys.executable, "-m", "tfopt", "launch", "--workers", "2", "--", "run", str(path)]
-    command += ["--out", str(tmp_path / "run")]
+class Launched:
+    """A launcher of two workers that run a recipe, and what became of it so far."""
 
-    def start(*further):
+    def __init__(self, recipe, folder, through):
+        self._recipe, self._folder, self._through = recipe, folder, through
+        self.process = None
+
+    def start(self, *further, restarts=0):
         environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-        with (tmp_path / "said.txt").open("w") as words:
-            return subprocess.Popen([*command, *further], stdout=words, stderr=words, env=environment)
+        command = [sys.executable, "-m", "tfopt", "launch", "--workers", "2", "--restarts", str(restarts)]
+        command += ["--ray"] * (self._through == "ray")
+        command += ["--", "run", str(self._recipe), "--out", str(self._folder / "run"), *further]
+        with (self._folder / "said.txt").open("w") as words:
+            self.process = subprocess.Popen(command, stdout=words, stderr=words, env=environment)
 
-    def said():
-        return (tmp_path / "said.txt").read_text()
+    def said(self):
+        return (self._folder / "said.txt").read_text()
 
-    def steps():
-        return sorted(int(f.name[5:]) for f in (tmp_path / "run/checkpoints/baseline").glob("step-*"))
+    def step(self):
+        """Of the newest checkpoint of the first training."""
+        found = (self._folder / "run/checkpoints/baseline").glob("step-*")
+        return max((int(f.name[5:]) for f in found), default=0)
 
-    def wait_for(condition, process):
+    def wait_for(self, condition):
         end = time.monotonic() + 180
         while not condition():
-            assert process.poll() is None and time.monotonic() < end, said()[-3000:]
+            assert self.process.poll() is None and time.monotonic() < end, self.said()[-3000:]
             time.sleep(0.05)
 
-    launcher = start()
-    wait_for(steps, launcher)
-    launcher.send_signal(signal.SIGTERM)
-    assert launcher.wait(60) == 75, said()[-3000:]
-    assert "interrupted; the same command with --resume goes on" in said()
-    reached = steps()[-1]
+    def goes_on(self):
+        reached = self.step()
+        self.wait_for(lambda: self.step() > reached)
 
-    launcher = start("--resume")
-    wait_for(lambda: steps()[-1] > reached, launcher)
-    listed = subprocess.run(["ps", "-eo", "pid,ppid,args"], capture_output=True, text=True, check=True).stdout
-    workers = [line.split() for line in listed.splitlines() if "tfopt run" in line]
-    killed = [int(pid) for pid, parent, *_ in workers if int(parent) == launcher.pid][-1]
-    os.kill(killed, signal.SIGKILL)
-    died = time.monotonic()
-    assert launcher.wait(30) == 1, said()[-3000:]
-    assert time.monotonic() - died < 30 and re.search(r"error: worker 1 was ended by SIGKILL", said())
-    assert "another worker is gone" in said()
+    def kill_one(self):
+        """One of the processes that train."""
+        below = psutil.Process(self.process.pid).children(recursive=True)
+        workers = [
+            p for p in below if {"tfopt", "run"} <= set(p.cmdline()) or "attended()" in " ".join(p.cmdline())
+        ]
+        max(workers, key=lambda p: p.pid).kill()
 
-    launcher = start("--resume")
-    assert launcher.wait(300) == 0, said()[-3000:]
-    assert "[0] [train half]" in said() and "[1] [train half]" in said()
+    def ends_with(self, code, within):
+        assert self.process.wait(within) == code, self.said()[-3000:]
+
+
+@pytest.mark.parametrize("through", ["processes", "ray"])
+def test_a_run_by_two_workers_that_are_killed_and_stopped_ends_as_one_by_one(recipe, tmp_path, through):
+    """One worker killed, then all stopped by SIGTERM, both in the middle of a training; then to the end."""
+    path = recipe("keras", 12)
+    run(path, tmp_path / "alone", log=lambda line: None)
+    launched = Launched(path, tmp_path, through)
+
+    launched.start(restarts=1)
+    launched.goes_on()
+    launched.kill_one()
+    launched.wait_for(lambda: "begin anew" in launched.said())
+    launched.goes_on()
+    launched.process.send_signal(signal.SIGTERM)
+    launched.ends_with(75, within=60)
+    assert "interrupted; the same command with --resume goes on" in launched.said()
+
+    if through == "processes":
+        launched.start("--resume")
+        launched.goes_on()
+        launched.kill_one()
+        launched.ends_with(1, within=30)
+        assert re.search(r"error: worker 1 was ended by SIGKILL", launched.said())
+        assert "another worker is gone" in launched.said()
+
+    launched.start("--resume")
+    launched.ends_with(0, within=300)
+    assert "[0] [train half]" in launched.said() and "[1] [train half]" in launched.said()
     for owner in ("baseline", "half"):
         expected, found = weights(tmp_path / "alone", owner), weights(tmp_path / "run", owner)
         assert found.keys() == expected.keys()

@@ -40,8 +40,7 @@ def _fitted(
     board: Any, arguments: Sequence[str], workers: int, *, restarts: int, folder: str
 ) -> BaseException | None:
     """Trains; what Ray says where it gave up."""
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.base_trainer import TrainingFailedError
+    from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.tensorflow import TensorflowTrainer
 
     trainer = TensorflowTrainer(
@@ -92,6 +91,8 @@ class _Board:
             return None
         if self._began[number] > self._attempts:  # the first of a new attempt
             self._attempts, self._reports = self._began[number], {}
+            if times:
+                self._lines.append(f"a worker was lost: all begin anew, for the {times + 1}. time")
         return times
 
     def _is_final(self) -> bool:
@@ -209,7 +210,8 @@ def attended() -> None:
     """The command in a process that ends with the one that holds its standard input, also where that is killed."""
 
     def watch() -> None:
-        sys.stdin.buffer.read()
+        while os.read(0, 1):  # not sys.stdin, whose lock Python wants when it ends
+            pass
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
