@@ -33,7 +33,7 @@ def main() -> None:
         path = tfopt.export(model, Path(folder, "model.tflite"), lengths=[LENGTH]).path
 
         def job(workers: Workers) -> None:
-            tfopt.batch_predict(path, inputs, Path(folder, "out"), workers=workers, threads=1)
+            tfopt.batch_predict(path, inputs, out=Path(folder, "out"), workers=workers, threads=1)
 
         seconds = paired(
             {name: lambda workers=workers: job(workers) for name, workers in who.items()}, given.rounds, warm_up=1

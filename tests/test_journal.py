@@ -9,6 +9,7 @@ from tfopt._keras import keras_api
 from tfopt.callbacks import Journal, MagnitudePruning, QuantizationMonitor
 from tfopt.errors import InputError
 from tfopt.schedules import ConstantSparsity
+from tfopt.train import TrainConfig, fit
 
 
 def events(folder):
@@ -72,3 +73,29 @@ def test_a_training_that_goes_on_adds_to_it(generation, tmp_path):
 def test_bad_settings(tmp_path):
     with pytest.raises(InputError, match="every must be 1 or more, got 0"):
         Journal(tmp_path, every=0)
+
+
+def test_trackers_are_told_what_a_training_does(generation, tmp_path, monkeypatch):
+    """MLflow and Weights & Biases, both writing to a folder: their own readers find the figures."""
+    mlflow, wandb = pytest.importorskip("mlflow"), pytest.importorskip("wandb")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    wandb.teardown()  # it reads its environment once
+    model, loss = model_of(generation)
+    pruning = MagnitudePruning(ConstantSparsity(0.5, 0, frequency=1), include=["two"])
+    config = TrainConfig(epochs=2, batch_size=8, learning_rate=0.01, schedule="constant", warmup=0.0)
+
+    def compiled(optimizer, **given):
+        model.compile(optimizer, loss, metrics=["accuracy"], **given)
+
+    history = fit(
+        model, lambda number, skip: data(), config=config, steps=24, callbacks=[pruning], validation=data(),
+        trackers=["mlflow", "wandb"], title="small", compile_with=compiled,
+    )  # fmt: skip
+    (run,) = mlflow.MlflowClient().search_runs(["0"])
+    assert run.info.run_name == "small" and run.info.status == "FINISHED" and run.data.params["epochs"] == "2"
+    for name in ("loss", "val_accuracy"):
+        assert run.data.metrics[name] == pytest.approx(history[name][-1], rel=1e-5)
+    assert run.data.metrics["sparsity/two/kernel"] == 0.5
+    assert wandb.run is None and len(list(tmp_path.glob("wandb/offline-run-*/*.wandb"))) == 1

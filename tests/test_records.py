@@ -1,6 +1,7 @@
 """Records of any features: their bytes, order, workers, damage, mixtures, sequences, and the service."""
 
 import gzip
+import math
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from tfopt.data.batches import batches
 from tfopt.data.columns import record_batches
 from tfopt.data.mixing import mixed_batches
-from tfopt.data.pack import pack
+from tfopt.data.pack import pack, write_pack
 from tfopt.data.packing import bins
 from tfopt.data.readers.texts import Texts
 from tfopt.data.records.encode import encode_examples
@@ -19,7 +20,7 @@ from tfopt.data.records.fields import Column, Field, columns_of
 from tfopt.data.records.framing import check_framing, readable_records, scan_records
 from tfopt.data.records.manifest import read_manifest
 from tfopt.data.records.read import Order
-from tfopt.data.records.write import write_records
+from tfopt.data.records.write import new_pack, write_records
 from tfopt.data.sequences import sequence_batches
 from tfopt.data.service import service_batches
 from tfopt.data.tokenizers import train_bpe
@@ -220,6 +221,36 @@ def test_mixtures_have_the_shares_that_were_asked_for(tmp_path):
     pack(TEXTS, TOKENIZER, out=tmp_path / "c", max_length=60)
     with pytest.raises(DataError, match="the same features and classes"):
         mixed_batches({tmp_path / "a": 1, tmp_path / "c": 1}, 10, steps=1)
+
+
+def test_passes_of_a_mixture_go_through_all_of_a_large_source(tmp_path):
+    """Three quarters of a pass are of the small one, which comes several times; the large one is gone through."""
+    with new_pack(tmp_path / "m") as folder:
+        for split, texts in (
+            ("train", [f"one {i}" for i in range(20)]),
+            ("train-1", [f"two {i}" for i in range(100)]),
+        ):
+            write_pack(folder, split, data=Texts(texts, None, "t"), tokenizer=TOKENIZER, shards=3)
+    shares = {"train": 3.0, "train-1": 1.0}
+    one, two = (TOKENIZER.encode(word).ids[2] for word in ("one", "two"))
+
+    def of(epoch, **changes):
+        data = batches(tmp_path / "m", 10, split=shares, shuffle=True, epoch=epoch, **changes)
+        return [[tuple(i for i in row if i) for row in batch["input_ids"].numpy().tolist()] for batch in data]
+
+    seen, small = set(), set()
+    for epoch in range(5):
+        rows = [row for batch in of(epoch) for row in batch]
+        assert len(rows) == 120 and 0.6 < np.mean([row[2] == one for row in rows]) < 0.9
+        seen |= {row for row in rows if row[2] == two}
+        small |= {row for row in rows if row[2] == one}
+    assert len(small) == 20 and len(seen) > 90  # five quarters of its size were drawn
+    assert of(3) == of(3) and of(3, skip=4) == of(3)[4:] and of(3) != of(4)
+    for wrong, said in (({"train": math.inf}, "above 0 and finite"), ({"train": 0}, "above 0")):
+        with pytest.raises(InputError, match=said):
+            batches(tmp_path / "m", 10, split=wrong)
+    with pytest.raises(InputError, match="leave on_damage='skip' out"):
+        batches(tmp_path / "m", 10, split=shares, on_damage="skip")
 
 
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=200))

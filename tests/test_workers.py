@@ -79,6 +79,10 @@ def test_strategies_that_cannot_be_had(arguments, says, monkeypatch):
 def test_launching_one_worker_or_another_command(tfopt_main):
     with pytest.raises(InputError, match="workers must be 2 or more, got 1"):
         launch(["run", "x.toml"], 1, show=print)
+    with pytest.raises(InputError, match="restarts must be 0 or more, got -1"):
+        launch(["run", "x.toml"], 2, restarts=-1, show=print)
+    with pytest.raises(InputError, match="remove the earlier run"):
+        launch(["run", "x.toml", "--overwrite"], 2, restarts=1, show=print)
     code, _, err = tfopt_main("launch", "--", "search", "x.toml")
     assert code == 2 and "workers run recipes" in err
 

@@ -15,6 +15,7 @@ from tfopt.errors import InputError
 Clipping = Literal["global_norm", "norm", "value"]
 Precision = Literal["float32", "mixed_bfloat16", "mixed_float16"]
 StrategyName = Literal["auto", "none", "mirrored", "multi_worker", "parameter_server", "tpu"]
+Tracker = Literal["mlflow", "wandb"]
 OptimizerName = Literal["adamw", "adafactor", "sgd", "lion", "lamb", "muon"]
 RateSchedule = Literal["cosine", "linear", "polynomial", "exponential", "inverse_sqrt", "constant", "plateau"]
 

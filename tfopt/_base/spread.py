@@ -1,11 +1,12 @@
 """Who does work that can be divided: this process, several, or actors of Ray."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from typing import Any, Literal, get_args
 
 from tfopt._base.children import WARM
-from tfopt._base.ray_actors import in_actors
+from tfopt._base.cores import usable_cores
+from tfopt._base.ray_actors import check_ray, in_actors
 from tfopt._base.workers import in_children
 from tfopt.errors import InputError
 
@@ -45,6 +46,17 @@ class Workers:
         """Whether other processes do it."""
         return self.count > 1 or self.through == "ray"
 
+    def check(self) -> None:
+        """Raises InputError where they need a package that is missing."""
+        if self.through == "ray":
+            check_ray()
+
+    def threads(self, given: int | None) -> int | None:
+        """Threads of the runtime in each of them: those given, or its share of the cores; None for all of them."""
+        if given is not None or not self.elsewhere:
+            return given
+        return 1 if self.through == "ray" else max(1, usable_cores() // self.count)
+
     def each(
         self,
         function: Callable[..., Any],
@@ -52,8 +64,10 @@ class Workers:
         *,
         setup: Callable[[], Any],
         preload: tuple[str, ...] = WARM,
-    ) -> Iterator[Any]:
+    ) -> Generator[Any, None, None]:
         """What `function` returns for each call, in their order; a call whose process was killed is done again.
+
+        Close it where it is left before its end: the processes end then.
 
         Args:
             function: of a module that can be imported.
@@ -66,8 +80,10 @@ class Workers:
             ChildFailedError: a call ended several processes, or raised something else.
         """
         if self.through == "ray":
-            return in_actors(function, calls, workers=self.count, setup=setup)
-        return in_children(function, calls, workers=self.count, preload=preload, setup=setup, again=_AGAIN)
+            return in_actors(function, calls, workers=self.count, setup=setup, again=_AGAIN)
+        return in_children(
+            function, calls, workers=self.count, preload=preload, setup=setup, again=_AGAIN, patience_s=None
+        )
 
 
 ALONE = Workers()

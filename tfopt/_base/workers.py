@@ -4,7 +4,7 @@ import logging
 import multiprocessing.connection
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any
 
 from tfopt._base.children import Child, ChildFailedError, limit_memory
@@ -26,7 +26,8 @@ def in_children(
     apart: bool = False,
     setup: Callable[[], Any] | None = None,
     again: int = 0,
-) -> Iterator[Any]:
+    patience_s: float | None = _PATIENCE_S,
+) -> Generator[Any, None, None]:
     """What `function` returns for each call, in their order; calls are drawn as they are needed.
 
     Args:
@@ -37,6 +38,7 @@ def in_children(
         apart: never call it in this process, and limit the memory of the others: it parses what nobody here wrote.
         setup: is called once in each process, before the first call; what it returns is the first argument of all.
         again: times that a call is done once more, in a new process, after one that was killed at it.
+        patience_s: seconds until one of the calls under way must have ended; None for any.
 
     Raises:
         TfoptError: what a call raised.
@@ -51,7 +53,7 @@ def in_children(
     try:
         for _ in range(max(workers, 1)):
             pool.append(_Worker(function, preload, memory=PARSING_BYTES if apart else None, setup=setup))
-        yield from _spread(iter(calls), pool, again)
+        yield from _spread(iter(calls), pool, again=again, patience_s=patience_s)
     finally:
         for worker in pool:
             worker.end()
@@ -61,7 +63,9 @@ class _EndedError(ChildFailedError):
     """A process is gone without an answer."""
 
 
-def _spread(calls: Iterator[tuple[Any, ...]], pool: "list[_Worker]", again: int) -> Iterator[Any]:
+def _spread(
+    calls: Iterator[tuple[Any, ...]], pool: "list[_Worker]", *, again: int, patience_s: float | None
+) -> Iterator[Any]:
     done: dict[int, Any] = {}
     killed: Counter[int] = Counter()
     given = taken = 0
@@ -82,9 +86,9 @@ def _spread(calls: Iterator[tuple[Any, ...]], pool: "list[_Worker]", again: int)
         if not busy and not more:
             return
         gone = [pipe for pipe in busy if pipe.closed]
-        ready = gone or (multiprocessing.connection.wait(list(busy), _PATIENCE_S) if busy else [])
+        ready = gone or (multiprocessing.connection.wait(list(busy), patience_s) if busy else [])
         if busy and not ready:
-            raise ChildFailedError(f"no answer of a worker within {_PATIENCE_S:.0f} seconds")
+            raise ChildFailedError(f"no answer of a worker within {patience_s:.0f} seconds")
         for pipe in ready:
             worker = busy[pipe]  # type: ignore[index]
             try:

@@ -92,8 +92,8 @@ def main() -> None:
                 check_whole(argument, "an argument")
             app()
         except _InterruptedBySignal:
-            if sys.argv[1:2] in (["search"], ["optimize"], ["demo"]):
-                _fail("interrupted; the same command goes on from the last finished step", INTERRUPTED)
+            if sys.argv[1:2] in (["search"], ["optimize"], ["demo"]) or _writes_answers(sys.argv[1:]):
+                _fail("interrupted; the same command goes on from what is finished", INTERRUPTED)
             if sys.argv[1:2] != ["run"]:
                 _fail("interrupted", FAILED)
             _fail("interrupted; the same command with --resume goes on from the last finished step", INTERRUPTED)
@@ -103,6 +103,10 @@ def main() -> None:
             _fail(f"{in_words_of_the_shell(str(error), sys.argv[1:2])}{native_log.kept()}", FAILED)
         except OSError as error:  # a full disk, a folder that may not be written
             _fail(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", FAILED)
+
+
+def _writes_answers(arguments: list[str]) -> bool:
+    return arguments[:1] == ["predict"] and any(one.partition("=")[0] == "--out" for one in arguments)
 
 
 class _InterruptedBySignal(BaseException):

@@ -32,6 +32,7 @@ def predict(
     text_column: Annotated[
         str | None, typer.Option(help="With --out: column or key of the text in --file.")
     ] = None,
+    shard_rows: Annotated[int, typer.Option(min=1, help="With --out: answers in a file, at least.")] = 1 << 16,
     workers: Annotated[int, typer.Option(help="With --out: processes, each with the artifact loaded.")] = 1,
     ray: Annotated[bool, typer.Option("--ray", help="With --out: workers are actors of Ray.")] = False,
     threads: Threads = None,
@@ -44,7 +45,8 @@ def predict(
     if out is not None:
         if file is None or texts or context is not None:
             raise InputError("--out is for the texts of a file: give --file, and no texts or --context")
-        settings = {"text_column": text_column, "batch_size": batch_size, "threads": threads, "trust": trust}
+        settings = {"text_column": text_column, "batch_size": batch_size, "threads": threads, "trust": trust,
+                    "shard_rows": shard_rows}  # fmt: skip
         _to_records(
             artifact, file, out, workers=Workers(workers, "ray" if ray else "processes"), as_json=as_json,
             imports=imports or (), on_long="truncate" if truncate else None, **settings,
@@ -78,7 +80,9 @@ def _to_records(artifact: Path, file: Path, out: Path, *, as_json: bool, **setti
     from tfopt.engine.batch_prediction import batch_predict
 
     told = now_and_then(progress)
-    manifest = batch_predict(artifact, file, out, progress=lambda rows: told(f"{rows} texts answered"), **settings)
+    manifest = batch_predict(
+        artifact, file, out=out, progress=lambda rows: told(f"{rows} texts answered"), **settings
+    )
     show(as_json, dataclasses.asdict(manifest), lambda: typer.echo(
         f"{out}: {manifest.records} answers in {len(manifest.shards)} shards"
     ))  # fmt: skip

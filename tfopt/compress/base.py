@@ -44,6 +44,7 @@ class Prepared:
         lessons: what compiles the model and makes its data, where labels are not all that counts.
         state: variables of the training that are no weights, which a checkpoint must hold.
         enter: what is done to the inputs of the model where it is not called as a whole, or None.
+        files: what goes beside the finished model, asked for once it is trained: name -> content.
     """
 
     model: Any
@@ -53,6 +54,7 @@ class Prepared:
     lessons: Lessons | None = None
     state: list[Any] = dataclasses.field(default_factory=list)
     enter: Callable[[Any], Any] | None = None
+    files: Callable[[], dict[str, bytes]] = dict
 
     def __iter__(self) -> Iterator[Any]:
         return iter((self.model, self.callbacks))

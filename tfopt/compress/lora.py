@@ -18,6 +18,7 @@ from tfopt._keras import keras_api
 from tfopt._keras.keras_api import Weight
 from tfopt._keras.layer_calls import Call, Replaced, attribute_of, forget_traces, freeze, original_call, swapped
 from tfopt._keras.selection import Patterns, Selection, Skipped
+from tfopt.compress.adapters import Adapter
 from tfopt.compress.base import Option, Prepared
 from tfopt.errors import InputError
 from tfopt.quantization.record import detach
@@ -25,6 +26,7 @@ from tfopt.quantization.simulation import simulation_of
 
 _log = logging.getLogger(__name__)
 _ATTRIBUTE = "_tfopt_adapters"
+ADAPTER = "adapter.safetensors"  # of a run's variant, beside the model that it was added to
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +81,7 @@ def prepare(model: Any, config: LoraConfig) -> Prepared:
         _log.info("%s gets no adapter: %s", one.path, one.reason)
     adapters = _Adapters(model, config, chosen)
     object.__setattr__(model, _ATTRIBUTE, adapters)
-    return Prepared(model, [], skipped)
+    return Prepared(model, [], skipped, files=lambda: {ADAPTER: adapter_of(model).to_bytes()})
 
 
 def finish(model: Any) -> Any:
@@ -97,6 +99,30 @@ def finish(model: Any) -> Any:
     object.__delattr__(model, _ATTRIBUTE)
     detach(model)
     return model
+
+
+def take(model: Any) -> Adapter:
+    """What was trained, and the model as it was before `prepare`: the base of several adapters.
+
+    Statistics of batch norms stay as the training left them.
+
+    Raises:
+        InputError: the model has no adapters, or one became NaN; it then keeps them.
+    """
+    taken = adapter_of(model)
+    adapters: _Adapters = getattr(model, _ATTRIBUTE)
+    adapters.give_back()
+    object.__delattr__(model, _ATTRIBUTE)
+    return taken
+
+
+def adapter_of(model: Any) -> Adapter:
+    """What is being trained, as it is now; raises as `take`."""
+    adapters = getattr(model, _ATTRIBUTE, None)
+    if adapters is None:
+        raise InputError(f"model {model.name!r} has no adapters; call prepare(model, LoraConfig(...)) first")
+    found: Adapter = adapters.adapter()
+    return found
 
 
 def is_attached(model: Any) -> bool:
@@ -186,12 +212,16 @@ class _Adapters:
         self._replaced = Replaced()
         self._thaw: list[Callable[[], None]] = []
         self._factors: list[tuple[Weight, Any, Any]] = []
+        self._whole: list[tuple[Weight, np.ndarray]] = []  # with the values from before
         whole = Selection(model, config.whole)
         rng = np.random.default_rng(config.seed)
         strategy = getattr(keras_api.tf_variable(chosen[0].variable), "distribute_strategy", None)
         try:
             with strategy.scope() if strategy is not None else contextlib.nullcontext():
                 trained = {id(w.layer) for w in whole.weights if config.whole and whole.included_by_name(w)}
+                for weight in whole.weights:
+                    if id(weight.layer) in trained:
+                        self._whole.append((weight, keras_api.to_numpy(weight.variable)))
                 for _, layer in [("", model), *keras_api.walk(model)]:
                     if id(layer) not in trained:
                         self._thaw.append(freeze(layer))
@@ -225,15 +255,22 @@ class _Adapters:
 
         return call
 
+    def adapter(self) -> Adapter:
+        """What was learned so far."""
+        factors = {w.path: (keras_api.to_numpy(low), keras_api.to_numpy(up)) for w, low, up in self._factors}
+        whole = {weight.path: keras_api.to_numpy(weight.variable) for weight, _ in self._whole}
+        return Adapter(factors, self._scale, whole)
+
     def merge(self) -> None:
-        merged = []
-        for weight, low, up in self._factors:
-            value = keras_api.to_numpy(weight.variable)
-            change = self._scale * (keras_api.to_numpy(low) @ keras_api.to_numpy(up))
-            if not np.isfinite(change).all():
-                raise InputError(f"the adapter of {weight.path!r} became NaN or infinite; train with a lower rate")
-            merged.append((weight, value + change.reshape(value.shape)))
-        for weight, value in merged:
+        factors = self.adapter().factors
+        for weight, *_ in self._factors:
+            value, (low, up) = keras_api.to_numpy(weight.variable), factors[weight.path]
+            weight.variable.assign(value + (self._scale * (low @ up)).reshape(value.shape))
+        self._remove()
+
+    def give_back(self) -> None:
+        """Leaves the model as it was."""
+        for weight, value in self._whole:
             weight.variable.assign(value)
         self._remove()
 

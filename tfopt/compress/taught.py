@@ -1,5 +1,6 @@
 """A teacher's answers by several processes, each with the teacher."""
 
+import contextlib
 import functools
 import itertools
 import tempfile
@@ -30,10 +31,10 @@ def answered_by(
         keras_api.save_model(teacher, path)
         kept, asked = itertools.tee(data)
         calls = ((tf.nest.map_structure(lambda value: value.numpy(), batch[0]),) for batch in asked)
-        for batch, found in zip(
-            kept, workers.each(_answer, calls, setup=functools.partial(_teacher, path)), strict=True
-        ):
-            yield batch, {name: tf.constant(value) for name, value in found.items()}
+        answers = workers.each(_answer, calls, setup=functools.partial(_teacher, path))
+        with contextlib.closing(answers):
+            for batch, found in zip(kept, answers, strict=True):
+                yield batch, {name: tf.constant(value) for name, value in found.items()}
 
 
 def _teacher(path: Path) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfopt.data.records.manifest import SPLIT, Manifest, read_manifest
+from tfopt.data.records.manifest import SPLIT, Manifest
 from tfopt.data.records.mixture import open_split
 from tfopt.data.records.read import Cut, Order, parse, read_batches
 from tfopt.errors import DataError, InputError
@@ -127,13 +127,15 @@ def record_lengths(folder: str | Path, manifest: Manifest) -> np.ndarray:
         raise DataError(f"{folder} holds records without token ids: {error.message.splitlines()[0]}") from error
 
 
-def samples(folder: str | Path, count: int, *, split: str = SPLIT, balanced: bool = False) -> dict[str, np.ndarray]:
+def samples(
+    folder: str | Path, count: int, *, split: str | Mapping[str, float] = SPLIT, balanced: bool = False
+) -> dict[str, np.ndarray]:
     """Records padded to one length, for checks and calibration.
 
     Args:
         folder: a packed folder.
         count: how many records; fewer if the split has fewer.
-        split: of the folder.
+        split: of the folder, or several with their weights, as for `batches`.
         balanced: the same number of each class, as far as the split has them, instead of the first records.
 
     Returns:
@@ -143,7 +145,7 @@ def samples(folder: str | Path, count: int, *, split: str = SPLIT, balanced: boo
         DataError: the split holds no records.
         InputError: `balanced` for records without labels.
     """
-    manifest = read_manifest(folder, split)
+    _, manifest = open_split(folder, split, "error")
     if balanced and not manifest.labels:
         raise InputError(f"{folder} holds no labels to balance; leave balanced=False")
     wanted = manifest.records if balanced else count

@@ -2,7 +2,7 @@
 
 import abc
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol, Self
 
 import numpy as np
@@ -42,6 +42,14 @@ class Decoder(abc.ABC):
         Raises:
             InputError: the runtime takes fewer texts at a time.
         """
+
+    def swap(self, values: Mapping[str, np.ndarray]) -> None:
+        """Gives weights other values, by path, as `compress.adapters.Adapters.use` returns them.
+
+        Raises:
+            InputError: the weights are in a file, or one is not there.
+        """
+        raise InputError("this runtime has its weights from a file: export each model to one of its own")
 
     @property
     def prompt_room(self) -> int:

@@ -7,7 +7,7 @@ import dataclasses
 import numbers
 import time
 from collections import abc
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -123,6 +123,22 @@ class Generator:
                 imports=imports,
             ).decoder  # fmt: skip
         return Generator(found.decoder, found.tokenizer, draft=helper, template=found.chat)
+
+    def swap(self, values: Mapping[str, Any]) -> None:
+        """Goes on with other values of some weights, at once and without compiling anything again.
+
+        `generator.swap(adapters.use("french"))` changes the adapter of a model that runs eagerly or by XLA; texts
+        that are under way go on with the new one.
+
+        Args:
+            values: by path, as `compress.adapters.Adapters.use` returns them.
+
+        Raises:
+            InputError: the model is in a file, or a weight is not there.
+        """
+        # Statistics of norms, which a layer that was trained whole has as well, are none of a decoder's weights.
+        weights = {path: value for path, value in values.items() if "/moving_" not in path}
+        self.decoder.swap(weights)
 
     def generate(self, prompts: Prompt | Sequence[Prompt], config: GenerateConfig | None = None) -> list[Answer]:
         """Continues texts, several at once where the runtime can.

@@ -64,17 +64,15 @@ def export(
 ) -> Artifact:
     """Writes the model for another runtime and verifies what was written.
 
-    The artifact appears at `path` only after every check has passed; whatever was there before stays
-    until then.
+    The artifact appears at `path` only after every check has passed; what was there before stays until then.
 
     Args:
         model: a built model of either Keras generation; it is not changed, and other threads may use it meanwhile.
         path: a `.tflite` file, the folder of a SavedModel, or for models that generate a `.litertlm` file.
         format: "saved_model", "tflite" or "litertlm"; by default what the path's suffix says.
-        quantization: for TFLite, None (float32), "float16", a name in `quantization.NAMED` such as
-            "dynamic_int8", "dynamic_int4_block32", "weight_only_int4", "int8" (integers from input to output)
-            or "int16", a `QuantizeConfig`, or "trained": what quantization-aware training simulated. Grids that
-            were trained are written as they are; other models are rounded now.
+        quantization: for TFLite, None (float32), "float16", a name in `quantization.NAMED` such as "dynamic_int8",
+            "dynamic_int4_block32", "int8" (integers from input to output) or "int16", a `QuantizeConfig`, or
+            "trained": what quantization-aware training simulated, written as it is; others are rounded now.
         jit_compile: for SavedModels, compile with XLA wherever the artifact is loaded.
         representative: inputs by name, for the ranges of static quantization, the comparison with the Keras
             model and of the classes that both choose; if None, ones drawn at random from what each input takes,
@@ -88,13 +86,13 @@ def export(
         batch_size: for TFLite, the rows per call.
         input_signature: for subclassed models, ``{name: tf.TensorSpec}`` or one TensorSpec.
         cache: for TFLite files of causal language models, "float32", or "int8" in a quarter of the bytes.
-        in_place: work on the model itself instead of a copy, which saves its memory; nothing else may use it
-            meanwhile. Models without a configuration to copy, such as subclassed ones, always are; the log says it.
+        in_place: work on the model itself instead of a copy, to save memory; nothing else may use it meanwhile.
+            Models without a configuration to copy, such as subclassed ones, always are; the log says it.
         accept: names of checks that may fail, out of `numerics.agreement.ACCEPTABLE`; which did is said.
         tokenizer: a `tokenizer.json`, or its folder, for artifacts that take texts; by default the model's.
         labels: names of the classes in the order of their numbers, for answers; by default the model's.
         allow_flex: for float TFLite files, keep operators of TensorFlow's Flex delegate; nothing here runs them.
-        workers: who runs representative data for the ranges of static quantization; a number is one of processes.
+        workers: who runs representative data for static ranges; a number is one of processes.
 
     Returns:
         The artifact with its checks: passed, or accepted.

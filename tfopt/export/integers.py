@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from tfopt._base.children import run_in_child
-from tfopt._base.spread import Workers
+from tfopt._base.spread import ALONE, Workers
 from tfopt._keras import keras_api
 from tfopt._keras.keras_io import Inputs
 from tfopt._keras.sizes import Size
@@ -158,7 +158,7 @@ def _check_untouched(model: Any, record: Record) -> None:
 
 def make_record(
     model: Any, config: QuantizeConfig, inputs: Inputs, representative: dict[str, np.ndarray] | None,
-    workers: Workers,
+    workers: Workers = ALONE,
 ) -> tuple[Record, list[Check]]:  # fmt: skip
     """Grids and ranges for a file: those that were trained, else new ones.
 

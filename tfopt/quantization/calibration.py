@@ -109,7 +109,8 @@ def calibrate(
         record: its grids.
         inputs: how it is called.
         samples: inputs by name, checked.
-        workers: who runs them; the ranges are the same.
+        workers: who runs them; the ranges are the same but where a batch goes through a layer several times, see
+            `points.folded`.
 
     Returns:
         The record with ranges, and the number of rows that were run.
@@ -121,7 +122,7 @@ def calibrate(
     check_varied(samples)
     rows = len(next(iter(samples.values())))
     if workers.elsewhere:
-        ranges, count = observed_by(workers, model, record.config, inputs, batches_of(samples))
+        ranges, count = observed_by(workers, model, record.config, inputs=inputs, batches=batches_of(samples))
     else:
         ranges, count = _observed(model, record.config, inputs, samples=samples)
     if count < -(-rows // BATCH):

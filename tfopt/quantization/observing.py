@@ -1,5 +1,6 @@
 """Ranges of activations, observed by several processes with the model as one would have found them."""
 
+import contextlib
 import functools
 import tempfile
 from collections.abc import Iterable
@@ -21,7 +22,12 @@ Seen = dict[str, tuple[np.ndarray, bool]]  # by point: what one batch shows, and
 
 
 def observed_by(
-    workers: Workers, model: Any, config: QuantizeConfig, inputs: Inputs, batches: Iterable[dict[str, np.ndarray]]
+    workers: Workers,
+    model: Any,
+    config: QuantizeConfig,
+    *,
+    inputs: Inputs,
+    batches: Iterable[dict[str, np.ndarray]],
 ) -> tuple[dict[str, tuple[float, float]], int]:
     """Ranges of the model's points over all batches, and the batches that the point that saw most of them saw.
 
@@ -38,13 +44,14 @@ def observed_by(
         path = Path(folder, "model.keras")
         keras_api.save_model(model, path)
         setup = functools.partial(_observer, path, config, inputs)
-        for seen in workers.each(_seen, ((batch,) for batch in batches), setup=setup):
-            for key, (values, is_widest) in seen.items():
-                by_point.setdefault(key, []).append(values)
-                widest[key] = is_widest
-    found = {key: folded(values, config.momentum, widest=widest[key]) for key, values in by_point.items()}
-    ranges = {key: (low, high) for key, (low, high, count) in found.items() if count}
-    return ranges, max((count for *_, count in found.values()), default=0)
+        with contextlib.closing(workers.each(_seen, ((batch,) for batch in batches), setup=setup)) as found:
+            for seen in found:
+                for key, (values, is_widest) in seen.items():
+                    by_point.setdefault(key, []).append(values)
+                    widest[key] = is_widest
+    ends = {key: folded(values, config.momentum, widest=widest[key]) for key, values in by_point.items()}
+    ranges = {key: (low, high) for key, (low, high, count) in ends.items() if count}
+    return ranges, max((count for *_, count in ends.values()), default=0)
 
 
 def _observer(path: Path, config: QuantizeConfig, inputs: Inputs) -> tuple[Simulation, Inputs]:

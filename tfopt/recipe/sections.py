@@ -11,7 +11,7 @@ from tfopt._base.formats import WRITTEN, format_named
 from tfopt._base.spread import Through, Workers
 from tfopt.numerics.agreement import ACCEPTABLE
 from tfopt.quantization import NAMED
-from tfopt.schedules import Clipping, OptimizerName, RateSchedule
+from tfopt.schedules import Clipping, OptimizerName, RateSchedule, Tracker
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
@@ -107,7 +107,7 @@ class TrainSection(Section):
     so many of these, each for its share of a batch. With `label_smoothing` the classes share that part of each
     label, in the losses of validation too. With `token_noise` that share of the tokens of training texts is
     unknown or wrong, other ones in every pass. With `tensorboard` the folder "tensorboard" of the run has its
-    figures.
+    figures; `trackers` are told them as well.
     """
 
     epochs: Annotated[int, Field(ge=0)] = 3
@@ -136,6 +136,7 @@ class TrainSection(Section):
     adversarial: Annotated[float, Field(ge=0)] = 0.0
     token_noise: Annotated[float, Field(ge=0, lt=1)] = 0.0
     tensorboard: bool = False
+    trackers: list[Tracker] = []
     checkpoint_every: Annotated[int, Field(ge=0)] = 200
     minutes: Annotated[float, Field(gt=0)] | None = None
 

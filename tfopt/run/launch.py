@@ -16,8 +16,8 @@ from tfopt._base.cluster import VARIABLE, Cluster
 from tfopt.errors import InputError, WorkFailedError
 
 _GRACE_S = 20.0  # from SIGTERM to SIGKILL
-_TO_FOLLOW_S = 5.0  # from the first end to that of the others
-_TO_WRITE_S = 300.0  # a checkpoint, after a signal
+TO_FOLLOW_S = 5.0  # from the first end to that of the others
+TO_WRITE_S = 300.0  # a checkpoint, after a signal
 INTERRUPTED = 75
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
 _LAST_WORDS = 20
@@ -39,10 +39,10 @@ def launch(arguments: Sequence[str], workers: int, *, restarts: int = 0, show: C
         The exit code: 0, or that of the first worker that failed; a signal to this process goes on to all of them.
 
     Raises:
-        InputError: fewer than two workers, or restarts below 0.
+        InputError: fewer than two workers, restarts below 0, or restarts of a command that overwrites.
         WorkFailedError: a worker was killed.
     """
-    check_workers(workers, restarts)
+    check_launch(arguments, workers, restarts)
     for left in range(restarts, -1, -1):
         cluster, crew = Cluster(free_addresses(workers), 0), _Crew()
         try:
@@ -58,8 +58,13 @@ def launch(arguments: Sequence[str], workers: int, *, restarts: int = 0, show: C
     raise AssertionError("the last attempt returns or raises")
 
 
-def check_workers(workers: int, restarts: int) -> None:
-    """Raises InputError for numbers that make no sense."""
+def check_launch(arguments: Sequence[str], workers: int, restarts: int) -> None:
+    """Raises InputError for what makes no sense."""
+    if restarts and "--overwrite" in arguments:
+        raise InputError(
+            "--restarts goes on with what was begun, and --overwrite begins anew: remove the earlier run, or "
+            "choose another --out"
+        )
     if workers < 2:
         raise InputError(f"workers must be 2 or more, got {workers}; one needs no launcher")
     if restarts < 0:
@@ -68,7 +73,7 @@ def check_workers(workers: int, restarts: int) -> None:
 
 def resumed(arguments: Sequence[str]) -> list[str]:
     """The command that goes on with what one of these arguments began."""
-    return [*(one for one in arguments if one not in ("--overwrite", "--resume")), "--resume"]
+    return [*(one for one in arguments if one != "--resume"), "--resume"]
 
 
 def told_killed(number: int, code: int, last_words: Sequence[str]) -> WorkFailedError:
@@ -91,7 +96,7 @@ class _Worker:
         self.last_words: deque[str] = deque(maxlen=_LAST_WORDS)
         self.process = subprocess.Popen(
             [sys.executable, "-m", "tfopt", *arguments],
-            env={**os.environ, VARIABLE: cluster.for_worker(number), **_gpus_of(number, len(cluster.workers))},
+            env={**os.environ, VARIABLE: cluster.for_worker(number), **gpus_of(number, len(cluster.workers))},
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
             process_group=0,  # Ctrl-C of a terminal comes by way of this process, once
         )  # fmt: skip
@@ -166,9 +171,9 @@ class _Crew:
         """Whether the others have had their time: to write a checkpoint, once they were told to end."""
         now = time.monotonic()
         if self._told is not None:
-            return now - self._told > _TO_WRITE_S
+            return now - self._told > TO_WRITE_S
         self._first_ended = self._first_ended or now
-        return now - self._first_ended > _TO_FOLLOW_S
+        return now - self._first_ended > TO_FOLLOW_S
 
     def _code(self, codes: list[int | None]) -> int:
         if codes[0] == 0:  # the chief alone writes, and has done so
@@ -180,7 +185,7 @@ class _Crew:
 
     def _pass_on(self, number: int, frame: object) -> None:
         if self._told is not None:
-            self._told = -_TO_WRITE_S  # asked for twice: no more waiting
+            self._told = -TO_WRITE_S  # asked for twice: no more waiting
         else:
             self._told = time.monotonic()
         for worker in self.workers:
@@ -206,7 +211,7 @@ def free_addresses(count: int) -> tuple[str, ...]:
         return tuple(f"127.0.0.1:{probe.getsockname()[1]}" for probe in probes)
 
 
-def _gpus_of(number: int, workers: int) -> dict[str, str]:
+def gpus_of(number: int, workers: int) -> dict[str, str]:
     """What gives a worker its share of the GPUs that are named as visible, or none where they are too few."""
     named = [gpu for gpu in os.environ.get(_VISIBLE, "").split(",") if gpu.strip()]
     own = named[number::workers] if len(named) >= workers else []

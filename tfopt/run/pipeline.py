@@ -45,6 +45,7 @@ from tfopt.tasks import task_of
 from tfopt.train import make_strategy
 from tfopt.train.fit import seed_everything, total_steps
 from tfopt.train.strategy import is_chief, scope, works_with_others
+from tfopt.train.trackers import check_trackers
 
 Log = Callable[[str], None]
 _DATA = "data"
@@ -81,6 +82,9 @@ def run(
         VerificationError: an artifact failed a check.
     """
     recipe = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)
+    recipe.workers.made().check()
+    for section in (recipe.train, *(variant.train for variant in recipe.variants)):
+        check_trackers(section.trackers)
     out = Path(out or Path("saved_models", recipe.name))
     limit_gpu_memory(recipe.gpu_memory)
     strategy = make_strategy(recipe.replicas, kind=recipe.strategy)
@@ -165,9 +169,7 @@ class _Run:
         )
         for variant in r.variants:
             train = functools.partial(self._train_variant, variant, data)
-            self.curves[variant.name] = self._step(
-                f"train {variant.name}", [_keras_file(variant.name)], train, together=True
-            )
+            self.curves[variant.name] = self._step(f"train {variant.name}", [variant.name], train, together=True)
         if self._writes:
             remove(self.path / LESSONS)
         exported = {}
@@ -231,6 +233,7 @@ class _Run:
         callbacks: list[Any] = []
         helpers: list[str] = []
         state: list[Any] = []
+        files: list[Callable[[], dict[str, bytes]]] = []
         lessons = enter = None
         for technique, section in variant.techniques():
             module = technique.load()
@@ -243,6 +246,7 @@ class _Run:
             model, callbacks = prepared.model, callbacks + prepared.callbacks
             helpers += prepared.helpers
             state += prepared.state
+            files.append(prepared.files)
             lessons, enter = prepared.lessons or lessons, prepared.enter or enter
         history = {}
         if epochs:
@@ -251,6 +255,9 @@ class _Run:
                 model, config, data=data, callbacks=callbacks, title=variant.name, lessons=lessons, cache=cache,
                 state=state, enter=enter,
             )  # fmt: skip
+        if self._writes and len(list(variant.techniques())) == 1:  # they go with the model that it began with
+            for name, content in (item for some in files for item in some().items()):
+                write_bytes(self.path / variant.name / name, content)
         self._keep(finish_all(model), variant.name)
         return history
 

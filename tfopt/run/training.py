@@ -24,7 +24,7 @@ from tfopt.train.strategy import is_chief, works_with_others
 
 _VALIDATION_BATCH = 64
 _NOT_OF_THE_LOOP = {
-    "tensorboard", "label_smoothing", "learning_rate", "stages", "micro_batches", "tensor_parallel",
+    "tensorboard", "trackers", "label_smoothing", "learning_rate", "stages", "micro_batches", "tensor_parallel",
     "data_parallel", "token_noise",
 }  # fmt: skip
 
@@ -115,6 +115,7 @@ class Trainings:
             longest=min(data.get("train_longest", math.inf), self._recipe.data.max_length),
             network=where.network,
             journal=self._folder.path / JOURNAL / title if section.tensorboard and self._writes else None,
+            trackers=section.trackers if self._writes else (),
         )  # fmt: skip
         where.finish(model)
         return where.told | history

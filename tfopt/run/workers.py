@@ -21,7 +21,7 @@ from tfopt.train.strategy import is_chief, works_with_others
 _BEGINS, _DONE = 1.0, 2.0
 
 
-class Workers:
+class Crew:
     """What the chief tells the other workers."""
 
     def __init__(self, strategy: Any) -> None:
@@ -47,7 +47,7 @@ class Workers:
 class ChiefFolder(RunFolder):
     """The folder of a run whose steps others follow; arguments as those of `RunFolder`, and the workers."""
 
-    def __init__(self, *arguments: Any, workers: Workers, **settings: Any) -> None:
+    def __init__(self, *arguments: Any, workers: Crew, **settings: Any) -> None:
         super().__init__(*arguments, **settings)
         self._workers = workers
 
@@ -71,7 +71,7 @@ class FollowedFolder(RunFolder):
         workers: the chief among them writes.
     """
 
-    def __init__(self, path: Path, recipe: Any, inputs: list[Path], *, workers: Workers) -> None:
+    def __init__(self, path: Path, recipe: Any, inputs: list[Path], *, workers: Crew) -> None:
         self.path, self._workers = path, workers
         self._fingerprint = fingerprint(recipe, inputs)
         self._steps, self._held = {}, None
@@ -97,7 +97,7 @@ def folder_for(
     """The folder of a run for this worker, or for the only one; arguments and errors are those of `RunFolder`."""
     if not works_with_others(strategy):
         return RunFolder(path, recipe, inputs, resume=resume, overwrite=overwrite)
-    workers = Workers(strategy)
+    workers = Crew(strategy)
     if workers.is_chief:
         return ChiefFolder(path, recipe, inputs, resume=resume, overwrite=overwrite, workers=workers)
     return FollowedFolder(path, recipe, inputs, workers=workers)

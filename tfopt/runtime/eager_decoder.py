@@ -1,6 +1,6 @@
 """The reference: a Keras model's weights, one operation after the other, with keys and values kept."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ from tfopt.decoding.config import CausalLMConfig
 from tfopt.decoding.decoder import Decoder, Session
 from tfopt.decoding.step import Cache, float_products, forward
 from tfopt.decoding.weights import config_of, weights_of
+from tfopt.runtime.swapping import swap, variables
 
 
 class EagerDecoder(Decoder):
@@ -23,8 +24,11 @@ class EagerDecoder(Decoder):
     def __init__(self, model: Any, context: int | None = None) -> None:
         self.config: CausalLMConfig = config_of(model)
         self.context = min(context or self.config.max_position_embeddings, self.config.max_position_embeddings)
-        values = {path: tf.constant(value) for path, value in weights_of(model).items()}
-        self.products = float_products(self.config, values)
+        self._weights = variables(weights_of(model))
+        self.products = float_products(self.config, self._weights)
+
+    def swap(self, values: Mapping[str, np.ndarray]) -> None:
+        swap(self._weights, values)
 
     def open(self, pads: Sequence[int]) -> "EagerSession":
         return EagerSession(self, pads)

@@ -1,5 +1,6 @@
 """A loaded artifact whose answers to many batches are shared out among processes that load it as well."""
 
+import contextlib
 import functools
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
@@ -22,16 +23,19 @@ class SharedPredictor:
     def __init__(self, predictor: Predictor, workers: Workers) -> None:
         self._workers = workers
         self._load = functools.partial(
-            Predictor.load, predictor.path, threads=1, trust=predictor.trust, imports=predictor.imports
-        )
+            Predictor.load, predictor.path, threads=workers.threads(None), trust=predictor.trust,
+            imports=predictor.imports,
+        )  # fmt: skip
         self.predict = predictor.predict
 
     def answered(
         self, pairs: Iterable[tuple[Mapping[str, Any], Any]]
     ) -> Iterator[tuple[Mapping[str, Any], Any, dict[str, np.ndarray]]]:
         kept, asked = itertools.tee(pairs)
-        outputs = self._workers.each(_predicted, ((inputs,) for inputs, _ in asked), setup=self._load)
-        return ((inputs, other, found) for (inputs, other), found in zip(kept, outputs, strict=True))
+        answers = self._workers.each(_predicted, ((inputs,) for inputs, _ in asked), setup=self._load)
+        with contextlib.closing(answers) as outputs:
+            for (inputs, other), found in zip(kept, outputs, strict=True):
+                yield inputs, other, found
 
 
 def _predicted(predictor: Predictor, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:

@@ -21,6 +21,7 @@ from tfopt.decoding.seq2seq_config import Seq2SeqConfig
 from tfopt.decoding.step import Cache, Products, capped, forward
 from tfopt.decoding.weights import config_of, weights_of
 from tfopt.errors import InputError
+from tfopt.runtime.swapping import swap, variables
 
 _LENGTHS = (1, 8, 32, 128, 512)  # of compiled programs; prompts are padded to one of them
 
@@ -39,13 +40,16 @@ class XlaDecoder(Decoder):
         self.context = self.config.max_position_embeddings
         self.bits = bits
         self._loops: dict[SamplingConfig, Any] = {}
-        self._weights = stored_weights(weights_of(model), bits)
+        self._weights = variables(stored_weights(weights_of(model), bits))
         self.products = narrow_products(self.config, self._weights, bits)
 
     @property
     def weight_bytes(self) -> int:
         """What the weights take in memory."""
         return sum(int(tf.size(w)) * w.dtype.size for w in self._weights.values())
+
+    def swap(self, values: Mapping[str, np.ndarray]) -> None:
+        swap(self._weights, stored_weights(values, self.bits))
 
     def open(self, pads: Sequence[int]) -> "XlaSession":
         return XlaSession(self, pads)
@@ -193,7 +197,7 @@ def store(keys: Any, values: Any, new: Any, start: Any) -> None:
         value.assign(grown[1])
 
 
-def stored_weights(values: Mapping[str, np.ndarray], bits: int | None) -> dict[str, tf.Tensor]:
+def stored_weights(values: Mapping[str, np.ndarray], bits: int | None) -> dict[str, np.ndarray]:
     """Weights as they lie in memory: matrices with outputs first, narrow ones with "<path>:scale".
 
     In 4 bits, each byte holds a weight of the first half of the inputs in its low half and one of the second half
@@ -205,7 +209,7 @@ def stored_weights(values: Mapping[str, np.ndarray], bits: int | None) -> dict[s
             value = np.ascontiguousarray(value.T)
         is_matrix = path.endswith("/kernel") or path == "token_embeddings/embeddings"
         if bits is None or not is_matrix or (bits == 4 and value.shape[1] % 2):
-            stored[path] = tf.constant(value)
+            stored[path] = value
             continue
         largest = 2 ** (bits - 1) - 1
         scale = np.maximum(np.abs(value).max(1, keepdims=True) / largest, 1e-12).astype(np.float32)
@@ -213,12 +217,12 @@ def stored_weights(values: Mapping[str, np.ndarray], bits: int | None) -> dict[s
         if bits == 4:
             half = integers.shape[1] // 2
             integers = ((integers[:, :half] & 15) | (integers[:, half:] << 4)).astype(np.int8)
-        stored[path], stored[f"{path}:scale"] = tf.constant(integers), tf.constant(scale[:, 0])
+        stored[path], stored[f"{path}:scale"] = integers, scale[:, 0]
     return stored
 
 
 def narrow_products(
-    config: CausalLMConfig | Seq2SeqConfig, weights: Mapping[str, tf.Tensor], bits: int | None
+    config: CausalLMConfig | Seq2SeqConfig, weights: Mapping[str, tf.Variable], bits: int | None
 ) -> Products:
     """Products with weights of `stored_weights`."""
 

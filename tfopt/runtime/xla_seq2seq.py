@@ -1,7 +1,7 @@
 """Encoder-decoders with XLA: one program reads a source, another adds tokens to its target."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ import tensorflow as tf
 from tfopt.decoding.seq2seq_decoder import Seq2SeqDecoder, Seq2SeqSession
 from tfopt.decoding.seq2seq_step import advance, read_source
 from tfopt.decoding.weights import seq2seq_config_of, weights_of
+from tfopt.runtime.swapping import swap, variables
 from tfopt.runtime.xla_decoder import caches_of, check_bits, narrow_products, store, stored_weights
 
 _LENGTHS = (8, 32, 128, 512)  # of compiled programs; sources are padded to one of them
@@ -29,8 +30,11 @@ class XlaSeq2SeqDecoder(Seq2SeqDecoder):
         self.config = seq2seq_config_of(model)
         self.context = self.source_room = self.config.max_position_embeddings
         self.bits = bits
-        self._weights = stored_weights(weights_of(model), bits)
+        self._weights = variables(stored_weights(weights_of(model), bits))
         self.products = narrow_products(self.config, self._weights, bits)
+
+    def swap(self, values: Mapping[str, np.ndarray]) -> None:
+        swap(self._weights, stored_weights(values, self.bits))
 
     def open(self, pads: Sequence[int]) -> "XlaSeq2SeqSession":
         return XlaSeq2SeqSession(self, pads)

@@ -209,7 +209,7 @@ class CausalLMTask(Task):
 
     def _windows(self, count: int, split: str) -> dict[str, np.ndarray]:
         """Records without their last token, which is only a label."""
-        found = batching.samples(self.data, count, split=split)
+        found = batching.samples(self.data, count, split=self.drawn_from(split))
         return {name: value[:, :-1] for name, value in found.items()}
 
     def held_out(self) -> HeldOut:

@@ -18,7 +18,7 @@ from tfopt.data import batches as batching
 from tfopt.data.features import Feature
 from tfopt.data.pack import write_pack
 from tfopt.data.readers.texts import Texts, joined, label_names, read_texts
-from tfopt.data.records.manifest import Manifest, check_shards, manifest_name, read_manifest
+from tfopt.data.records.manifest import Manifest, check_shards, manifest_name, read_manifest, splits
 from tfopt.data.stdlib_docs import read_stdlib_docs
 from tfopt.data.text_facts import ONLY, TextFacts
 from tfopt.data.tokenizers import load_tokenizer, parse_tokenizer, save_tokenizer, train_bpe
@@ -55,6 +55,12 @@ class ClassificationTask(EncoderTask):
         if folder is None:
             raise InputError(f"recipe {recipe.name!r} needs data.folder, a packed folder")
         load_tokenizer(folder)
+        mixed = [split for split in splits(folder) if split.startswith("train-")]
+        if mixed:
+            raise InputError(
+                f"{folder} holds texts of several files that were mixed ({', '.join(mixed)}), of which packed data "
+                "would be the first alone; give the files, with data.mix"
+            )
         manifests = {split: read_manifest(folder, split) for split in _SPLITS}
         for split, manifest in manifests.items():
             check_shards(folder, manifest)
@@ -191,7 +197,7 @@ class ClassificationTask(EncoderTask):
         return self._samples("validation")
 
     def _samples(self, split: str, *, balanced: bool = False) -> dict[str, np.ndarray]:
-        found = batching.samples(self.data, self.samples_count, split=split, balanced=balanced)
+        found = batching.samples(self.data, self.samples_count, split=self.drawn_from(split), balanced=balanced)
         names, lengths = self._own
         if lengths is not None:
             found |= {name: _padded(found[name], lengths[0]) for name in PACKED}

@@ -12,7 +12,7 @@ from tfopt._base.files import existing
 from tfopt._base.formats import format_named
 from tfopt._keras.loading import check_model_file
 from tfopt.data.batches import record_lengths
-from tfopt.data.records.manifest import read_manifest
+from tfopt.data.records.mixture import open_split
 from tfopt.data.text_facts import TextFacts, TextTask
 from tfopt.data.tokenizers import OnLong, load_tokenizer
 from tfopt.errors import InputError, ModelFileError
@@ -135,7 +135,7 @@ class EncoderTask(Task):
     @functools.cached_property
     def _tokens(self) -> np.ndarray:
         """Tokens of each training text, once data was packed."""
-        return record_lengths(self.data, read_manifest(self.data, "train"))
+        return record_lengths(self.data, open_split(self.data, self.drawn_from("train"), "error")[1])
 
     def notes(self, facts: dict[str, Any]) -> list[str]:
         """What happened to texts that were too long."""

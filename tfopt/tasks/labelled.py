@@ -154,7 +154,7 @@ class LabelledTask(EncoderTask):
         return self._samples("validation")
 
     def _samples(self, split: str) -> dict[str, np.ndarray]:
-        batch = next(iter(feature_batches(self.data, self.samples_count, split=split)))
+        batch = next(iter(feature_batches(self.data, self.samples_count, split=self.drawn_from(split))))
         return {name: value.numpy() for name, value in batch[0].items()}
 
 

@@ -1,9 +1,11 @@
 """Assembles and runs `fit`: optimizer, warm-up and schedule, gradient clipping, seeds, progress."""
 
 import contextlib
+import dataclasses
+import functools
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import tensorflow as tf
 from tfopt._keras import keras_api, training
 from tfopt._keras.precision import computes_in_float16
 from tfopt.errors import InputError
-from tfopt.schedules import Rate
+from tfopt.schedules import Rate, Tracker
 from tfopt.train.checkpoints import Checkpoints, Position
 from tfopt.train.config import TrainConfig
 from tfopt.train.ending import Ending
@@ -28,6 +30,7 @@ from tfopt.train.progress import Progress
 from tfopt.train.rates import RateByStep
 from tfopt.train.step import Network, TrainStep
 from tfopt.train.strategy import scope
+from tfopt.train.trackers import tracked
 
 Data = Callable[[Any, int], Any]
 _log = logging.getLogger(__name__)
@@ -60,6 +63,7 @@ def fit(
     title: str = "train",
     checkpoints: Checkpoints | None = None,
     journal: str | Path | None = None,
+    trackers: Sequence[Tracker] = (),
     depths: Mapping[str, int] | None = None,
     network: Network | None = None,
     longest: int | None = None,
@@ -70,23 +74,22 @@ def fit(
     Args:
         model: takes the inputs of `data` and gives logits of shape (batch, classes), or (batch, length, vocabulary)
             with a label at every token.
-        data: takes the number of a pass, or a variable that holds it, and how many of its batches are left out, and
-            gives a dataset of (inputs, labels), whose order depends on nothing else.
+        data: takes the number of a pass, or a variable that holds it, and how many batches are left out, and gives
+            a dataset of (inputs, labels), whose order depends on nothing else.
         config: optimizer and schedule.
         steps: optimizer steps in all, see `total_steps`.
-        callbacks: further callbacks, for example of a compression technique.
+        callbacks: further ones, as of a compression technique.
         validation: dataset of (inputs, labels) evaluated after each epoch.
         strategy: the strategy in whose scope the model was made, or None.
         title: name shown with the progress.
         checkpoints: of this training; it goes on from the newest one.
-        journal: folder for what TensorBoard shows, or None.
+        journal, trackers: folder for what TensorBoard shows, or None; trackers that are told, see `tracked`.
         depths: path of a weight -> layers above it, for `config.layer_decay`.
-        longest: what stands for sizes that `data` does not tell when memory is estimated, as tokens of a text; by
-            default those of the first batch.
+        longest: sizes that `data` does not tell, as tokens of a text, when memory is estimated; by default of the
+            first batch.
         network: how the model is computed where it is not called as a whole: a `structure.recompute.Recomputed`,
             for `config.gradient_checkpointing`, or a `parallel.placed.Placed`.
-        compile_with: takes the optimizer and `jit_compile`, and compiles the model with its losses, as
-            `Task.compile` and `Distiller.compile` do.
+        compile_with: takes the optimizer and `jit_compile`, and compiles the model with its losses.
 
     Returns:
         The history: a list of values for each metric, per epoch that was run.
@@ -116,17 +119,18 @@ def fit(
     ):
         if checkpoints is not None:
             stack.callback(checkpoints.close)
+        told = stack.enter_context(tracked(trackers, title, dataclasses.asdict(config), sources=callbacks))
+        written = [] if checkpoints is None else [checkpoints]
         # Compression callbacks come before others, so that whatever follows sees the model as it will be.
-        written: list[Any] = [checkpoints] if checkpoints is not None else []
-        if journal is not None:
-            written.append(Journal(journal, batch_size=config.batch_size, sources=callbacks))
-        everything = [*rates, finite, *callbacks, _Passes(number), *written, progress]
+        everything = [
+            *rates, finite, *callbacks, _Passes(number), *written, *_journal(journal, config, callbacks), *told,
+            progress,
+        ]  # fmt: skip
         with scope(strategy):
             step = _step(model, config, strategy, scale=scale, depths=depths, network=network)
-            tell_memory(
-                title, step, lambda: data(start.epoch, 0), config=config, strategy=strategy,
-                keeps=[*kept.state, *(checkpoints.held(model) if checkpoints is not None else [])], longest=longest,
-            )  # fmt: skip
+            keeps = [*kept.state, *(checkpoints.held(model) if checkpoints is not None else [])]
+            first = functools.partial(data, start.epoch, 0)
+            tell_memory(title, step, first, config=config, strategy=strategy, keeps=keeps, longest=longest)
             evaluation = None if validation is None else Evaluation(model, validation, strategy)
             loop = Loop(
                 model, step, strategy=strategy, callbacks=everything, finite=finite, ending=ending, kept=kept,
@@ -138,6 +142,10 @@ def fit(
                 for batches, epochs in _parts(data, number, start, epochs=config.epochs):
                     loop.passes(batches, epochs, evaluation)
     return loop.history
+
+
+def _journal(folder: str | Path | None, config: TrainConfig, callbacks: list[Any]) -> list[Any]:
+    return [] if folder is None else [Journal(folder, batch_size=config.batch_size, sources=callbacks)]
 
 
 def _begun(model: Any, kept: Kept, checkpoints: Checkpoints | None) -> tuple[LossScale | None, Position]:

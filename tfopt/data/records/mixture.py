@@ -1,8 +1,10 @@
 """Several sources of records as one: which of them the next record comes from is drawn."""
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import tensorflow as tf
 
@@ -74,8 +76,10 @@ def mixture_of(
         InputError: weights that are not above 0.
     """
     weights = {f"{folder}/{split}": weight for folder, split, weight in parts}
-    if not weights or not all(weight > 0 for weight in weights.values()):
-        raise InputError(f"weights must be above 0, got {weights}")
+    if len(weights) < len(parts):
+        raise InputError(f"a source is there twice in {[f'{folder}/{split}' for folder, split, _ in parts]}")
+    if not weights or not all(0 < weight < math.inf for weight in weights.values()):
+        raise InputError(f"weights must be above 0 and finite, got {weights}")
     manifests = {f"{folder}/{split}": read_manifest(folder, split) for folder, split, _ in parts}
     kinds = {name: (m.schema_fields, m.labels) for name, m in manifests.items()}
     if any(kind != next(iter(kinds.values())) for kind in kinds.values()):
@@ -86,13 +90,24 @@ def mixture_of(
     sources = [Source.open(folder, m, "error") for (folder, *_), m in zip(parts, manifests.values(), strict=True)]
     total = sum(m.records for m in manifests.values())
     found = Mixture(sources, [w / sum(weights.values()) for w in weights.values()], records or total)
-    longest = max(m.max_length for m in manifests.values())
-    return found, dataclasses.replace(next(iter(manifests.values())), records=total, max_length=longest)
+    sums: dict[str, Any] = {
+        name: sum(getattr(m, name) for m in manifests.values()) for name in ("texts", "tokens", "too_long")
+    }
+    counts = [sum(some) for some in zip(*(m.class_counts for m in manifests.values()), strict=True)]
+    told = dataclasses.replace(
+        next(iter(manifests.values())), records=total, class_counts=counts, **sums,
+        max_length=max(m.max_length for m in manifests.values()),
+        longest=max(m.longest for m in manifests.values()),
+        shards=[shard for m in manifests.values() for shard in m.shards],
+    )  # fmt: skip
+    return found, told
 
 
 def open_split(folder: str | Path, split: str | Mapping[str, float], on_damage: str) -> tuple[Records, Manifest]:
     """The records of a split, or of several with their weights, and their manifest; see `mixture_of`."""
     if not isinstance(split, str):
+        if on_damage != "error":
+            raise InputError(f"what is mixed is read whole: leave on_damage={on_damage!r} out")
         return mixture_of([(folder, name, weight) for name, weight in split.items()])
     manifest = read_manifest(folder, split)
     return Source.open(folder, manifest, on_damage), manifest
