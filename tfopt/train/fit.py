@@ -72,8 +72,7 @@ def fit(
     """Trains a model in place.
 
     Args:
-        model: takes the inputs of `data` and gives logits of shape (batch, classes), or (batch, length, vocabulary)
-            with a label at every token.
+        model: takes the inputs of `data` and gives logits (batch, classes), or (batch, length, vocabulary).
         data: takes the number of a pass, or a variable that holds it, and how many batches are left out, and gives
             a dataset of (inputs, labels), whose order depends on nothing else.
         config: optimizer and schedule.
@@ -108,8 +107,7 @@ def fit(
         scale, start = _begun(model, kept, checkpoints)
     number = tf.Variable(start.epoch, dtype=tf.int64, trainable=False)
     if start.step:
-        _log.info("%s goes on at step %d of %d", title, start.step, steps)
-        _go_on(callbacks)
+        _go_on(callbacks, f"{title} goes on at step {start.step} of {steps}")
     finite = FiniteWeights(title)
     ending = Ending(config.minutes, title, holds_signals=checkpoints is not None)
     with (
@@ -161,8 +159,9 @@ def _begun(model: Any, kept: Kept, checkpoints: Checkpoints | None) -> tuple[Los
     return scale, checkpoints.restore(model)
 
 
-def _go_on(callbacks: list[Any]) -> None:
-    """Tells techniques that the training did not begin now."""
+def _go_on(callbacks: list[Any], said: str) -> None:
+    """Tells techniques that the training did not begin now, and says so."""
+    _log.info(said)
     for callback in callbacks:
         if hasattr(callback, "go_on"):
             callback.go_on()
