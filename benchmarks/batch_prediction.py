@@ -23,7 +23,7 @@ from tfopt.models import BertConfig, bert
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--rows", type=int, default=16_384)
+    parser.add_argument("--rows", type=int, default=32_768)
     given = parser.parse_args()
     ids = np.random.default_rng(0).integers(3, VOCABULARY, (given.rows, LENGTH)).astype(np.int32)
     inputs = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
