@@ -71,7 +71,8 @@ def records_of(folder):
 
 @pytest.mark.parametrize("through", THROUGH)
 def test_answers_are_those_of_the_predictor_in_order(classifier, texts, lines, workers, tmp_path):
-    manifest = tfopt.batch_predict(classifier, lines, out=tmp_path / "out", workers=workers, shard_rows=300)
+    beside = os.path.relpath(classifier)
+    manifest = tfopt.batch_predict(beside, lines, out=tmp_path / "out", workers=workers, shard_rows=300)
     assert manifest.records == 700 and [shard.records for shard in manifest.shards] == [384, 316]
     found = records_of(tmp_path / "out")
     assert found["row"] == list(range(700))

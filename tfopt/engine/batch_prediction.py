@@ -79,7 +79,8 @@ def batch_predict(
         DataError: no data, data that cannot be read, or an answer of NaN.
         ChildFailedError: a block ended several processes.
     """
-    artifact, out = existing(artifact, "artifact"), Path(out)
+    artifact, out = existing(artifact, "artifact").resolve(), Path(out)
+    imports = [str(Path(one).resolve()) if Path(one).is_file() else one for one in imports]  # also for Ray's actors
     workers = Workers.of(workers)
     for name, value in (("batch_size", batch_size), ("shard_rows", shard_rows)):
         if value < 1:
@@ -98,7 +99,7 @@ def batch_predict(
         "shard_rows": shard_rows, **dataclasses.asdict(job),
     }  # fmt: skip
     load = functools.partial(
-        Predictor.load, artifact, threads=workers.threads(threads), trust=trust, imports=tuple(imports)
+        Predictor.load, artifact, threads=workers.threads(threads), trust=trust, imports=imports
     )
     shards = Unfinished(out.with_name(out.name + _UNFINISHED), facts, least=shard_rows, compression=compression)
     with contextlib.closing(shards):

@@ -23,7 +23,7 @@ class SharedPredictor:
     def __init__(self, predictor: Predictor, workers: Workers) -> None:
         self._workers = workers
         self._load = functools.partial(
-            Predictor.load, predictor.path, threads=workers.threads(None), trust=predictor.trust,
+            Predictor.load, predictor.path.resolve(), threads=workers.threads(None), trust=predictor.trust,
             imports=predictor.imports,
         )  # fmt: skip
         self.predict = predictor.predict
