@@ -80,6 +80,9 @@ def test_files_that_are_no_adapters(two, make_bert, tmp_path):
         Adapters(other, {"one": kept["one"]})
     with pytest.raises(InputError, match="this one has no weight 'x/kernel'"):
         Adapters(model, {"x": Adapter({"x/kernel": (np.zeros((2, 1)), np.zeros((1, 2)))}, scale=1.0)})
+    for scale, value in ((np.inf, 1.0), (1.0, np.nan), (3e38, 1e10)):
+        with pytest.raises(InputError, match="finite number|NaN or infinite"), np.errstate(over="ignore"):
+            Adapter({"a/kernel": (np.full((2, 1), value, np.float32), np.ones((1, 2), np.float32))}, scale=scale)
     adapters = Adapters(model, kept)
     with pytest.raises(InputError, match="no adapter 'third'; there are one, other"):
         adapters.use("third")
@@ -122,3 +125,30 @@ def test_a_file_cannot_be_swapped(generation, tmp_path):
     path = tfopt.export(causal_lm(config, generation), tmp_path / "m.tflite", lengths=[32]).path
     with pytest.raises(InputError, match="has its weights from a file"):
         tfopt.Generator.load(path).swap({})
+
+
+def test_a_model_of_kerashub(tmp_path):
+    """Its attention is an EinsumDense inside a layer: kernels with three axes."""
+    keras_hub = pytest.importorskip("keras_hub")
+    model = keras_hub.models.BertBackbone(
+        vocabulary_size=90, num_layers=1, num_heads=2, hidden_dim=16, intermediate_dim=32, max_sequence_length=24
+    )
+    ids = np.random.default_rng(0).integers(1, 90, (16, 10)).astype(np.int32)
+    inputs = {"token_ids": ids, "padding_mask": np.ones_like(ids), "segment_ids": np.zeros_like(ids)}
+
+    def answers():
+        return model.predict(inputs, verbose=0)["pooled_output"]
+
+    before = answers()
+    lora.prepare(model, lora.LoraConfig(rank=2))
+    model.compile("adam", loss={"pooled_output": "mse", "sequence_output": None})
+    model.fit(inputs, {"pooled_output": np.ones_like(before)}, epochs=3, verbose=0)
+    trained = answers()
+    path = lora.take(model).save(tmp_path / "a.safetensors")
+    np.testing.assert_array_equal(answers(), before)
+    adapters = Adapters(model, {"one": path})
+    assert any("query" in name for name in adapters.use("one"))
+    np.testing.assert_allclose(answers(), trained, atol=2e-6)
+    assert np.abs(trained - before).max() > 1e-3
+    adapters.use(None)
+    np.testing.assert_array_equal(answers(), before)

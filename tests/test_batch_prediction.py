@@ -145,8 +145,13 @@ def test_the_command_goes_on_behind_the_last_finished_shard_after_a_kill(
     first = subprocess.Popen(asked, env=environment, stdout=subprocess.DEVNULL)
     unfinished = tmp_path / "out.unfinished"
     _wait(lambda: len(list(unfinished.glob("0*.shard"))) > 2, first)
-    first.kill()
-    first.wait()
+    first.terminate()
+    assert first.wait(30) == 75
+    second = subprocess.Popen(asked, env=environment, stdout=subprocess.DEVNULL)
+    had = len(list(unfinished.glob("0*.shard")))
+    _wait(lambda: len(list(unfinished.glob("0*.shard"))) > had, second)
+    second.kill()
+    second.wait()
     finished = [path.stat().st_ino for path in sorted(unfinished.glob("0*.shard"))]
     assert not out.exists() and 2 < len(finished) < 55
     done = subprocess.run(asked, env=environment, capture_output=True, text=True, check=True)
@@ -262,8 +267,9 @@ def test_what_cannot_be_asked(classifier, lines, tmp_path, tfopt_main):
     with pytest.raises(DataError, match="no data to answer"):
         tfopt.batch_predict(classifier, lines, out=tmp_path / "out")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["full", "texts.txt"]
-    code, _, err = tfopt_main("predict", classifier, "apple", "--workers", "2")
-    assert code == 2 and "go with --out" in err
+    for option in ("--workers", "--shard-rows"):
+        code, _, err = tfopt_main("predict", classifier, "apple", option, "2")
+        assert code == 2 and "go with --out" in err
     code, _, err = tfopt_main("predict", classifier, "apple", "--out", tmp_path / "out")
     assert code == 2 and "give --file" in err
 
@@ -303,3 +309,25 @@ def test_quality_is_what_one_process_measures(finished_run, workers):
     )
     alone, shared = (tfopt.measure(target, data, workers=who).quality for who in (1, workers))
     assert alone == shared and alone["accuracy"] > 0.5
+
+
+@pytest.fixture
+def foreign():
+    """A small encoder as KerasHub builds it."""
+    keras_hub = pytest.importorskip("keras_hub")
+    return keras_hub.models.BertBackbone(
+        vocabulary_size=90, num_layers=2, num_heads=2, hidden_dim=16, intermediate_dim=32, max_sequence_length=24
+    )
+
+
+def test_an_encoder_of_kerashub_with_vectors_for_every_token(foreign, tmp_path):
+    """Against the model itself, in Keras; outputs of tokens have the length of the inputs."""
+    path = tfopt.export(foreign, tmp_path / "m.tflite", lengths=[12, 24]).path
+    ids = np.random.default_rng(0).integers(1, 90, (150, 10)).astype(np.int32)
+    inputs = {"token_ids": ids, "padding_mask": np.ones_like(ids), "segment_ids": np.zeros_like(ids)}
+    manifest = tfopt.batch_predict(path, inputs, out=tmp_path / "out", workers=2)
+    expected = {name: np.asarray(value) for name, value in foreign.predict(inputs, verbose=0).items()}
+    assert manifest.fields["sequence_output"].shape == (None, 16) and set(manifest.fields) == {"row", *expected}
+    found = records_of(tmp_path / "out")
+    for name, value in expected.items():
+        np.testing.assert_allclose(np.array(found[name]), value, atol=1e-4)

@@ -1,6 +1,7 @@
 """What is said of a training's memory before it starts."""
 
 import logging
+import sys
 
 import numpy as np
 import pytest
@@ -63,7 +64,7 @@ def test_functions_and_loops_count_what_is_inside():
 
 def test_what_the_system_tells():
     held, peak, free = memory_bytes(), peak_memory_bytes(), free_memory_bytes()
-    if held is None:
+    if held is None and sys.platform != "linux":  # where CI runs, it tells
         pytest.skip("the system does not tell")
     assert 10 * MB < held <= peak
     assert free > 0

@@ -34,10 +34,9 @@ def in_actors(
         ChildFailedError: a call raised something else, or Ray gave up.
         InputError: the extra is not installed.
     """
-    check_ray()
-    import ray.exceptions
-
     with cluster(workers):
+        import ray.exceptions
+
         for some in _handed_over(calls):
             try:
                 for number, row in enumerate(_answers(function, some, workers=workers, setup=setup, again=again)):

@@ -63,7 +63,6 @@ class Workers:
         calls: Iterable[tuple[Any, ...]],
         *,
         setup: Callable[[], Any],
-        preload: tuple[str, ...] = WARM,
     ) -> Generator[Any, None, None]:
         """What `function` returns for each call, in their order; a call whose process was killed is done again.
 
@@ -73,7 +72,6 @@ class Workers:
             function: of a module that can be imported.
             calls: arguments after the first, which are pickled, as are results.
             setup: is called once in each process; what it returns is the first argument.
-            preload: modules that processes of this machine have from the beginning.
 
         Raises:
             TfoptError: what a call raised.
@@ -82,7 +80,7 @@ class Workers:
         if self.through == "ray":
             return in_actors(function, calls, workers=self.count, setup=setup, again=_AGAIN)
         return in_children(
-            function, calls, workers=self.count, preload=preload, setup=setup, again=_AGAIN, patience_s=None
+            function, calls, workers=self.count, preload=WARM, setup=setup, again=_AGAIN, patience_s=None
         )
 
 

@@ -32,7 +32,9 @@ def predict(
     text_column: Annotated[
         str | None, typer.Option(help="With --out: column or key of the text in --file.")
     ] = None,
-    shard_rows: Annotated[int, typer.Option(min=1, help="With --out: answers in a file, at least.")] = 1 << 16,
+    shard_rows: Annotated[
+        int | None, typer.Option(min=1, help="With --out: answers in a file, at least; 65536 if not given.")
+    ] = None,
     workers: Annotated[int, typer.Option(help="With --out: processes, each with the artifact loaded.")] = 1,
     ray: Annotated[bool, typer.Option("--ray", help="With --out: workers are actors of Ray.")] = False,
     threads: Threads = None,
@@ -45,15 +47,15 @@ def predict(
     if out is not None:
         if file is None or texts or context is not None:
             raise InputError("--out is for the texts of a file: give --file, and no texts or --context")
-        settings = {"text_column": text_column, "batch_size": batch_size, "threads": threads, "trust": trust,
-                    "shard_rows": shard_rows}  # fmt: skip
+        settings = {"text_column": text_column, "batch_size": batch_size, "threads": threads, "trust": trust}
+        settings |= {} if shard_rows is None else {"shard_rows": shard_rows}
         _to_records(
             artifact, file, out, workers=Workers(workers, "ray" if ray else "processes"), as_json=as_json,
             imports=imports or (), on_long="truncate" if truncate else None, **settings,
         )  # fmt: skip
         return
-    if workers != 1 or ray or text_column is not None:
-        raise InputError("--workers, --ray and --text-column go with --out FOLDER")
+    if workers != 1 or ray or (text_column, shard_rows) != (None, None):
+        raise InputError("--workers, --ray, --text-column and --shard-rows go with --out FOLDER")
     asked: list[Any] = _asked(texts, file)
     if context is not None:
         around = read_text(context, "context", most=MAX_MEMBER_BYTES)

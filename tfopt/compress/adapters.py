@@ -42,7 +42,7 @@ class Adapter:
         if not np.isfinite(self.scale):
             raise InputError(f"the scale of an adapter must be a finite number, got {self.scale}")
         for path, (low, up) in self.factors.items():
-            if not np.isfinite(low).all() or not np.isfinite(up).all() or not np.isfinite(low @ up).all():
+            if not all(np.isfinite(values).all() for values in (low, up, self.scale * (low @ up))):
                 raise InputError(f"the adapter of {path!r} became NaN or infinite; train with a lower rate")
         for path, value in self.whole.items():
             if not np.isfinite(value).all():

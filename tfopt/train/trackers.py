@@ -81,12 +81,12 @@ def _mlflow(title: str, settings: Mapping[str, Any]) -> Iterator[Any]:
     from mlflow.exceptions import MlflowException
     from mlflow.keras.callback import MlflowCallback
 
-    try:
-        run = mlflow.start_run(run_name=title, nested=mlflow.active_run() is not None)
-        mlflow.log_params(dict(settings))
-    except MlflowException as error:
-        raise WorkFailedError(f"MLflow could not begin a run: {error}") from error
-    with run:
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(mlflow.start_run(run_name=title, nested=mlflow.active_run() is not None))
+            mlflow.log_params(dict(settings))
+        except MlflowException as error:
+            raise WorkFailedError(f"MLflow could not begin a run: {error}") from error
         yield MlflowCallback()
 
 
