@@ -66,10 +66,7 @@ class Unfinished:
         if (self._folder / _FIELDS).exists():
             stored = read_json(self._folder / _FIELDS, "fields")
             self._fields = pydantic.TypeAdapter(dict[str, Field]).validate_python(stored)
-            for number in range(sum(1 for _ in self._folder.glob("[0-9]*.shard"))):
-                count = self._whole(number)
-                if count is None:
-                    break
+            while (count := self._whole(len(self._counts))) is not None:
                 self._counts.append(count)
 
     def _whole(self, number: int) -> int | None:
